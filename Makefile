@@ -1,0 +1,66 @@
+# `make` lists what can be made. Everything runs in .venv, which each target makes when it is missing.
+
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format bench lock schema clean
+
+help:  ## List what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+venv: .venv/dev  ## Make .venv with everything that development needs
+
+demo: .venv/demo  ## Watch a cache being kept right, on servers of its own
+	@$(BIN)/invalidator demo $(DEMO_ARGS)
+
+test: .venv/dev  ## Run the tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: .venv/dev  ## Check format, lint, types, import contracts and generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/invalidator config schema | diff - docs/config.schema.json
+
+format: .venv/dev  ## Format the code, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/dev  ## Measure, as ratios within one run
+	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.rendering
+
+schema: .venv/dev  ## Write docs/config.schema.json anew
+	$(BIN)/invalidator config schema > docs/config.schema.json
+
+lock: .venv/dev  ## Pin requirements/*.txt anew, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	for set in demo dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --no-emit-package invalidator --group build --extra $$set \
+		$$([ $$set = demo ] && echo "--extra fast") -o requirements/$$set.txt pyproject.toml; done
+
+clean:  ## Remove .venv and what tools leave behind
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or newer with venv found; name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo: requirements/demo.txt pyproject.toml | .venv/bin/python
+	$(call install,demo)
+	@touch $@
+
+.venv/dev: requirements/dev.txt pyproject.toml | .venv/bin/python
+	$(call install,dev)
+	@touch $@ .venv/demo
+
+# Bytecode is compiled here because the environment may forbid Python to write it later.
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(1).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q invalidator $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') || true
+endef

@@ -1,0 +1,3 @@
+"""invalidator keeps caches right over PostgreSQL."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,28 @@
+"""`invalidator demo`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and judge.")
+@click.option("--seconds", type=click.FloatRange(min=1), help="How long. [default: until q; with --once 20]")
+@click.option("--without", is_flag=True, help="Leave invalidator out, to see what the checker sees then.")
+def demo(once: bool, seconds: float | None, without: bool) -> None:
+    """Watch a cache being kept right, on servers of its own.
+
+    Starts a private PostgreSQL and Redis, a small shop with writers and cached readers, the real sidecar, and a checker
+    that compares cache and database all the time. Exits with 1 if any value stayed stale.
+    """
+    import asyncio
+
+    from invalidator.demo.play import play
+
+    scripted = once or not (sys.stdin.isatty() and sys.stdout.isatty())
+    sys.exit(asyncio.run(play(seconds, scripted=scripted, with_sidecar=not without)))
+
+
+COMMANDS = {"demo": demo}

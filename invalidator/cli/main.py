@@ -1,0 +1,74 @@
+"""The top of the command line: the list of commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from invalidator import __version__
+from invalidator.errors import InvalidatorError
+
+_COMMANDS: Final = {
+    "run": ("run", "Keep the caches right, until told to stop."),
+    "install-triggers": ("triggers", "Install the triggers that the rules need."),
+    "uninstall-triggers": ("triggers", "Remove everything of this installation from the database."),
+    "explain": ("explain", "Show the exact keys that a change evicts; connects to nothing."),
+    "config": ("config", "Validate or print the configuration, or print its JSON Schema."),
+    "demo": ("demo", "Watch a cache being kept right, on servers of its own."),
+}
+
+
+class _Lazy(click.Group):
+    """Knows its commands by name and one line, and imports one only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"invalidator.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from invalidator.core.suggest import did_you_mean
+
+            raise click.UsageError(f'no command is named "{args[0]}"; {did_you_mean(args[0], _COMMANDS)}')
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Keep a cache right over PostgreSQL.
+
+    Hears every committed change, turns it into cache keys by rules in one YAML file, and evicts those keys.
+
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 drift or findings, 4 a dependency can't be reached.
+    """
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line (or one a mistake), never a traceback."""
+    try:
+        code = cli.main(prog_name="invalidator", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except InvalidatorError as error:
+        click.echo(str(error), err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

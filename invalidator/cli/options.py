@@ -1,0 +1,38 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from invalidator.config.models import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config_option(command: F) -> F:
+    """`--config FILE`."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_file",
+        metavar="FILE",
+        help="The configuration file. [default: INVALIDATOR_CONFIG, ./invalidator.yaml, /etc/invalidator/config.yaml]",
+    )(command)
+
+
+def output_option(command: F) -> F:
+    """`-o table|json`."""
+    return click.option(
+        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+    )(command)
+
+
+def load_config(config_file: str | None) -> Config:
+    """Read the configuration that the command line, or the environment, names."""
+    from invalidator.config.load import load
+
+    return load(config_file, os.environ)

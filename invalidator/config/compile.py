@@ -1,0 +1,117 @@
+"""From the configuration's rules to the core's, with the mistakes that only show when they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from invalidator.config import models
+from invalidator.config.document import Path
+from invalidator.config.types import read_table
+from invalidator.core import glob
+from invalidator.core.eviction import KINDS, Kind
+from invalidator.core.fields import parse_field
+from invalidator.core.rule import Conditions, Evict, Rule
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.suggest import did_you_mean
+from invalidator.core.template import WORDS, Template, parse
+
+Say = Callable[[Path, str, str], None]
+"""Takes a mistake: where, what, what to do."""
+
+
+def compile_rules(config: models.Config) -> RuleSet:
+    """The rules of a valid configuration."""
+    rules = [compile_rule(number, rule, tuple(config.targets)) for number, rule in enumerate(config.rules)]
+    return RuleSet(rules, config.targets)
+
+
+def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...]) -> Rule:
+    return Rule(
+        number=number,
+        table=read_table(rule.table),
+        evicts=tuple(made for entry in rule.evict for made in _entry(entry, rule)),
+        to=targets if rule.to is None else tuple(dict.fromkeys(rule.to)),
+        ops=tuple(dict.fromkeys(rule.ops)),
+        changed=tuple(map(parse_field, rule.changed)),
+        if_=_conditions(rule.if_),
+        not_=_conditions(rule.not_),
+        owns=tuple(_pattern(pattern) for pattern in rule.owns),
+    )
+
+
+def check_entry(entry: models.Evict, path: Path, say: Say) -> bool:
+    """Whether an entry of `evict` is one eviction; says what is wrong with it."""
+    kinds = entry.kinds()
+    if len(kinds) != 1:
+        say(path, "an eviction is one of " + ", ".join(KINDS), "name just one of them")
+    elif (kinds == ["hash"]) != (entry.field is not None):
+        say(path, "hash and field go together", 'write both: {hash: "product:{id}", field: price}')
+    else:
+        return True
+    return False
+
+
+def check_rule(rule: models.Rule, path: Path, targets: dict[str, models.RedisTarget], say: Say) -> None:
+    """Say what is wrong with a rule whose parts are each right, among targets that are."""
+    names = list(targets) if rule.to is None else rule.to
+    for place, name in enumerate(names):
+        if name not in targets:
+            say((*path, "to", place), f'no target is named "{name}"', did_you_mean(name, targets))
+    for name, values in rule.vars.items():
+        if name in WORDS:
+            say((*path, "vars", name), f'"{name}" already means something in a template', "give it another name")
+        elif not values:
+            say((*path, "vars", name), "a variable without values makes no keys", "list its values")
+        elif not any(made.uses(name) for entry in rule.evict for made in _templates(entry, rule)):
+            say((*path, "vars", name), "no template of this rule uses it", f"use {{{name}}}, or remove it")
+    for place, pattern in enumerate(rule.owns):
+        if not glob.anchor(_pattern(pattern)):
+            say((*path, "owns", place), f'"{pattern}" would sweep every key', "begin it with literal text")
+    for place, entry in enumerate(rule.evict):
+        _check_reach(rule, entry, (*path, "evict", place), [targets[name] for name in names if name in targets], say)
+
+
+def _check_reach(
+    rule: models.Rule, entry: models.Evict, path: Path, targets: list[models.RedisTarget], say: Say
+) -> None:
+    kind = entry.kinds()[0]
+    if kind == "url":
+        say(path, "none of the rule's targets purges by URL", "evict a key, tag, version or hash")
+        return
+    swept = [target for target in targets if target.flush == "owned" and not target.prefix]
+    compiled = Rule(0, read_table(rule.table), tuple(_entry(entry, rule)), to=())
+    unanchored = compiled.unanchored()
+    if unanchored and swept and not rule.owns:
+        text = unanchored[0][0].template.source
+        say(
+            path,
+            f'"{text}" begins with a hole, so a flush would sweep "{unanchored[0][1]}", other people\'s keys included',
+            'begin it with literal text, or say on the rule what it may sweep (owns: "page-*"), or give the target '
+            "a prefix or flush: database",
+        )
+
+
+def _entry(entry: models.Evict, rule: models.Rule) -> list[Evict]:
+    kind: Kind = entry.kinds()[0]
+    outer, *inner = _templates(entry, rule)
+    if not inner:
+        return [Evict(kind, bound) for bound in outer.bind(rule.vars)]
+    used = {name: values for name, values in rule.vars.items() if outer.uses(name) or inner[0].uses(name)}
+    choices: list[dict[str, list[str]]] = [{}]
+    for name, values in used.items():
+        choices = [{**choice, name: [value]} for choice in choices for value in values]
+    return [Evict(kind, outer.bind(choice)[0], inner[0].bind(choice)[0]) for choice in choices]
+
+
+def _templates(entry: models.Evict, rule: models.Rule) -> list[Template]:
+    kind = entry.kinds()[0]
+    texts = [getattr(entry, kind), *([entry.field] if entry.field is not None else [])]
+    return [parse(text, variables=tuple(rule.vars), percent=kind == "url") for text in texts]
+
+
+def _conditions(conditions: dict[str, list[str | None]]) -> Conditions:
+    return tuple((parse_field(name), frozenset(values)) for name, values in conditions.items())
+
+
+def _pattern(text: str) -> str:
+    return glob.join(glob.wild(text))

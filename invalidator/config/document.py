@@ -1,0 +1,178 @@
+"""A YAML text as plain data that remembers where each part of it stood.
+
+Scalars are text or null, and nothing else: the models say what is a number. So `1.50` in a condition stays "1.50",
+`on` is no boolean, `12:30` no number, and a substituted variable means what the same text written out would mean. It
+is substituted after the document is composed, and so can't add a key or end a string.
+
+Texts that are small but expand without bound (aliases), or that nest without end, are refused before they are walked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+import yaml
+
+from invalidator.errors import Mistake
+
+Path = tuple[str | int, ...]
+Data = dict[str, "Data"] | list["Data"] | str | None
+
+_LARGEST_TEXT: Final = 1 << 20
+_DEEPEST: Final = 50
+_MOST_VALUES: Final = 100_000
+_NULLS: Final = re.compile(r"^(?:~|null|Null|NULL|)$")
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_BASE):  # type: ignore[misc]
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [("tag:yaml.org,2002:null", _NULLS)] for first in ("~", "n", "N", "")
+    }
+
+
+@dataclass
+class Document:
+    """`data` is the document; `marks` has the line and column of every key and value by its path."""
+
+    data: Data = None
+    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def mistake(self, path: Path, what: str, todo: str = "", *, at_key: bool = False) -> None:
+        """Note a mistake at a path, or at the nearest part of it that is in the text."""
+        known = tuple(path)
+        while known and known not in self.marks:
+            known = known[:-1]
+        key = self.key_marks.get(known) if at_key else None
+        line, column = key or self.marks.get(known, (0, 0))
+        self.mistakes.append(Mistake(line, column, spell(path), what, todo))
+
+
+class _TooMuchError(Exception):
+    pass
+
+
+def read(text: str, substitute: Callable[[str], str]) -> Document:
+    """Read a document; `substitute` maps each scalar and says with a ValueError what is wrong with it."""
+    document = Document()
+    if len(text) > _LARGEST_TEXT:
+        document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "this is no configuration of ours"))
+        return document
+    try:
+        _bound_depth(text)
+        node = _single(text)
+        if node is not None:
+            document.data = _Walk(document, substitute).value(node, ())
+    except yaml.YAMLError as error:
+        document.mistakes.append(_syntax(error, text))
+    except _TooMuchError as error:
+        document.mistakes.append(Mistake(0, 0, "", str(error), "write out what the aliases (*name) stand for"))
+    return document
+
+
+def spell(path: Path) -> str:
+    """`rules[2].evict[0]`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _single(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def _bound_depth(text: str) -> None:
+    """Refuse deep nesting from the flat stream of parse events, before anything recurses into it."""
+    depth = 0
+    for token in yaml.parse(text, Loader=_Loader):
+        if isinstance(token, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                raise _TooMuchError(f"the document nests deeper than {_DEEPEST} levels")
+        elif isinstance(token, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+class _Walk:
+    def __init__(self, document: Document, substitute: Callable[[str], str]) -> None:
+        self.document, self.substitute, self.values = document, substitute, 0
+
+    def value(self, node: yaml.Node, path: Path) -> Data:
+        self.values += 1
+        if self.values > _MOST_VALUES or len(path) > _DEEPEST:
+            raise _TooMuchError("the document's aliases expand without bound")
+        self.document.marks.setdefault(path, _mark(node))
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> Data:
+        data: dict[str, Data] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                line, column = _mark(key_node)
+                self.document.mistakes.append(
+                    Mistake(line, column, spell(path), "a key that is not text", 'quote it, if it begins with "{"')
+                )
+                continue
+            key = str(key_node.value)
+            here = (*path, key)
+            if key in data:
+                line, column = _mark(key_node)
+                first = self.document.key_marks[here][0]
+                what = f"this key is already on line {first}"
+                self.document.mistakes.append(Mistake(line, column, spell(here), what, "keep one of them"))
+                continue
+            self.document.key_marks[here] = _mark(key_node)
+            data[key] = self.value(value_node, here)
+        return data
+
+    def scalar(self, node: yaml.Node, path: Path) -> Data:
+        if node.tag == "tag:yaml.org,2002:null":
+            return None
+        try:
+            return self.substitute(node.value)
+        except ValueError as error:
+            what, _, todo = str(error).partition("; ")
+            self.document.mistake(path, what, todo)
+            return str(node.value)
+
+
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+_BRACE = re.compile(r"""^\s*-\s+[^"'#]*\{""")
+
+
+def _syntax(error: yaml.YAMLError, text: str) -> Mistake:
+    """One line for what PyYAML says in four."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return Mistake(0, 0, "", "the file holds a character that YAML does not allow", "save it as plain UTF-8 text")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return Mistake(0, 0, "", " ".join(str(error).split()), "")
+    what = getattr(error, "problem", None) or "this is not YAML"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    before = lines[mark.line - 1] if 0 < mark.line <= len(lines) else ""
+    if "\t" in line[: mark.column + 1] and "token" in what:
+        return Mistake(mark.line + 1, mark.column + 1, "", "a tab where YAML wants spaces", "indent with spaces")
+    guilty = next((guess for guess in (line, before) if _BRACE.match(guess)), None)
+    if guilty is not None:
+        quoted = guilty.strip().removeprefix("-").strip()
+        return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", f'quote the template: - "{quoted}"')
+    todo = "close what was opened, with ] or }" if "flow" in str(getattr(error, "context", "")) else ""
+    return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", todo)

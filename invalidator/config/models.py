@@ -1,0 +1,135 @@
+"""The configuration as frozen models: the one list of keys, their types, defaults and meanings.
+
+A key exists here from the day that it works. `config schema` and the reference in the docs are made from this file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from invalidator.config.types import ConnectionString, FieldName, OneOrMany, Seconds, TableName, Version
+from invalidator.core.change import OPS, Op
+from invalidator.core.eviction import KINDS, Kind
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Postgres(Model):
+    """The database."""
+
+    dsn: ConnectionString = Field(
+        SecretStr(""),
+        description="Any libpq connection string or URL; what it leaves out comes from libpq's own environment "
+        "(PGHOST, PGPASSWORD, ...). A direct connection: LISTEN does not work through a transaction pooler.",
+    )
+
+
+class Source(Model):
+    """Where changes come from."""
+
+    kind: Literal["notify"] = Field(
+        "notify",
+        description="notify: triggers send notifications; nothing is kept while we are away, so every "
+        "(re)connect is a gap, which flushes.",
+    )
+
+
+class Triggers(Model):
+    """What we install in the database."""
+
+    schema_: str = Field(
+        "invalidator",
+        alias="schema",
+        min_length=1,
+        max_length=63,
+        description="Everything of ours in the database lives in this schema.",
+    )
+    bulk_limit: int = Field(
+        100_000,
+        ge=1,
+        description="A statement that touches more rows of a table than this evicts by pattern, not by row.",
+    )
+
+
+class RedisTarget(Model):
+    """A Redis, or Valkey, that holds cached values."""
+
+    kind: Literal["redis"]
+    url: ConnectionString = Field(
+        SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// (TLS) or unix://."
+    )
+    prefix: str = Field("", description="Put before every key, taken literally.")
+    flush: Literal["owned", "database"] = Field(
+        "owned",
+        description="What a gap flushes. owned: what the rules can ever evict, by a SCAN; "
+        "database: everything (FLUSHDB ASYNC), for a Redis that is all cache.",
+    )
+    repeat_after: Seconds = Field(
+        1.0, description="Evict once more this long after, for readers that were loading while it changed. 0s: off."
+    )
+
+
+class _OrText:
+    """Reads text alone as a key, and tells editors so."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return BeforeValidator(
+            lambda value: {"key": value} if isinstance(value, str) else value
+        ).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+
+class Evict(Model):
+    """What one template of a rule evicts: text alone is a key."""
+
+    key: str | None = Field(None, description="A key; a * in the template's own text makes it a pattern.")
+    tag: str | None = Field(None, description="A set of keys, kept by the app: its members are evicted, the set stays.")
+    version: str | None = Field(None, description="A counter in the app's keys: raised, never removed.")
+    hash: str | None = Field(None, description="A hash, of which only `field` is removed.")
+    field: str | None = Field(None, description="The field of `hash`.")
+    url: str | None = Field(None, description="A path to purge, for targets that purge by URL.")
+
+    def kinds(self) -> list[Kind]:
+        return [kind for kind in KINDS if getattr(self, kind) is not None]
+
+
+Condition = dict[FieldName, OneOrMany[str | None]]
+
+
+class Rule(Model):
+    """Which changes evict what."""
+
+    table: TableName = Field(description="schema.table; a * in the schema means every schema that has the table.")
+    ops: OneOrMany[Op] = Field(list(OPS), min_length=1, description="What counts: insert, update, delete, truncate.")
+    changed: OneOrMany[FieldName] = Field(
+        [], description="An update counts only when one of these, or a column that this rule uses elsewhere, changed."
+    )
+    if_: Condition = Field({}, alias="if", description="Only rows whose old or new value is one of these.")
+    not_: Condition = Field({}, alias="not", description="And not rows whose old and new values are all among these.")
+    vars: dict[str, OneOrMany[str]] = Field({}, description="Names for holes; each value makes a key of its own.")
+    evict: OneOrMany[Annotated[Evict, _OrText()]] = Field(min_length=1, description="Templates of what to evict.")
+    to: OneOrMany[str] | None = Field(None, description="The targets that are told; default: all.")
+    owns: OneOrMany[str] = Field(
+        [], description="For a template that begins with a hole: the patterns that a flush may sweep instead."
+    )
+
+
+class Config(Model):
+    """The whole file."""
+
+    version: Annotated[Literal[1], Version] = Field(description="The version of this format: 1.")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]{0,30}$",
+        description="This installation; part of trigger and channel names.",
+    )
+    postgres: Postgres = Postgres()
+    source: Source = Source()
+    triggers: Triggers = Triggers()
+    targets: dict[str, RedisTarget] = Field(min_length=1, description="Where evictions go, by name.")
+    rules: list[Rule] = Field(min_length=1, description="What evicts what.")

@@ -1,0 +1,110 @@
+"""The scalar types of the configuration: each reads text, and says in its error what it would have liked."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
+
+from invalidator.core.fields import parse_field
+from invalidator.core.rule import TablePattern
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
+_TABLE: Final = re.compile(rf"((?:[\w$*]+)|{_IDENTIFIER})\.({_IDENTIFIER})")
+_LONGEST_NAME: Final = 63
+
+
+def read_duration(text: Any) -> float:
+    """Seconds from `250ms`, `1.5s`, `2m` or `1h`."""
+    if isinstance(text, float):
+        return text
+    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError('not a duration; write a number and its unit, like "500ms", "2s" or "1m"')
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def write_duration(seconds: float) -> str:
+    """The shortest spelling in the largest unit that leaves no fraction."""
+    for unit in ("h", "m", "s"):
+        count = seconds / _UNITS[unit]
+        if count >= 1 and count == int(count):
+            return f"{int(count)}{unit}"
+    return f"{seconds * 1000:g}ms" if seconds else "0s"
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _field(text: Any) -> Any:
+    if isinstance(text, str):
+        return parse_field(text).name
+    raise ValueError("not a column name; write its name")
+
+
+def read_table(text: str) -> TablePattern:
+    """`schema.table`; either may be in double quotes, and the schema may hold a `*`."""
+    found = _TABLE.fullmatch(text)
+    if found is None:
+        if "." not in text:
+            raise ValueError(f'"{text}" names no schema; write "public.{text}"')
+        raise ValueError(f'"{text}" is no table name; write schema.table, odd names in double quotes, * in the schema')
+    names = [name[1:-1].replace('""', '"') if name.startswith('"') else name for name in found.groups()]
+    if any(len(name.encode()) > _LONGEST_NAME for name in names):
+        raise ValueError(f'"{text}" is too long; PostgreSQL\'s names have at most {_LONGEST_NAME} bytes')
+    return TablePattern(*names)
+
+
+def _table(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise ValueError("not a table name; write schema.table")
+    read_table(text)
+    return text
+
+
+def _version(text: Any) -> Any:
+    return 1 if text == "1" else text
+
+
+class _OrOne:
+    """Tells editors that an item alone stands for a list of one."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        many = handler(core)
+        return {"anyOf": [many, many["items"]]}
+
+
+T = TypeVar("T")
+OneOrMany = Annotated[list[T], BeforeValidator(_as_list), _OrOne()]
+"""A list, or one item that means a list of one."""
+
+Version = BeforeValidator(_version)
+Seconds = Annotated[
+    float,
+    BeforeValidator(read_duration),
+    PlainSerializer(write_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$"}),
+]
+FieldName = Annotated[str, BeforeValidator(_field)]
+TableName = Annotated[str, BeforeValidator(_table)]
+
+_URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)[^@/?#\s]*(@)")
+_PARAMETER = re.compile(r"\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
+MASK: Final = "***"
+
+
+def mask(text: str) -> str:
+    """A connection string with its passwords hidden."""
+    return _PARAMETER.sub(rf"\g<1>{MASK}", _URL_PASSWORD.sub(rf"\g<1>{MASK}\g<2>", text))
+
+
+ConnectionString = Annotated[
+    SecretStr,
+    PlainSerializer(lambda secret: mask(secret.get_secret_value())),
+    WithJsonSchema({"type": "string"}),
+]
+"""Never shown whole: `repr` and logs show stars, `config print` hides the passwords."""

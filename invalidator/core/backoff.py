@@ -1,0 +1,20 @@
+"""How long to wait before the next try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential waits with full-range jitter above a floor, so that fifty sidecars don't come back in step."""
+
+    first: float = 0.05
+    factor: float = 2.0
+    limit: float = 1.0
+
+    def wait(self, failures: int, chance: float) -> float:
+        """Seconds to wait after so many failures in a row (1 or more); `chance` is uniform in [0, 1)."""
+        exponent = min(max(failures, 1) - 1, 64)
+        ceiling = min(self.first * self.factor**exponent, self.limit)
+        return ceiling / 2 + chance * ceiling / 2

@@ -1,0 +1,105 @@
+"""What the rules make of one change, with the reasons: what `explain` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from invalidator.core import glob
+from invalidator.core.change import Change, Op, Table, table_wide
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rule import Evict, Rule
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import Hole
+from invalidator.core.values import UNKNOWN, Row, Value
+
+
+class Made(NamedTuple):
+    """What one template of a rule made; `notes` say what was skipped and what is a wildcard for want of a value."""
+
+    source: str
+    evictions: tuple[Eviction, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one rule made of the change; `why_not` is set when it did not select it."""
+
+    rule: Rule
+    why_not: str | None
+    made: tuple[Made, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    change: Change
+    verdicts: tuple[Verdict, ...]
+    targets: Mapping[str, tuple[Eviction, ...]] = field(default_factory=dict)
+
+
+def explain(rules: RuleSet, change: Change) -> Explanation:
+    """Walk the change through every rule of its table."""
+    verdicts = tuple(_verdict(rule, change) for rule in rules.about(change.table))
+    routed = rules.evict([change])
+    return Explanation(change, verdicts, {name: tuple(routed.get(name, ())) for name in rules.targets})
+
+
+def change_of(
+    table: Table, op: Op, values: Mapping[str, Value], old: Mapping[str, Value], new: Mapping[str, Value]
+) -> Change:
+    """The change that a person describes: `values` hold for both images, `old` and `new` for one.
+
+    Nothing said about any row means every row. Whoever names `pk` says the key without saying its columns.
+    """
+    if not (values or old or new) or op == "truncate":
+        return table_wide(table, op)
+    old_row, new_row = {**values, **old}, {**values, **new}
+    key = ("pk",) if "pk" in old_row or "pk" in new_row else None
+    return Change(table, op, None if op == "insert" else old_row, None if op == "delete" else new_row, key)
+
+
+def _verdict(rule: Rule, change: Change) -> Verdict:
+    why_not = rule.why_not(change)
+    if why_not is not None:
+        return Verdict(rule, why_not)
+    return Verdict(rule, None, tuple(_made(rule, entry, change) for entry in rule.evicts))
+
+
+def _made(rule: Rule, entry: Evict, change: Change) -> Made:
+    out = Evictions()
+    notes: dict[str, None] = {}
+    if change.wide:
+        rule.add(entry.cover(change.table.schema, change.table.name), out)
+    else:
+        for row in rule.rows(change, None):
+            eviction = entry.render(change, row)
+            if eviction is not None:
+                rule.add(eviction, out)
+            notes.update(dict.fromkeys(_notes(entry, change, row)))
+    notes.update(dict.fromkeys(_swept(entry, out)))
+    inner = f"#{entry.inner.source}" if entry.inner else ""
+    return Made(f"{entry.template.source}{inner}", tuple(out), tuple(notes))
+
+
+def _notes(entry: Evict, change: Change, row: Row) -> Iterable[str]:
+    for template in entry.templates:
+        for hole in template.holes:
+            value = hole.read(change, row)
+            if value is None:
+                yield f"skipped: {_named(hole)} is null"
+            elif value is UNKNOWN:
+                yield f"{_named(hole)} is unknown, so any: *"
+
+
+def _named(hole: Hole) -> str:
+    return hole.source.partition("|")[0].strip()
+
+
+def _swept(entry: Evict, out: Evictions) -> Iterable[str]:
+    for made in out:
+        if made.glob and not glob.anchor(made.key) and made.kind != "url":
+            yield f'"{made.key}" has no literal text in front: it sweeps every key that it matches'
+    if entry.kind in ("tag", "version") and any(made.glob for made in out):
+        yield f"an unknown {entry.kind} costs a SCAN"

@@ -1,0 +1,231 @@
+"""One rule: which changes it selects, and what each of them evicts.
+
+The hot path is `Rule.evict`: a batch's changes of one table, in one call. Templates with a single whole column, which
+is most of them, are rendered by a list comprehension over the row images; a null or an unknown among them raises, and
+only then is the batch rendered one by one. Everything else here may be slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from invalidator.core import glob
+from invalidator.core.change import OPS, Change, Op, Table
+from invalidator.core.eviction import Eviction, Evictions, Kind, eviction
+from invalidator.core.fields import Field
+from invalidator.core.lookup import Answers, Lookup
+from invalidator.core.template import Hole, Part, Template
+from invalidator.core.values import UNKNOWN, Row, Value
+
+Fast = Callable[[Iterable[Row]], list[str]]
+Conditions = tuple[tuple[Field, frozenset[str | None]], ...]
+
+
+class TablePattern(NamedTuple):
+    """The tables that a rule is about; a `*` in the schema is a wildcard."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    def is_exact(self) -> bool:
+        return "*" not in self.schema
+
+    def matches(self, table: Table) -> bool:
+        if table.name != self.name:
+            return False
+        if self.is_exact():
+            return table.schema == self.schema
+        return glob.matcher([glob.join(glob.wild(self.schema))]).fullmatch(table.schema.encode()) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """One entry of a rule's `evict`, its variables bound: a kind, a template, and for a hash the field's template."""
+
+    kind: Kind
+    template: Template
+    inner: Template | None = None
+    fast: Fast | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.kind == "key":
+            object.__setattr__(self, "fast", _fast(self.template))
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (self.template,) if self.inner is None else (self.template, self.inner)
+
+    def render(self, change: Change, row: Row) -> Eviction | None:
+        """What one image of a change evicts; None when a hole is null."""
+        key = self.template.render(change, row)
+        if key is None:
+            return None
+        if self.inner is None:
+            return eviction(self.kind, key)
+        inner = self.inner.render(change, row)
+        return None if inner is None else eviction(self.kind, key, inner)
+
+    def cover(self, schema: str, table: str) -> Eviction:
+        """What covers every eviction that this entry makes for tables of these names."""
+        key = self.template.cover(schema, table)
+        return eviction(self.kind, key, None if self.inner is None else self.inner.cover(schema, table))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A compiled rule; `number` is its place in the file, from 0."""
+
+    number: int
+    table: TablePattern
+    evicts: tuple[Evict, ...]
+    to: tuple[str, ...]
+    ops: tuple[Op, ...] = OPS
+    changed: tuple[Field, ...] = ()
+    if_: Conditions = ()
+    not_: Conditions = ()
+    owns: tuple[str, ...] = ()
+    lookup: Lookup | None = None
+    fields: frozenset[Field] = field(init=False)
+    _ops: frozenset[Op | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        used = {f for evict in self.evicts for template in evict.templates for f in template.fields}
+        used |= {f for f, _ in (*self.if_, *self.not_)}
+        used |= set(self.lookup.holes) if self.lookup else set()
+        object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
+        object.__setattr__(self, "_ops", frozenset((*self.ops, None)))
+
+    def uses_key(self) -> bool:
+        return any(template.uses("pk") for evict in self.evicts for template in evict.templates)
+
+    def why_not(self, change: Change) -> str | None:
+        """Why this rule does not select a change of its table, or None when it does."""
+        if change.op not in self._ops:
+            return f"ops: {change.op} is not among {', '.join(self.ops)}"
+        if change.wide:
+            return None
+        for column, allowed in self.if_:
+            values = _both(column, change)
+            if not any(value is UNKNOWN or value in allowed for value in values):
+                return f"if: {column.name} is {_shown(values)}, not {_shown(sorted(allowed, key=str))}"
+        if self.not_ and all(set(_both(column, change)) <= banned for column, banned in self.not_):
+            return f"not: {', '.join(f'{column.name} is {_shown(_both(column, change))}' for column, _ in self.not_)}"
+        if self.changed and change.op == "update" and not self._differs(change):
+            return f"changed: none of {', '.join(sorted(f.name for f in self.fields))} differs"
+        return None
+
+    def _differs(self, change: Change) -> bool:
+        if change.old is None or change.new is None:
+            return True
+        if self.uses_key() and (change.key is None or _key(change.old, change.key) != _key(change.new, change.key)):
+            return True
+        for column in self.fields:
+            old, new = column.read(change.old), column.read(change.new)
+            if old is UNKNOWN or new is UNKNOWN or old != new:
+                return True
+        return False
+
+    def evict(self, changes: Sequence[Change], out: Evictions, answers: Answers | None = None) -> None:
+        """Add what these changes, all of this rule's table and none of them wide, evict."""
+        ops = self._ops
+        selected = [change for change in changes if change.op in ops]
+        if self.if_ or self.not_ or self.changed:
+            selected = [change for change in selected if self.why_not(change) is None]
+        if not selected:
+            return
+        images: list[Row] | None = None
+        for entry in self.evicts:
+            if entry.fast is not None and self.lookup is None:
+                if images is None:
+                    images = [row for change in selected for row in (change.old, change.new) if row is not None]
+                try:
+                    out.keys.update(dict.fromkeys(entry.fast(images)))
+                    continue
+                except (KeyError, TypeError):
+                    pass  # a null or unknown value among them: one by one
+            for change in selected:
+                for row in self.rows(change, answers):
+                    made = entry.render(change, row)
+                    if made is not None:
+                        self.add(made, out)
+
+    def rows(self, change: Change, answers: Answers | None) -> Iterable[Row]:
+        """The images to render, with what a lookup brings."""
+        images = change.images() or [{}]
+        if self.lookup is None:
+            return images
+        return [row for image in images for row in self.lookup.join(image, answers or {})]
+
+    def evict_wide(self, change: Change, out: Evictions) -> None:
+        """Add what covers every row of the change's table."""
+        if change.op in self._ops:
+            for entry in self.evicts:
+                self.add(entry.cover(change.table.schema, change.table.name), out)
+
+    def owned(self) -> Iterable[Eviction]:
+        """What covers everything that any change can make this rule evict: what a gap flushes."""
+        out = Evictions()
+        for entry in self.evicts:
+            self.add(entry.cover(self.table.schema, self.table.name), out)
+        return out
+
+    def unanchored(self) -> list[tuple[Evict, str]]:
+        """The entries whose cover has no literal text in front, and so would sweep what is not ours."""
+        covers = [(entry, entry.cover(self.table.schema, self.table.name)) for entry in self.evicts]
+        return [(entry, made.key) for entry, made in covers if _sweeps(made)]
+
+    def add(self, made: Eviction, out: Evictions) -> None:
+        """Add an eviction, or, for one that would sweep other people's keys, what the rule says it may sweep."""
+        if self.owns and _sweeps(made):
+            for pattern in self.owns:
+                out.add(Eviction(made.kind, pattern, glob=True, field=made.field))
+        else:
+            out.add(made)
+
+
+def _sweeps(made: Eviction) -> bool:
+    return made.glob and made.kind != "url" and not glob.anchor(made.key)
+
+
+def _fast(template: Template) -> Fast | None:
+    """A renderer for many rows at once, for a template around one whole column; it raises for null and unknown."""
+    if None in template.parts or len(template.holes) > 1:
+        return None
+    text = ["".join(part for part in run if isinstance(part, str)) for run in _around(template.parts)]
+    if not template.holes:
+        return lambda _: text[:1]
+    hole = template.holes[0]
+    if hole.field is None or not hole.is_plain():
+        return None
+    (before, after), column = text, hole.field.name
+    if after:
+        return lambda rows: [before + row[column] + after for row in rows]  # type: ignore[operator]
+    return lambda rows: [before + row[column] for row in rows]  # type: ignore[operator]
+
+
+def _around(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    at = next((at for at, part in enumerate(parts) if isinstance(part, Hole)), len(parts))
+    return parts[:at], parts[at + 1 :]
+
+
+def _both(column: Field, change: Change) -> list[Value]:
+    """The column's values in the images that there are or, unpaired, may be."""
+    values: list[Value] = []
+    for image, lacking in ((change.old, change.lacks_old()), (change.new, change.lacks_new())):
+        if not lacking:
+            values.append(UNKNOWN if image is None else column.read(image))
+    return values
+
+
+def _key(row: Row, columns: tuple[str, ...]) -> object:
+    values = tuple(row.get(column, UNKNOWN) for column in columns)
+    return object() if UNKNOWN in values else values
+
+
+def _shown(values: Iterable[Value]) -> str:
+    return " or ".join(dict.fromkeys("null" if value is None else f'"{value}"' for value in values))

@@ -1,0 +1,84 @@
+"""All rules together: from the changes of a batch to the evictions of each target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from invalidator.core.change import Change, Table
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.lookup import Answers
+from invalidator.core.rule import Rule
+
+_REMEMBERED_TABLES = 10_000  # payloads name tables; a hostile one must not grow us without bound
+
+_table = itemgetter(0)
+
+
+class RuleSet:
+    """The compiled rules of one configuration, for the targets that it names."""
+
+    def __init__(self, rules: Iterable[Rule], targets: Iterable[str]) -> None:
+        self.rules = tuple(rules)
+        self.targets = tuple(targets)
+        self._by_table: dict[Table, tuple[Rule, ...]] = {}
+
+    def about(self, table: Table) -> tuple[Rule, ...]:
+        """The rules whose table this is."""
+        rules = self._by_table.get(table)
+        if rules is None:
+            if len(self._by_table) >= _REMEMBERED_TABLES:
+                self._by_table.clear()
+            rules = self._by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
+        return rules
+
+    def evict(self, changes: Sequence[Change], answers: Mapping[int, Answers] | None = None) -> dict[str, Evictions]:
+        """What each target is to evict for these changes; `answers` are the lookups', by rule number."""
+        out: dict[tuple[str, ...], Evictions] = {}
+        for table, group in groupby(changes, _table):
+            rules = self.about(table)
+            if rules:
+                narrow, wide = _split(list(group))
+                for rule in rules:
+                    into = out.setdefault(rule.to, Evictions())
+                    if narrow:
+                        rule.evict(narrow, into, answers.get(rule.number) if answers else None)
+                    for change in wide:
+                        rule.evict_wide(change, into)
+        return self._routed(out)
+
+    def owned(self, tables: Iterable[Table] | None = None) -> dict[str, tuple[Eviction, ...]]:
+        """What a gap flushes on each target: all that the rules can evict, or the part about these tables."""
+        chosen = self.rules
+        if tables is not None:
+            wanted = tuple(tables)
+            chosen = tuple(rule for rule in self.rules if any(rule.table.matches(table) for table in wanted))
+        out: dict[tuple[str, ...], Evictions] = {}
+        for rule in chosen:
+            out.setdefault(rule.to, Evictions()).update(Evictions.of(rule.owned()))
+        routed = self._routed(out)
+        return {target: tuple(routed.get(target, ())) for target in self.targets}
+
+    def _routed(self, by_route: Mapping[tuple[str, ...], Evictions]) -> dict[str, Evictions]:
+        """One set a target; targets that are told the same share it, so nobody may change it."""
+        if len(by_route) == 1:
+            ((route, evictions),) = by_route.items()
+            return dict.fromkeys(route, evictions) if evictions else {}
+        routed: dict[str, Evictions] = {}
+        for target in self.targets:
+            merged = Evictions()
+            for route, evictions in by_route.items():
+                if target in route:
+                    merged.update(evictions)
+            if merged:
+                routed[target] = merged
+        return routed
+
+
+def _split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
+    """Those with a row to render, and those about all rows; one that brings no row at all is about all of them."""
+    if not any(change.wide or (change.old is None and change.new is None) for change in changes):
+        return changes, []
+    wide = [change for change in changes if change.wide or (change.old is None and change.new is None)]
+    return [change for change in changes if change not in wide], wide

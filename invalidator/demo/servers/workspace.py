@@ -1,0 +1,209 @@
+"""The folder that private servers live in, and the clearing of what a killed run left behind.
+
+A workspace is a folder with a lock file that its owner holds for as long as it lives. Whoever opens the next workspace
+looks at its neighbours: a folder whose lock nobody holds is a leftover. Its servers are stopped by the pids in it, each
+only after its command line has shown that it is still that server, and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+from invalidator.errors import InvalidatorError
+
+UNPRIVILEGED: Final = 65534
+_STOP_TIMEOUT: Final = 10.0
+
+
+class ServerError(InvalidatorError):
+    """A private server can't be found or does not start."""
+
+
+class Workspace:
+    """A temporary folder, owned for the length of a `with`."""
+
+    def __init__(self) -> None:
+        self._base = Path(tempfile.gettempdir()) / f"invalidator-servers-{os.getuid()}"
+        self.path = self._base
+        self._lock: IO[str] | None = None
+        self._servers: list[Server] = []
+
+    def __enter__(self) -> Workspace:
+        self._base.mkdir(mode=0o711, exist_ok=True)
+        if self._base.stat().st_uid != os.getuid():
+            raise ServerError("the folder for private servers is somebody else's", where=str(self._base))
+        clear_leftovers(self._base)
+        self.path = Path(tempfile.mkdtemp(prefix="run-", dir=self._base))
+        self.path.chmod(0o711)
+        self._lock = _locked(self.path / "lock")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in reversed(self._servers):
+            server.stop()
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def folder(self, name: str) -> Path:
+        """A fresh folder for a server, which belongs to the user that the server runs as."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.path))
+        if os.getuid() == 0:
+            os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+        return folder
+
+    def adopt(self, server: Server) -> None:
+        """Stop this server when the workspace closes."""
+        self._servers.append(server)
+
+
+class Server:
+    """A server process that can be stopped, killed, frozen and started again on its port and files."""
+
+    def __init__(self, workspace: Workspace, name: str, port: int | None = None) -> None:
+        self.folder = workspace.folder(name)
+        self.port = port or free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        workspace.adopt(self)
+
+    def command(self) -> Sequence[str | Path]:
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Whether the server answers."""
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerError("the server is not running", where=str(self.folder))
+        return self._process.pid
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start the server and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **unprivileged()
+            )
+        (self.folder / "pid").write_text(str(self._process.pid))
+        if not wait_for(lambda: self._process is None or self._process.poll() is not None or self.ready(), timeout):
+            raise ServerError(f"the server did not answer within {timeout:g} s", where=str(self.folder))
+        if self._process.poll() is not None:
+            tail = (self.folder / "log").read_text(errors="replace").splitlines()[-5:]
+            raise ServerError("the server ended at its start: " + " | ".join(tail), where=str(self.folder))
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it and wait until it is gone; SIGKILL when it does not go."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for sent in (how, signal.SIGKILL):
+            if process.poll() is None:
+                process.send_signal(sent)
+                process.send_signal(signal.SIGCONT)
+            try:
+                process.wait(_STOP_TIMEOUT)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.stop(how)
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop it from running, with its connections left open."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def unprivileged() -> dict[str, Any]:
+    """Popen's arguments for a server: as root, another user, because PostgreSQL refuses root."""
+    arguments: dict[str, Any] = {"start_new_session": True}
+    if os.getuid() == 0:
+        arguments |= {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []}
+    return arguments
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
+    """Whether the condition came true in time; asked a hundred times a second."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def clear_leftovers(base: Path) -> None:
+    """Stop and remove what owners that are gone have left in this folder."""
+    for folder in base.glob("run-*"):
+        try:
+            lock = _locked(folder / "lock")
+        except OSError:
+            continue  # its owner lives, or somebody else clears it
+        with lock:
+            for pid_file in folder.glob("*/pid"):
+                _kill_leftover(pid_file)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(path: Path) -> IO[str]:
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _kill_leftover(pid_file: Path) -> None:
+    try:
+        pid = int(pid_file.read_text())
+    except (OSError, ValueError):
+        return
+    if str(pid_file.parent) in _command_line(pid):
+        for sent in (signal.SIGINT, signal.SIGCONT, signal.SIGKILL):
+            try:
+                os.kill(pid, sent)
+            except ProcessLookupError:
+                return
+            if sent is not signal.SIGINT and wait_for(lambda: str(pid_file.parent) not in _command_line(pid), 3.0):
+                return
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        pass
+    try:  # where there is no /proc
+        return subprocess.run(
+            ["ps", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True
+        ).stdout
+    except OSError:
+        return ""

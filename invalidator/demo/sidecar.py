@@ -1,0 +1,104 @@
+"""The real sidecar as the demo runs it: a process of its own, told apart from us, heard by its log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Heard:
+    """What the sidecar's log said."""
+
+    changes: int = 0
+    evictions: int = 0
+    removed: int = 0
+    flushes: int = 0
+    news: deque[str] = field(default_factory=lambda: deque(maxlen=6))
+
+
+class Sidecar:
+    """`invalidator run`, started again whenever it ends, until cancelled; `ready` while it keeps its promise."""
+
+    def __init__(self, config: Path, environ: Mapping[str, str]) -> None:
+        self._config, self._environ = config, {**os.environ, **environ}
+        self.heard = Heard()
+        self.ready = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def command(self, *arguments: str) -> None:
+        """Run another command of ours on the same configuration; its failure is the demo's."""
+        process = await self._start(*arguments, stderr=asyncio.subprocess.PIPE)
+        _, said = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"invalidator {' '.join(arguments)}: {said.decode().strip()}")
+
+    async def run(self) -> None:
+        """Keep it running."""
+        while True:
+            self._process = await self._start(
+                "run", "--log-level", "debug", "--log-format", "json", stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                assert self._process.stderr is not None
+                async for line in self._process.stderr:
+                    self._hear(line)
+                await self._process.wait()
+            finally:
+                self.ready.clear()
+                await self._end(self._process)
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does when memory is short."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    async def _start(self, *arguments: str, stderr: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "invalidator",
+            *arguments,
+            "--config",
+            str(self._config),
+            env=self._environ,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 5)
+            except TimeoutError:
+                process.kill()
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except ValueError:
+            self.heard.news.append(line.decode(errors="replace").rstrip())
+            return
+        event = record["event"]
+        if event == "batch":
+            self.heard.changes += record["changes"]
+        elif event == "evicted":
+            self.heard.evictions += record["evictions"]
+            self.heard.removed += record["existed"]
+        elif event == "flushed":
+            self.heard.flushes += 1
+            self.ready.set()
+        if record["level"] != "debug":
+            facts = {k: v for k, v in record.items() if k not in ("time", "level", "event", "message", "target")}
+            shown = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self.heard.news.append(f"{record['time'][11:19]} {record['message']}" + (f" ({shown})" if shown else ""))

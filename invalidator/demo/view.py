@@ -1,0 +1,80 @@
+"""What the demo shows: a screen that refreshes on a terminal, a line a second elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from invalidator.demo.sidecar import Heard
+from invalidator.demo.traffic import BOUND, Counts
+
+KEYS: Final = {
+    "c": "kill our connection",
+    "p": "restart PostgreSQL",
+    "r": "freeze Redis for 2 s",
+    "k": "kill the sidecar",
+    "q": "quit",
+}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of all lie."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
+
+
+def latency(counts: Counts) -> str:
+    if not counts.latencies:
+        return "-"
+    p50, p99 = percentile(counts.latencies, 0.5), percentile(counts.latencies, 0.99)
+    return f"p50 {p50 * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms"
+
+
+def line(seconds: float, counts: Counts, heard: Heard) -> str:
+    """One line for logs."""
+    return (
+        f"{seconds:5.1f} s  writes {counts.writes:,}  reads {counts.reads:,}  changes {heard.changes:,}  "
+        f"evictions {heard.evictions:,}  flushes {heard.flushes}  commit to evicted: {latency(counts)}  "
+        f"stale reads {counts.stale}"
+    )
+
+
+class Screen:
+    """A refreshing screen; `servers` names what runs underneath."""
+
+    def __init__(self, servers: str) -> None:
+        self._servers = servers
+        self._color = "NO_COLOR" not in os.environ
+
+    def show(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> None:
+        sys.stdout.write(
+            "\x1b[H" + "".join(f"{row}\x1b[K\n" for row in self._rows(seconds, counts, heard, fault)) + "\x1b[J"
+        )
+        sys.stdout.flush()
+
+    def _rows(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> list[str]:
+        hits = 100 * counts.hits / counts.reads if counts.reads else 0
+        verdict = self._styled("32;1", "0") if not counts.stale else self._styled("31;1", f"{counts.stale:,}")
+        return [
+            self._styled("1", "invalidator demo") + f"   {self._servers}   {seconds:.0f} s",
+            "",
+            f"  writes               {counts.writes:>10,}   {counts.writes / max(seconds, 1):,.0f}/s",
+            f"  reads                {counts.reads:>10,}   {hits:.0f} % from the cache",
+            f"  changes heard        {heard.changes:>10,}",
+            f"  evictions            {heard.evictions:>10,}   {heard.removed:,} keys were there",
+            f"  flushes              {heard.flushes:>10,}",
+            f"  commit to evicted                {latency(counts)}",
+            "",
+            f"  stale reads          {verdict:>10}   of {counts.checks:,} comparisons; wrong for over {BOUND:g} s",
+            *([f"    {key}" for key in counts.stale_keys[-3:]]),
+            "",
+            self._styled("33", f"  {fault}") if fault else "",
+            *(f"  {news}" for news in heard.news),
+            "",
+            "  " + "   ".join(f"[{self._styled('1', key)}] {what}" for key, what in KEYS.items()),
+        ]
+
+    def _styled(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._color else text

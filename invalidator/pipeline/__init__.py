@@ -1,0 +1,1 @@
+"""A source joined to its lanes."""

@@ -1,0 +1,57 @@
+"""What a source and a target are to the rest of us.
+
+A source is opened to a feed; a feed yields batches and gaps, and is told which positions every target has answered
+for. A feed that ends does so by raising `SourceLost`; whoever opens the next one asks it to resume, and what can't be
+resumed is the new feed's first item, a `Gap`. So no reader of a feed can forget one.
+
+A target takes evictions and returns when it has answered for all of them; it raises `TargetAway` for anything less,
+and then nothing of that call may be taken as evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from invalidator.core.batch import Batch, Gap, Position
+from invalidator.core.eviction import Eviction, Evictions
+
+
+class Feed(Protocol):
+    """An open source."""
+
+    def __aiter__(self) -> AsyncIterator[Batch | Gap]:
+        """Batches and gaps in commit order, until the feed is lost."""
+        ...
+
+    async def confirm(self, position: Position) -> None:
+        """Every target has answered for everything up to this position."""
+        ...
+
+
+class Source(Protocol):
+    """Where changes come from."""
+
+    def open(self, position: Position | None) -> AbstractAsyncContextManager[Feed]:
+        """Open a feed that goes on after `position`, or that begins with a gap."""
+        ...
+
+
+class Target(Protocol):
+    """Where evictions go. Opened once and for all its life; it reconnects by itself, at the next call."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def evict(self, evictions: Evictions) -> int:
+        """Carry out all of them; returns how many keys there had been, as far as the target says."""
+        ...
+
+    async def flush(self, owned: Sequence[Eviction]) -> int:
+        """Remove everything that these cover; returns how many keys there had been."""
+        ...
+
+    async def __aenter__(self) -> Target: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...

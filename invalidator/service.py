@@ -1,0 +1,81 @@
+"""The one place that joins concrete parts: from a configuration to a running sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import psycopg
+
+from invalidator.config.compile import compile_rules
+from invalidator.config.models import Config
+from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.logs import Log
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.ports import Source, Target
+from invalidator.sources.notify import NotifySource
+from invalidator.targets.redis import RedisTarget
+from invalidator.triggers import naming
+from invalidator.triggers.install import Installation, missing
+
+_log = Log()
+
+
+async def run(config: Config) -> None:
+    """Keep the configured caches right until SIGTERM or SIGINT."""
+    running = asyncio.current_task()
+    assert running is not None
+    loop = asyncio.get_running_loop()
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(stop, running.cancel)
+    try:
+        await serve(config)
+    except asyncio.CancelledError:
+        _log.info("stopped", "stopped")
+
+
+async def serve(config: Config) -> None:
+    """Keep the configured caches right until cancelled."""
+    rules = compile_rules(config)
+    _log.info("starting", "starting", name=config.name, rules=len(config.rules), targets=",".join(config.targets))
+    await asyncio.to_thread(_look_at_triggers, config)
+    async with AsyncExitStack() as stack:
+        targets = [await stack.enter_async_context(_target(name, part)) for name, part in config.targets.items()]
+        repeat_after = {name: part.repeat_after for name, part in config.targets.items()}
+        await Pipeline(_source(config), rules, targets, repeat_after).run()
+
+
+def installation(config: Config) -> Installation:
+    return Installation(config.name, config.triggers.schema_, config.triggers.bulk_limit)
+
+
+def connect(config: Config) -> psycopg.Connection[Any]:
+    """A plain connection to the configured database, for commands."""
+    return psycopg.connect(config.postgres.dsn.get_secret_value(), autocommit=True, connect_timeout=5)
+
+
+def _source(config: Config) -> Source:
+    return NotifySource(
+        config.postgres.dsn.get_secret_value(), naming.channel(config.name), f"invalidator {config.name}"
+    )
+
+
+def _target(name: str, config: RedisConfig) -> Target:
+    return RedisTarget(name, config.url.get_secret_value(), config.prefix, whole_database=config.flush == "database")
+
+
+def _look_at_triggers(config: Config) -> None:
+    """Say which tables have no triggers of ours; the database being away is for the source to say."""
+    try:
+        with connect(config) as connection:
+            tables = missing(connection, installation(config), compile_rules(config))
+    except psycopg.OperationalError:
+        return
+    for table in tables:
+        _log.error(
+            "trigger_missing",
+            "no triggers on this table: its changes are not heard; run install-triggers",
+            table=str(table),
+        )

@@ -1,0 +1,1 @@
+"""Where evictions go: one module a target."""

@@ -1,0 +1,198 @@
+"""Installing and removing the triggers of one installation, each in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from invalidator.core.change import Table
+from invalidator.core.fields import Field
+from invalidator.core.payload import VERSION
+from invalidator.core.rule import Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.suggest import did_you_mean
+from invalidator.errors import RefusedError
+from invalidator.triggers import naming
+from invalidator.triggers.sql import load
+
+_LOCK_TIMEOUT: Final = "5s"
+
+_REFERENCING: Final = {
+    "insert": "referencing new table as new_rows",
+    "update": "referencing old table as old_rows new table as new_rows",
+    "delete": "referencing old table as old_rows",
+    "truncate": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Which installation, and where in the database it lives."""
+
+    name: str
+    schema: str
+    bulk_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the triggers of one table send."""
+
+    table: Table
+    fields: tuple[Field, ...]
+    key: tuple[str, ...]
+    uses_key: bool
+
+
+def install(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:
+    """Install or renew the triggers of all tables of the rules; the tables."""
+    with connection.transaction():
+        connection.execute(sql.SQL("set local lock_timeout = {}").format(_LOCK_TIMEOUT))
+        specs = list(plan(connection, rules))
+        connection.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(installation.schema)))
+        for spec in specs:
+            for statement in statements(installation, spec):
+                connection.execute(statement)
+    return [spec.table for spec in specs]
+
+
+def plan(connection: psycopg.Connection[Any], rules: RuleSet) -> Iterator[Spec]:
+    """What the catalog's tables need for these rules; RefusedError says what a rule asks for in vain."""
+    found: dict[Table, dict[str, Any]] = {}
+    for pattern in dict.fromkeys(rule.table for rule in rules.rules):
+        rows = _tables(connection, pattern)
+        if not rows and pattern.is_exact():
+            raise RefusedError(f'there is no table "{pattern}"', todo="create it, or correct the rule")
+        found |= {Table(row["schema"], row["name"]): row for row in rows}
+    for table, row in found.items():
+        about = rules.about(table)
+        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), any(rule.uses_key() for rule in about))
+
+
+def _tables(connection: psycopg.Connection[Any], pattern: TablePattern) -> list[dict[str, Any]]:
+    like = pattern.schema.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(load("tables"), {"schema": like, "name": pattern.name}).fetchall()
+
+
+def _fields(rules: Iterable[Rule], table: Table, row: dict[str, Any]) -> tuple[Field, ...]:
+    fields = {field.name: field for rule in rules for field in rule.fields}
+    for field in fields.values():
+        if field.column not in row["columns"]:
+            what = f'the table "{table}" has no column "{field.column}"'
+            raise RefusedError(what, todo=did_you_mean(field.column, row["columns"]))
+    if any(rule.uses_key() for rule in rules):
+        fields |= {column: Field(column) for column in row["key"] or ()}
+    return tuple(fields[name] for name in sorted(fields))
+
+
+def statements(installation: Installation, spec: Spec) -> Iterator[sql.Composed]:
+    """The function and the four triggers of one table."""
+    function = sql.Identifier(installation.schema, naming.function(installation.name, spec.table))
+    channel = sql.Literal(naming.channel(installation.name))
+    send = {
+        event: sql.SQL(load("send")).format(
+            channel=channel, rows=sql.Identifier(rows), images=images, bulk_limit=installation.bulk_limit
+        )
+        for event, rows, images in (
+            ("insert", "new_rows", _images(spec, old=False, new=True)),
+            ("delete", "old_rows", _images(spec, old=True, new=False)),
+            ("update", "new_rows", _images(spec, old=True, new=True)),
+        )
+    }
+    head = json.dumps({"v": VERSION, "t": list(spec.table)}, ensure_ascii=False)[:-1] + ","
+    named: dict[str, object] = {"c": [field.name for field in spec.fields]}
+    if spec.uses_key:
+        named["k"] = list(spec.key)
+    fields = json.dumps(named, ensure_ascii=False)[1:-1] + ","
+    yield sql.SQL(load("function")).format(function=function, channel=channel, head=head, fields=fields, **send)
+    for event in naming.EVENTS:
+        yield sql.SQL(load("trigger")).format(
+            trigger=sql.Identifier(naming.trigger(installation.name, event)),
+            event=sql.SQL(event),
+            table=sql.Identifier(*spec.table),
+            referencing=sql.SQL(_REFERENCING[event]),
+            function=function,
+        )
+
+
+def _images(spec: Spec, *, old: bool, new: bool) -> sql.Composable:
+    """The SELECT of a statement's images; those of an update are paired by the primary key where there is one."""
+    before, after = _image(spec, "o"), _image(spec, "n")
+    if not old:
+        return sql.SQL("select null::text as before, {} as after from new_rows as n").format(after)
+    if not new:
+        return sql.SQL("select {} as before, null::text as after from old_rows as o").format(before)
+    if not spec.key:
+        one, other = _images(spec, old=True, new=False), _images(spec, old=False, new=True)
+        return sql.SQL("{} union all {}").format(one, other)
+    on = sql.SQL(" and ").join(
+        sql.SQL("{} operator(pg_catalog.=) {}").format(sql.Identifier("o", column), sql.Identifier("n", column))
+        for column in spec.key
+    )
+    first = spec.key[0]
+    return sql.SQL(
+        "select case when {ok} is not null then {before} end as before,"
+        " case when {nk} is not null then {after} end as after"
+        " from old_rows as o full join new_rows as n on {on}"
+    ).format(before=before, after=after, on=on, ok=sql.Identifier("o", first), nk=sql.Identifier("n", first))
+
+
+def _image(spec: Spec, alias: str) -> sql.Composable:
+    values = [
+        sql.SQL("{} #>> {}").format(sql.Identifier(alias, field.column), list(field.path))
+        if field.path
+        else sql.SQL("{}::text").format(sql.Identifier(alias, field.column))
+        for field in spec.fields
+    ]
+    return sql.SQL("json_build_array({})::text").format(sql.SQL(", ").join(values))
+
+
+def missing(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:
+    """The tables of the rules on which not all of our triggers stand."""
+    standing = {(row["schema"], row["table"], row["trigger"]) for row in _ours(connection, installation)}
+    wanted = [naming.trigger(installation.name, event) for event in naming.EVENTS]
+    tables = {
+        Table(row["schema"], row["name"])
+        for pattern in {rule.table for rule in rules.rules}
+        for row in _tables(connection, pattern)
+    }
+    return sorted(table for table in tables if any((*table, trigger) not in standing for trigger in wanted))
+
+
+def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> list[Table]:
+    """Remove the installation's triggers and functions, and the schema when nothing is left in it; the tables."""
+    with connection.transaction():
+        connection.execute(sql.SQL("set local lock_timeout = {}").format(_LOCK_TIMEOUT))
+        ours = _ours(connection, installation)
+        for row in ours:
+            connection.execute(
+                sql.SQL("drop trigger {} on {}").format(
+                    sql.Identifier(row["trigger"]), sql.Identifier(row["schema"], row["table"])
+                )
+            )
+        like = installation.name.replace("_", r"\_") + r"\_" + "_" * 16
+        for (name,) in connection.execute(load("functions"), {"schema": installation.schema, "like": like}).fetchall():
+            connection.execute(sql.SQL("drop function {}()").format(sql.Identifier(installation.schema, name)))
+        _drop_empty_schema(connection, installation.schema)
+    return sorted({Table(row["schema"], row["table"]) for row in ours})
+
+
+def _ours(connection: psycopg.Connection[Any], installation: Installation) -> list[dict[str, Any]]:
+    names = [naming.trigger(installation.name, event) for event in naming.EVENTS]
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(load("ours"), {"triggers": names}).fetchall()
+
+
+def _drop_empty_schema(connection: psycopg.Connection[Any], schema: str) -> None:
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("drop schema if exists {}").format(sql.Identifier(schema)))
+    except psycopg.errors.DependentObjectsStillExist:
+        pass  # another installation lives there, or the schema was somebody's before

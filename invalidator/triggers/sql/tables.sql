@@ -1,0 +1,10 @@
+-- The tables of one pattern (a LIKE pattern for the schema, an exact name), with their columns and primary key.
+select n.nspname as schema, c.relname as name,
+    (select array_agg(a.attname::text) from pg_catalog.pg_attribute a
+      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
+    (select array_agg(a.attname::text order by k.place)
+       from pg_catalog.pg_index i, unnest(i.indkey) with ordinality as k (number, place), pg_catalog.pg_attribute a
+      where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid and a.attnum = k.number) as key
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname like %(schema)s and c.relname = %(name)s and c.relkind in ('r', 'p')
+order by 1, 2
