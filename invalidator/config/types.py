@@ -92,7 +92,7 @@ Seconds = Annotated[
 FieldName = Annotated[str, BeforeValidator(_field)]
 TableName = Annotated[str, BeforeValidator(_table)]
 
-_URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)[^@/?#\s]*(@)")
+_URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)\S*(@)")  # up to the last @: a password may hold what it should not
 _PARAMETER = re.compile(r"\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
 MASK: Final = "***"
 

@@ -1,0 +1,72 @@
+"""Fixtures for all tests. The servers are private ones, started once a worker; a database is cloned for each test.
+
+INVALIDATOR_TEST_POSTGRES chooses the PostgreSQL: a major version at hand, or the URL of a server (a role that may create
+databases). INVALIDATOR_TEST_REDIS chooses the Redis: a program, or the URL of a server whose data may be lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+
+from invalidator.demo.servers import PostgresServer, RedisServer, Workspace, find_postgres, find_redis
+
+settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def workspace() -> Iterator[Workspace]:
+    with Workspace() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres(workspace: Workspace) -> PostgresServer:
+    wanted = os.environ.get("INVALIDATOR_TEST_POSTGRES", "")
+    server = PostgresServer(workspace, find_postgres(int(wanted) if wanted.isdigit() else None))
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def redis_server(workspace: Workspace) -> RedisServer:
+    server = RedisServer(workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
+    server.start()
+    return server
+
+
+@pytest.fixture
+def dsn(postgres: PostgresServer) -> str:
+    return postgres.create_database()
+
+
+@pytest.fixture
+def db(dsn: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def cache(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client

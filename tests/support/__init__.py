@@ -1,0 +1,19 @@
+"""What tests share: waiting on conditions, and servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+async def eventually(condition, timeout: float = 10.0):
+    """Wait until the condition, a function or a coroutine function, gives something true; that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {condition}"
+        await asyncio.sleep(0.005)

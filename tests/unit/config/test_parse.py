@@ -1,0 +1,270 @@
+"""Every mistake, with its place and a remedy, and all of them at once."""
+
+import textwrap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invalidator.config.compile import compile_rules
+from invalidator.config.parse import parse
+from invalidator.core.change import Change, Table
+from invalidator.errors import ConfigError
+
+HEAD = """\
+version: 1
+name: shop
+targets:
+  cache: {kind: redis}
+"""
+GOOD = HEAD + """\
+rules:
+  - table: public.products
+    evict: ["product:{id}"]
+"""
+
+
+def read(text, environ=None, files=None):
+    def read_file(path):
+        if files is None or path not in files:
+            raise FileNotFoundError(2, "No such file or directory")
+        return files[path]
+
+    return parse(textwrap.dedent(text), environ or {}, read_file, file="c.yaml")
+
+
+def mistakes(text, environ=None, files=None):
+    with pytest.raises(ConfigError) as caught:
+        read(text, environ, files)
+    return str(caught.value).splitlines()
+
+
+def rule_mistakes(rule, head=HEAD):
+    return mistakes(head + "rules:\n" + textwrap.indent(textwrap.dedent(rule), "  "))
+
+
+def test_a_small_configuration_has_defaults():
+    config = read(GOOD)
+    assert config.targets["cache"].repeat_after == 1.0
+    assert config.rules[0].ops == ["insert", "update", "delete", "truncate"]
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file():
+    assert mistakes("""\
+        version: 2
+        name: Shop!
+        postgres: {dns: x}
+        targets:
+          cache:
+            kind: reddis
+            repeat_after: 12
+        rules:
+          - tabel: public.products
+            evict: ["product:{id|lowr}"]
+            to: cahce
+          - table: public.prices
+            evict: ["price:{id}"]
+            to: cahce
+        """) == [
+        'c.yaml:1:10: version: "2" is not known here; one of: 1',
+        'c.yaml:2:7: name: "Shop!" is no name for an installation; use up to 31 of a-z, 0-9 and _, a letter first',
+        'c.yaml:3:12: postgres.dns: unknown key; did you mean "dsn"?',
+        'c.yaml:6:11: targets.cache.kind: "reddis" is not known here; did you mean "redis"?',
+        "c.yaml:7:19: targets.cache.repeat_after: not a duration; "
+        'write a number and its unit, like "500ms", "2s" or "1m"',
+        'c.yaml:9:5: rules[0].tabel: unknown key; did you mean "table"?',
+        "c.yaml:9:5: rules[0].table: this key is required; add it",
+        'c.yaml:10:22: rules[0].evict[0]: unknown filter "lowr"; did you mean "lower"?',
+        'c.yaml:14:9: rules[1].to[0]: no target is named "cahce"; did you mean "cache"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "c.yaml: the file is empty; "),
+        ("# only this\n", "c.yaml: the file is empty; "),
+        ("- a\n", "c.yaml:1:1: a configuration is a mapping of keys; begin with: version: 1"),
+        ("name:\n\tx: 1\n", "c.yaml:2:1: a tab where YAML wants spaces; indent with spaces"),
+        ("a: [1, 2\n", "c.yaml:2:1: not YAML: did not find expected ',' or ']'; close what was opened, with ] or }"),
+        ("a: 'x\n", "c.yaml:2:1: not YAML: found unexpected end of stream"),
+        ("a: \x00\n", "c.yaml: the file holds a character that YAML does not allow; save it as plain UTF-8 text"),
+        ("a: *b\n", "c.yaml:1:4: not YAML: found undefined alias"),
+        ("a: 1\n---\nb: 2\n", "c.yaml:2:1: not YAML: but found another document"),
+        ("{" * 2000, "c.yaml: the document nests deeper than 50 levels; write out what the aliases (*name) stand for"),
+        ("{a: 1}: b\n" + GOOD, 'c.yaml:1:1: a key that is not text; quote it, if it begins with "{"'),
+    ],
+    ids=["empty", "comment", "list", "tab", "unclosed", "quote", "nul", "alias", "documents", "deep", "mapping key"],
+)
+def test_what_is_not_even_a_document(text, line):
+    assert mistakes(text)[0].startswith(line)
+
+
+def test_an_alias_bomb_is_refused_quickly():
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    assert mistakes(bomb) == [
+        "c.yaml: the document's aliases expand without bound; write out what the aliases (*name) stand for"
+    ]
+
+
+def test_an_alias_within_itself_is_refused():
+    assert mistakes("a: &a [*a]\n")[0].startswith("c.yaml: the document's aliases expand without bound")
+
+
+def test_a_huge_file_is_refused():
+    assert mistakes("#" * (1 << 20) + "\n\n")[0].startswith("c.yaml: the file is larger than 1 MiB")
+
+
+def test_aliases_within_reason_work():
+    config = read(HEAD + """\
+rules:
+  - table: public.a
+    evict: &keys ["a:{id}"]
+  - table: public.b
+    evict: *keys
+""")
+    assert config.rules[1].evict[0].key == "a:{id}"
+
+
+def test_a_duplicate_key_names_both_places():
+    assert mistakes(GOOD + "name: other\n") == ["c.yaml:8:1: name: this key is already on line 2; keep one of them"]
+
+
+@pytest.mark.parametrize(
+    ("evict", "line"),
+    [
+        ('["product:{id"]', 'c.yaml:7:22: rules[0].evict[0]: a "{" that is not closed; '),
+        ('"product:}id"', 'c.yaml:7:21: rules[0].evict: a "}" without its "{"; '),
+        ("[{tag: x, key: y}]", "c.yaml:7:13: rules[0].evict[0]: an eviction is one of key, tag, version, hash, url; "),
+        ("[{}]", "c.yaml:7:13: rules[0].evict[0]: an eviction is one of key, tag, version, hash, url; "),
+        ("[{hash: x}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
+        ("[{tag: x, field: y}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
+        ("[{tgа: x}]", "c.yaml:7:14: rules[0].evict[0].tgа: unknown key; "),
+        ("[{url: /x}]", "c.yaml:7:13: rules[0].evict[0]: none of the rule's targets purges by URL; "),
+        ("[]", "c.yaml:7:12: rules[0].evict: there is nothing in it; add at least one"),
+        ("[[x]]", "c.yaml:7:13: rules[0].evict[0]: a list where a mapping should be; "),
+        ('["{slug}:page"]', 'c.yaml:7:13: rules[0].evict[0]: "{slug}:page" has no text in front, so a flush would sweep '),
+        ('["*:page"]', 'c.yaml:7:13: rules[0].evict[0]: "*:page" has no text in front, so a flush would sweep "*:page"'),
+        ("[product: {id}]", "c.yaml:7:13: rules[0].evict[0].product: YAML reads this template as a mapping; quote it: "),
+        ("[{slug}]", "c.yaml:7:14: rules[0].evict[0].slug: YAML reads this template as a mapping; quote it: "),
+    ],
+)
+def test_mistakes_in_templates(evict, line):
+    found = rule_mistakes(f"- table: public.products\n  evict: {evict}\n")
+    assert len(found) == 1
+    assert found[0].startswith(line), found[0]
+
+
+def test_an_unquoted_template_that_is_no_yaml_says_to_quote_it():
+    (line,) = rule_mistakes("- table: public.products\n  evict:\n    - {slug}:page\n")
+    assert line.startswith("c.yaml:8:")
+    assert line.endswith('quote the template: - "{slug}:page"')
+
+
+def test_an_unquoted_template_that_is_yaml_says_to_quote_it():
+    (line,) = rule_mistakes("- table: public.products\n  evict:\n    - product: {id}\n")
+    assert line.endswith('YAML reads this template as a mapping; quote it: "product: {id}"')
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("table: products", '"products" names no schema; write "public.products"'),
+        ("table: a.b.c", '"a.b.c" is no table name; '),
+        ("table: public." + "x" * 64, "is too long; PostgreSQL's names have at most 63 bytes"),
+        ("table: [a]", "not a table name; write schema.table"),
+        ("ops: [upsert]", '"upsert" is not known here; did you mean "insert"?'),
+        ("ops: []", "there is nothing in it; add at least one"),
+        ("changed: [a b]", '"a b" is no column name'),
+        ("if: {a b: x}", '"a b" is no column name'),
+        ("if: [a]", "a list where a mapping should be"),
+        ("vars: {id: []}", "a variable without values makes no keys; list its values"),
+        ("vars: {op: [x]}", '"op" already means something in a template; give it another name'),
+        ("vars: {lang: [en]}", "no template of this rule uses it; use {lang}, or remove it"),
+        ("owns: '*x'", '"*x" would sweep every key; begin it with literal text'),
+        ("to: [cache, cash]", 'no target is named "cash"; did you mean "cache"?'),
+    ],
+)
+def test_mistakes_in_rules(rule, line):
+    base = {"table": "public.products", "evict": '["product:{id}"]'}
+    key, _, value = rule.partition(": ")
+    (found,) = rule_mistakes("-\n" + "".join(f"  {k}: {v}\n" for k, v in (base | {key: value}).items()))
+    assert line in found
+
+
+@pytest.mark.parametrize("target", ["prefix: 'shop:'", "flush: database"])
+def test_a_template_without_anchor_is_fine_where_a_flush_can_not_hurt(target):
+    head = HEAD.replace("{kind: redis}", "{kind: redis, " + target + "}")
+    read(head + "rules: [{table: public.p, evict: ['{slug}:page']}]\n")
+
+
+def test_a_template_without_anchor_is_fine_where_the_rule_says_what_it_owns():
+    config = read(HEAD + "rules: [{table: public.p, evict: ['{slug}'], owns: 'page-*'}]\n")
+    assert [e.key for e in compile_rules(config).owned()["cache"]] == ["page-*"]
+
+
+def test_conditions_are_compared_as_they_are_written():
+    config = read(HEAD + """\
+rules:
+  - table: public.p
+    if: {a: [1.50, yes, null, "null", ~, 0x10], b: on}
+    evict: "p:{id}"
+""")
+    assert config.rules[0].if_ == {"a": ["1.50", "yes", None, "null", None, "0x10"], "b": ["on"]}
+
+
+def test_one_item_stands_for_a_list_of_one():
+    config = read(HEAD + "rules: [{table: public.p, evict: 'p:{id}', ops: insert, changed: a, to: cache}]\n")
+    assert (config.rules[0].ops, config.rules[0].changed, config.rules[0].to) == (["insert"], ["a"], ["cache"])
+
+
+def test_variables_make_hash_and_field_together():
+    config = read(HEAD + """\
+rules:
+  - table: public.p
+    vars: {lang: [en, de]}
+    evict: {hash: "p:{lang}", field: "{lang}:{id}"}
+""")
+    row = {"id": "7"}
+    made = compile_rules(config).evict([Change(Table("public", "p"), "insert", None, row)])["cache"]
+    assert [(e.key, e.field) for e in made] == [("p:en", "en:7"), ("p:de", "de:7")]
+
+
+class TestInterpolation:
+    def test_replaces_variables_defaults_files_and_dollars(self):
+        text = GOOD + "postgres:\n  dsn: ${A}-${B:-b}-${C:-}-${file:/secret}-$$-${D:-d}\n"
+        config = read(text, {"A": "a", "D": ""}, {"/secret": "s\n"})
+        assert config.postgres.dsn.get_secret_value() == "a-b--s-$-d"
+
+    def test_a_value_can_not_inject_yaml(self):
+        text = GOOD.replace("{kind: redis}", "{kind: redis, prefix: '${P}'}")
+        evil = "x'}\nrules: []\n# *a &b"
+        assert read(text, {"P": evil}).targets["cache"].prefix == evil
+
+    @pytest.mark.parametrize(
+        ("reference", "line"),
+        [
+            ("${DATABASE_URI}", 'the variable "DATABASE_URI" is not set; did you mean "DATABASE_URL"?'),
+            ("${NOPE}", 'the variable "NOPE" is not set; set it, or write ${NOPE:-default}'),
+            ("cost$", 'a "$" on its own; write "$$" for a dollar sign'),
+            ("${a b}", '"${a b}" is no reference; write ${NAME}, ${NAME:-default} or ${file:/path}'),
+            ("${file:/nope}", 'can\'t read the file "/nope": No such file or directory; check that it is there'),
+        ],
+    )
+    def test_says_what_is_wrong_with_a_reference(self, reference, line):
+        (found,) = mistakes(GOOD + f"postgres:\n  dsn: {reference}\n", {"DATABASE_URL": "secret"})
+        assert found.startswith(f"c.yaml:9:8: postgres.dsn: {line}")
+        assert "secret" not in found
+
+    def test_a_number_can_come_from_a_variable(self):
+        assert read(GOOD + "triggers: {bulk_limit: '${N}'}\n", {"N": "5"}).triggers.bulk_limit == 5
+
+
+@given(st.text(max_size=60))
+def test_any_text_gives_mistakes_and_never_a_traceback(text):
+    for whole in (text, GOOD + text, GOOD.replace("product:{id}", text)):
+        try:
+            parse(whole, {}, lambda _: "", file="c.yaml")
+        except ConfigError as error:
+            assert error.mistakes
+            assert len(str(error).splitlines()) >= 1

@@ -1,0 +1,67 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invalidator.core.backoff import Backoff
+from invalidator.core.digest import digest
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.fields import Field, parse_field
+from invalidator.core.suggest import did_you_mean, nearest
+from invalidator.core.values import UNKNOWN, encodable
+from tests.strategies import texts
+
+
+@given(st.integers(min_value=0, max_value=10**9), st.floats(min_value=0, max_value=1, exclude_max=True))
+def test_a_wait_is_never_zero_and_never_above_the_limit(failures, chance):
+    wait = Backoff(first=0.1, factor=2, limit=5).wait(failures, chance)
+    assert 0.05 <= wait <= 5
+
+
+def test_waits_double_up_to_the_limit_and_are_spread_over_half_of_it():
+    backoff = Backoff(first=0.1, factor=2, limit=0.3)
+    assert [backoff.wait(failures, 0.0) for failures in (1, 2, 3, 4)] == [0.05, 0.1, 0.15, 0.15]
+    assert [backoff.wait(failures, 0.5) for failures in (1, 2)] == pytest.approx([0.075, 0.15])
+
+
+def test_the_digest_is_of_facts_not_of_their_order():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
+
+
+@given(texts, st.lists(texts))
+def test_any_field_name_survives_its_spelling(column, path):
+    if column:
+        spelled = Field(column, tuple(path)).name if path else '"' + column.replace('"', '""') + '"'
+        assert parse_field(spelled) == Field(column, tuple(path))
+
+
+def test_two_spellings_of_a_field_are_one():
+    assert parse_field("attrs->'sku'->>'a b'").name == parse_field("\"attrs\"->sku->>'a b'").name
+
+
+def test_a_path_reads_its_own_entry_before_the_document():
+    field = parse_field("attrs->>sku")
+    assert field.read({"attrs->>sku": "a", "attrs": '{"sku": "b"}'}) == "a"
+    assert field.read({"attrs": '{"sku": "b"}'}) == "b"
+    assert field.read({"attrs": None}) is None
+    assert field.read({}) is UNKNOWN
+
+
+def test_suggestions():
+    assert nearest("Tabel", ["table", "to"]) == "table"
+    assert nearest("zzz", ["table"]) is None
+    assert did_you_mean("zzz", ["b", "a"]) == "one of: a, b"
+    assert did_you_mean("zzz", []) == ""
+
+
+def test_evictions_are_a_set_in_order():
+    some = Evictions.of([Eviction("key", "b"), Eviction("tag", "t"), Eviction("key", "a"), Eviction("key", "b")])
+    assert list(some) == [Eviction("key", "b"), Eviction("key", "a"), Eviction("tag", "t")]
+    assert len(some) == 3
+    some.clear()
+    assert not some
+
+
+def test_half_a_surrogate_pair_can_not_travel():
+    assert encodable("é")
+    assert not encodable("\ud800")
