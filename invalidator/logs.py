@@ -16,7 +16,7 @@ LEVELS: Final = ("error", "warning", "info", "debug")
 
 
 class Log:
-    """A logger of events for one part; `log.info("gap", "a stretch may have been missed", reason=...)`."""
+    """A logger of events for one part: a stable event, a constant message, and facts; its own `fields` go with each."""
 
     def __init__(self, **fields: object) -> None:
         self._fields = fields

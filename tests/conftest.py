@@ -1,7 +1,7 @@
 """Fixtures for all tests. The servers are private ones, started once a worker; a database is cloned for each test.
 
-INVALIDATOR_TEST_POSTGRES chooses the PostgreSQL: a major version at hand, or the URL of a server (a role that may create
-databases). INVALIDATOR_TEST_REDIS chooses the Redis: a program, or the URL of a server whose data may be lost.
+INVALIDATOR_TEST_POSTGRES chooses the PostgreSQL: a major version at hand, or the URL of a server, with a role that may
+create databases. INVALIDATOR_TEST_REDIS chooses the Redis: a program, or the URL of a server whose data may be lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from invalidator.demo.servers import PostgresServer, RedisServer, Workspace, find_postgres, find_redis
+from invalidator.demo.servers import (
+    GivenPostgres,
+    GivenRedis,
+    PostgresServer,
+    RedisServer,
+    Workspace,
+    open_postgres,
+    open_redis,
+)
 
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2000)
@@ -34,22 +42,17 @@ def workspace() -> Iterator[Workspace]:
 
 
 @pytest.fixture(scope="session")
-def postgres(workspace: Workspace) -> PostgresServer:
-    wanted = os.environ.get("INVALIDATOR_TEST_POSTGRES", "")
-    server = PostgresServer(workspace, find_postgres(int(wanted) if wanted.isdigit() else None))
-    server.start()
-    return server
+def postgres(workspace: Workspace) -> PostgresServer | GivenPostgres:
+    return open_postgres(workspace, os.environ.get("INVALIDATOR_TEST_POSTGRES", ""))
 
 
 @pytest.fixture(scope="session")
-def redis_server(workspace: Workspace) -> RedisServer:
-    server = RedisServer(workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
-    server.start()
-    return server
+def redis_server(workspace: Workspace) -> RedisServer | GivenRedis:
+    return open_redis(workspace, os.environ.get("INVALIDATOR_TEST_REDIS", ""))
 
 
 @pytest.fixture
-def dsn(postgres: PostgresServer) -> str:
+def dsn(postgres: PostgresServer | GivenPostgres) -> str:
     return postgres.create_database()
 
 
@@ -60,7 +63,7 @@ def db(dsn: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
+def redis_url(redis_server: RedisServer | GivenRedis) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url

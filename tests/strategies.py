@@ -22,10 +22,8 @@ known = st.one_of(st.none(), texts)
 rows = st.fixed_dictionaries({"a": known, "b": known, "doc": st.one_of(known, st.just('{"k": "v"}'))})
 
 literals = st.text(alphabet="xy:?[]\\", max_size=3)
-holes = st.sampled_from(
-    ["{a}", "{b}", "{old.a}", "{new.b}", "{pk}", "{op}", "{schema}", "{table}"]
-    + ["{a|lower}", "{a|default:none}", "{b|md5}", "{doc->>k}", "{doc->>k|default:none}"]
-)
+HOLES = "{a} {b} {old.a} {new.b} {pk} {op} {schema} {table} {a|lower} {a|default:none} {b|md5} {doc->>k}"
+holes = st.sampled_from(HOLES.split())
 sources = st.lists(st.one_of(literals, holes, st.just("*")), min_size=1, max_size=5).map(lambda p: "k:" + "".join(p))
 loose_sources = st.lists(st.one_of(literals, holes), min_size=1, max_size=4).map("".join).filter(bool)
 

@@ -10,8 +10,10 @@ import click
 @click.command()
 @click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and judge.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="How long. [default: until q; with --once 20]")
+@click.option("--postgres", default="", metavar="URL|VERSION", help="Use the server at a URL, or this major version.")
+@click.option("--redis", default="", metavar="URL|PROGRAM", help="Use the server at a URL, or this server program.")
 @click.option("--without", is_flag=True, help="Leave invalidator out, to see what the checker sees then.")
-def demo(once: bool, seconds: float | None, without: bool) -> None:
+def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: bool) -> None:
     """Watch a cache being kept right, on servers of its own.
 
     Starts a private PostgreSQL and Redis, a small shop with writers and cached readers, the real sidecar, and a checker
@@ -22,7 +24,7 @@ def demo(once: bool, seconds: float | None, without: bool) -> None:
     from invalidator.demo.play import play
 
     scripted = once or not (sys.stdin.isatty() and sys.stdout.isatty())
-    sys.exit(asyncio.run(play(seconds, scripted=scripted, with_sidecar=not without)))
+    sys.exit(asyncio.run(play(seconds, (postgres, redis), scripted=scripted, with_sidecar=not without)))
 
 
 COMMANDS = {"demo": demo}

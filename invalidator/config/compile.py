@@ -85,7 +85,7 @@ def _check_reach(
         text = unanchored[0][0].template.source
         say(
             path,
-            f'"{text}" has no text in front, so a flush would sweep "{unanchored[0][1]}", other people\'s keys included',
+            f'"{text}" has no text in front, so a flush would sweep "{unanchored[0][1]}", keys of others too',
             'begin it with literal text, or say on the rule what it may sweep (owns: "page-*"), or give the target '
             "a prefix or flush: database",
         )

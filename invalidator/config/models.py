@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from invalidator.config.types import ConnectionString, FieldName, OneOrMany, Seconds, TableName, Version
+from invalidator.config.types import FieldName, OneOrMany, PostgresDsn, RedisUrl, Seconds, TableName, Version
 from invalidator.core.change import OPS, Op
 from invalidator.core.eviction import KINDS, Kind
 
@@ -21,7 +21,7 @@ class Model(BaseModel):
 class Postgres(Model):
     """The database."""
 
-    dsn: ConnectionString = Field(
+    dsn: PostgresDsn = Field(
         SecretStr(""),
         description="Any libpq connection string or URL; what it leaves out comes from libpq's own environment "
         "(PGHOST, PGPASSWORD, ...). A direct connection: LISTEN does not work through a transaction pooler.",
@@ -59,9 +59,7 @@ class RedisTarget(Model):
     """A Redis, or Valkey, that holds cached values."""
 
     kind: Literal["redis"]
-    url: ConnectionString = Field(
-        SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// (TLS) or unix://."
-    )
+    url: RedisUrl = Field(SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// (TLS) or unix://.")
     prefix: str = Field("", description="Put before every key, taken literally.")
     flush: Literal["owned", "database"] = Field(
         "owned",

@@ -163,7 +163,9 @@ def _sources(evict: Data, path: Path, document: Document) -> list[tuple[Path, st
             if _unquoted(entry):
                 key, value = next(iter(entry.items()))
                 meant = f"{{{key}}}" if value is None else f"{key}: {{{next(iter(value))}}}"
-                document.mistake((*here, key), "YAML reads this template as a mapping", f'quote it: "{meant}"', at_key=True)
+                document.mistake(
+                    (*here, key), "YAML reads this template as a mapping", f'quote it: "{meant}"', at_key=True
+                )
             found += [((*here, kind), kind, value) for kind, value in entry.items() if isinstance(value, str)]
     return found
 

@@ -102,9 +102,26 @@ def mask(text: str) -> str:
     return _PARAMETER.sub(rf"\g<1>{MASK}", _URL_PASSWORD.sub(rf"\g<1>{MASK}\g<2>", text))
 
 
-ConnectionString = Annotated[
-    SecretStr,
+_DSN = re.compile(r"postgres(?:ql)?://\S*|(?:\s*\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[^\s']*)\s*)*")
+_REDIS_URL = re.compile(r"rediss?://\S*|unix://\S+")
+
+
+def _dsn(text: Any) -> Any:
+    if isinstance(text, str) and not _DSN.fullmatch(text):
+        raise ValueError("not a connection string; write postgresql://user@host/database, or host=... dbname=...")
+    return text
+
+
+def _redis_url(text: Any) -> Any:
+    if isinstance(text, str) and not _REDIS_URL.fullmatch(text):
+        raise ValueError("not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path")
+    return text
+
+
+# Never shown whole: `repr` and logs show stars, `config print` hides the passwords, and no message quotes them.
+_SECRET = (
     PlainSerializer(lambda secret: mask(secret.get_secret_value())),
     WithJsonSchema({"type": "string"}),
-]
-"""Never shown whole: `repr` and logs show stars, `config print` hides the passwords."""
+)
+PostgresDsn = Annotated[SecretStr, BeforeValidator(_dsn), *_SECRET]
+RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url), *_SECRET]

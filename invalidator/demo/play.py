@@ -8,14 +8,22 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import psycopg
 
 from invalidator.demo import shop, view
-from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
+from invalidator.demo.servers import (
+    GivenPostgres,
+    GivenRedis,
+    PostgresServer,
+    RedisServer,
+    Workspace,
+    open_postgres,
+    open_redis,
+)
 from invalidator.demo.sidecar import Heard, Sidecar
 from invalidator.demo.traffic import BOUND, Traffic
 
@@ -29,22 +37,30 @@ class Demo:
     """One run of the demo on servers that are up; `with_sidecar` off shows what happens without us."""
 
     def __init__(
-        self, workspace: Workspace, postgres: PostgresServer, redis: RedisServer, *, with_sidecar: bool
+        self,
+        workspace: Workspace,
+        postgres: PostgresServer | GivenPostgres,
+        redis: RedisServer | GivenRedis,
+        *,
+        with_sidecar: bool,
     ) -> None:
-        self._postgres, self._redis, self._with_sidecar = postgres, redis, with_sidecar
+        self.with_sidecar = with_sidecar
         self.dsn = postgres.create_database()
         self.traffic = Traffic(self.dsn, redis.url, lambda: with_sidecar and not self.sidecar.ready.is_set())
         config = workspace.path / "shop.yaml"
         config.write_text(shop.CONFIG)
         self.sidecar = Sidecar(config, {"DEMO_POSTGRES": self.dsn, "DEMO_REDIS": redis.url})
-        self.fault = ""
+        self.fault = self.servers = ""
         self.started = 0.0
-        self._faults = {
+        self._faults: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
             "c": ("the sidecar's connection is killed", self._kill_connection),
-            "p": ("PostgreSQL restarts", self._restart_postgres),
-            "r": (f"Redis is frozen for {_FREEZE:g} s", self._freeze_redis),
             "k": ("the sidecar is killed", self._kill_sidecar),
         }
+        # Only servers of our own are ours to restart and to freeze.
+        if isinstance(postgres, PostgresServer):
+            self._faults["p"] = ("PostgreSQL restarts", lambda: asyncio.to_thread(postgres.restart))
+        if isinstance(redis, RedisServer):
+            self._faults["r"] = (f"Redis is frozen for {_FREEZE:g} s", lambda: _freeze(redis))
 
     @property
     def seconds(self) -> float:
@@ -59,12 +75,14 @@ class Demo:
         """Sidecar and traffic, for the length of an `async with`."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(shop.SCHEMA)
+            self.servers = f"PostgreSQL {connection.info.server_version // 10000}"
         async with asyncio.TaskGroup() as group:
             tasks = []
-            if self._with_sidecar:
+            if self.with_sidecar:
                 await self.sidecar.command("install-triggers")
                 tasks.append(group.create_task(self.sidecar.run()))
-                await asyncio.wait_for(self.sidecar.ready.wait(), 30)
+                async with asyncio.timeout(30):
+                    await self.sidecar.ready.wait()
             self.started = time.monotonic()
             tasks.append(group.create_task(self.traffic.write(0.008)))
             tasks.append(group.create_task(self.traffic.check(0.0005)))
@@ -95,41 +113,44 @@ class Demo:
         await self.traffic.compare_all()
 
     async def _kill_connection(self) -> None:
-        statement = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'invalidator %'"
-        async with await psycopg.AsyncConnection.connect(self._postgres.dsn(), autocommit=True) as connection:
+        statement = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'invalidator demo'"
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             await connection.execute(statement)
-
-    async def _restart_postgres(self) -> None:
-        await asyncio.to_thread(self._postgres.restart)
-
-    async def _freeze_redis(self) -> None:
-        self._redis.freeze()
-        try:
-            await asyncio.sleep(_FREEZE)
-        finally:
-            self._redis.thaw()
 
     async def _kill_sidecar(self) -> None:
         self.sidecar.kill()
 
 
-async def play(seconds: float | None, *, scripted: bool, with_sidecar: bool) -> int:
-    """Run the demo; the exit code. It ends after so many seconds, or when asked to."""
+async def play(seconds: float | None, servers: tuple[str, str], *, scripted: bool, with_sidecar: bool) -> int:
+    """Run the demo; the exit code. It ends after so many seconds, or when asked to.
+
+    `servers` says which PostgreSQL and which Redis: see `open_postgres` and `open_redis`.
+    """
     with Workspace() as workspace:
-        postgres, redis = PostgresServer(workspace), RedisServer(workspace)
-        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(redis.start))
+        postgres, redis = await asyncio.gather(
+            asyncio.to_thread(open_postgres, workspace, servers[0]),
+            asyncio.to_thread(open_redis, workspace, servers[1]),
+        )
         demo = Demo(workspace, postgres, redis, with_sidecar=with_sidecar)
         async with demo.running():
             if scripted:
                 await _scripted(demo, seconds or 20.0)
             else:
-                await _interactive(demo, postgres, seconds)
+                await _interactive(demo, seconds)
             await demo.settle()
         return _verdict(demo)
 
 
+async def _freeze(redis: RedisServer) -> None:
+    redis.freeze()
+    try:
+        await asyncio.sleep(_FREEZE)
+    finally:
+        redis.thaw()
+
+
 async def _scripted(demo: Demo, seconds: float) -> None:
-    script = list(_SCRIPT)
+    script = list(_SCRIPT) if demo.with_sidecar else []
     next_line = 1.0
     async with asyncio.TaskGroup() as group:
         while demo.seconds < seconds:
@@ -143,15 +164,16 @@ async def _scripted(demo: Demo, seconds: float) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _interactive(demo: Demo, postgres: PostgresServer, seconds: float | None) -> None:
-    screen = view.Screen(f"PostgreSQL {postgres.binaries.major}")
+async def _interactive(demo: Demo, seconds: float | None) -> None:
+    screen = view.Screen(demo.servers)
     pressed: asyncio.Queue[str] = asyncio.Queue(maxsize=16)
     with _keys(pressed):
         async with asyncio.TaskGroup() as group:
             while seconds is None or demo.seconds < seconds:
                 screen.show(demo.seconds, demo.traffic.counts, demo.heard, demo.fault)
                 try:
-                    key = await asyncio.wait_for(pressed.get(), 0.25)
+                    async with asyncio.timeout(0.25):
+                        key = await pressed.get()
                 except TimeoutError:
                     continue
                 if key == "q":

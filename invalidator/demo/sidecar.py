@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,12 @@ class Sidecar:
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), 5)
-            except TimeoutError:
-                process.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await process.wait()
+                return
+            process.kill()
+            await process.wait()
 
     def _hear(self, line: bytes) -> None:
         try:

@@ -23,6 +23,7 @@ import psycopg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from invalidator.cancellation import stop_if_cancelled
 from invalidator.demo import shop
 
 BOUND: Final = 2.0
@@ -159,7 +160,9 @@ class Traffic:
                 connect = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=2)
                 async with await connect as connection, Redis.from_url(self._redis_url, socket_timeout=5) as redis:
                     while True:
+                        stop_if_cancelled()
                         await once(connection, redis)
             except (psycopg.Error, RedisError, OSError):
                 on_loss()
+                stop_if_cancelled()
                 await asyncio.sleep(0.05)

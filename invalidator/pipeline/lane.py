@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
@@ -76,6 +77,7 @@ class Lane:
     async def run(self) -> None:
         """Serve the target, until cancelled."""
         while True:
+            stop_if_cancelled()
             self._collect_due()
             try:
                 if self._owed:
@@ -123,7 +125,8 @@ class Lane:
         self._news.clear()
         until = self._due[0][0] - _now() if self._due else None
         with suppress(TimeoutError):  # something is due
-            await asyncio.wait_for(self._news.wait(), until)
+            async with asyncio.timeout(until):
+                await self._news.wait()
 
     def _repeat_later(self, evictions: Evictions | None) -> None:
         """Carry these out once more, None for a flush, when late readers have stored what they had loaded."""

@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
+from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Batch, Gap, Position
 from invalidator.core.ruleset import RuleSet
@@ -61,6 +62,7 @@ class Pipeline:
         while True:
             try:
                 async with self._source.open(self._confirmed) as self._feed:
+                    stop_if_cancelled()
                     self._log.info("feed_open", "the source is open")
                     failures = 0
                     async for item in self._feed:
@@ -72,6 +74,7 @@ class Pipeline:
             finally:
                 self._feed = None
                 self._taken.clear()
+            stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(failures, random.random()))
 
     def _take(self, item: Batch | Gap) -> None:

@@ -4,8 +4,19 @@ They listen on loopback, on free ports, keep their files in one temporary folder
 are killed before we can stop them, the next start does: see `workspace`.
 """
 
-from invalidator.demo.servers.postgres import PostgresServer, find_postgres
-from invalidator.demo.servers.redis import RedisServer, find_redis
+from invalidator.demo.servers.postgres import GivenPostgres, PostgresServer, find_postgres, open_postgres
+from invalidator.demo.servers.redis import GivenRedis, RedisServer, find_redis, open_redis
 from invalidator.demo.servers.workspace import ServerError, Workspace
 
-__all__ = ["PostgresServer", "RedisServer", "ServerError", "Workspace", "find_postgres", "find_redis"]
+__all__ = [
+    "GivenPostgres",
+    "GivenRedis",
+    "PostgresServer",
+    "RedisServer",
+    "ServerError",
+    "Workspace",
+    "find_postgres",
+    "find_redis",
+    "open_postgres",
+    "open_redis",
+]

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import sql
 
+from invalidator.config.types import mask
 from invalidator.demo.servers.workspace import Server, ServerError, Workspace, unprivileged
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
@@ -136,11 +137,51 @@ class PostgresServer(Server):
 
     def create_database(self, template: str = "template1") -> str:
         """The DSN of a new database, cloned from a template."""
-        name = f"db_{next(self._numbers)}"
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            statement = sql.SQL("create database {} template {}")
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return self.dsn(name)
+        return _create_database(self.dsn(), f"db_{next(self._numbers)}", template)
+
+
+class GivenPostgres:
+    """A server that somebody gave us by its URL: we make databases in it, and drop them when the workspace closes."""
+
+    def __init__(self, workspace: Workspace, url: str) -> None:
+        self._url = url
+        self._names = (f"invalidator_{os.getpid()}_{number}" for number in count(1))
+        self._made: list[str] = []
+        workspace.adopt(self)
+
+    def start(self) -> None:
+        """See that it answers."""
+        try:
+            psycopg.connect(self._url, connect_timeout=5).close()
+        except psycopg.OperationalError as error:
+            raise ServerError(str(error).strip().partition("\n")[0], where=mask(self._url)) from error
+
+    def create_database(self, template: str = "template1") -> str:
+        self._made.append(next(self._names))
+        return _create_database(self._url, self._made[-1], template)
+
+    def stop(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            for name in self._made:
+                connection.execute(sql.SQL("drop database {} (force)").format(sql.Identifier(name)))
+
+
+def open_postgres(workspace: Workspace, wanted: str = "") -> PostgresServer | GivenPostgres:
+    """A running server: the one at a URL, or a private one, of this major version where one is named."""
+    if wanted and not wanted.isdigit():
+        given = GivenPostgres(workspace, wanted)
+        given.start()
+        return given
+    server = PostgresServer(workspace, find_postgres(int(wanted) if wanted else None))
+    server.start()
+    return server
+
+
+def _create_database(dsn: str, name: str, template: str) -> str:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        statement = sql.SQL("create database {} template {}")
+        connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+    return psycopg.conninfo.make_conninfo(dsn, dbname=name)
 
 
 def _readable(binaries: Binaries, workspace: Workspace) -> Binaries:

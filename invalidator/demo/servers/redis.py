@@ -10,17 +10,18 @@ from pathlib import Path
 
 import redis
 
+from invalidator.config.types import mask
 from invalidator.demo.servers.workspace import Server, ServerError, Workspace
 
 
 def find_redis(program: str | None = None) -> Path:
-    """The server program: this one by name or path, else Valkey or Redis from a package or installed."""
+    """The server program: this one by name or path, else Valkey or Redis, installed or from a package."""
     if program is not None:
         found = shutil.which(program)
         if found is None:
             raise ServerError(f'no program "{program}" is at hand', todo="install it, or leave the choice to us")
         return Path(found)
-    candidates = [*_from_package(), *(Path(path) for name in _NAMES if (path := shutil.which(name)))]
+    candidates = [*(Path(path) for name in _NAMES if (path := shutil.which(name))), *_from_package()]
     if not candidates:
         raise ServerError("no Redis or Valkey is at hand", todo="install one, or pip install 'invalidator[demo]'")
     return candidates[0]
@@ -60,6 +61,32 @@ class RedisServer(Server):
                 return bool(client.ping())
             except redis.RedisError:
                 return False
+
+
+class GivenRedis:
+    """A server that somebody gave us by its URL; what it holds may be lost."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def start(self) -> None:
+        """See that it answers."""
+        with redis.Redis.from_url(self.url, socket_timeout=5) as client:
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                raise ServerError(str(error), where=mask(self.url)) from error
+
+
+def open_redis(workspace: Workspace, wanted: str = "") -> RedisServer | GivenRedis:
+    """A running server: the one at a URL, or a private one, of this program where one is named."""
+    if "://" in wanted:
+        given = GivenRedis(wanted)
+        given.start()
+        return given
+    server = RedisServer(workspace, find_redis(wanted or None))
+    server.start()
+    return server
 
 
 def _readable(program: Path, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 A workspace is a folder with a lock file that its owner holds for as long as it lives. Whoever opens the next workspace
 looks at its neighbours: a folder whose lock nobody holds is a leftover. Its servers are stopped by the pids in it, each
-only after its command line has shown that it is still that server, and the folder is removed.
+only after its working folder or its command line has shown that it is still that server, and the folder is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 from invalidator.errors import InvalidatorError
 
@@ -30,6 +30,12 @@ class ServerError(InvalidatorError):
     """A private server can't be found or does not start."""
 
 
+class Stoppable(Protocol):
+    """What a workspace ends when it closes."""
+
+    def stop(self) -> None: ...
+
+
 class Workspace:
     """A temporary folder, owned for the length of a `with`."""
 
@@ -37,16 +43,18 @@ class Workspace:
         self._base = Path(tempfile.gettempdir()) / f"invalidator-servers-{os.getuid()}"
         self.path = self._base
         self._lock: IO[str] | None = None
-        self._servers: list[Server] = []
+        self._servers: list[Stoppable] = []
 
     def __enter__(self) -> Workspace:
         self._base.mkdir(mode=0o711, exist_ok=True)
         if self._base.stat().st_uid != os.getuid():
             raise ServerError("the folder for private servers is somebody else's", where=str(self._base))
-        clear_leftovers(self._base)
-        self.path = Path(tempfile.mkdtemp(prefix="run-", dir=self._base))
-        self.path.chmod(0o711)
-        self._lock = _locked(self.path / "lock")
+        # One at a time, so that nobody takes a folder that is not locked yet for a leftover.
+        with _locked(self._base / "lock", wait=True):
+            clear_leftovers(self._base)
+            self.path = Path(tempfile.mkdtemp(prefix="run-", dir=self._base))
+            self.path.chmod(0o711)
+            self._lock = _locked(self.path / "lock")
         return self
 
     def __exit__(
@@ -65,7 +73,7 @@ class Workspace:
             os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
         return folder
 
-    def adopt(self, server: Server) -> None:
+    def adopt(self, server: Stoppable) -> None:
         """Stop this server when the workspace closes."""
         self._servers.append(server)
 
@@ -171,10 +179,10 @@ def clear_leftovers(base: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path, *, wait: bool = False) -> IO[str]:
     file = path.open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         file.close()
         raise
@@ -186,22 +194,28 @@ def _kill_leftover(pid_file: Path) -> None:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
         return
-    if str(pid_file.parent) in _command_line(pid):
+    if _is_in(pid, pid_file.parent):
         for sent in (signal.SIGINT, signal.SIGCONT, signal.SIGKILL):
             try:
                 os.kill(pid, sent)
             except ProcessLookupError:
                 return
-            if sent is not signal.SIGINT and wait_for(lambda: str(pid_file.parent) not in _command_line(pid), 3.0):
+            if sent is not signal.SIGINT and wait_for(lambda: not _is_in(pid, pid_file.parent), 3.0):
                 return
+
+
+def _is_in(pid: int, folder: Path) -> bool:
+    """Whether this process is the server of this folder; a Redis rewrites its command line, but stands in it."""
+    try:
+        if Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder):
+            return True
+        return str(folder) in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return not Path("/proc/self").exists() and str(folder) in _command_line(pid)
 
 
 def _command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        pass
-    try:  # where there is no /proc
         return subprocess.run(
             ["ps", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True
         ).stdout

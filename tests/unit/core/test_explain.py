@@ -25,7 +25,9 @@ def test_values_hold_for_both_images_and_old_for_one():
 
 
 def test_says_why_a_rule_does_not_match():
-    found = explained(rule("p:{id}", if_=((Field("cur"), frozenset({"EUR"})),)), change_of(T, "insert", {"cur": "X"}, {}, {}))
+    found = explained(
+        rule("p:{id}", if_=((Field("cur"), frozenset({"EUR"})),)), change_of(T, "insert", {"cur": "X"}, {}, {})
+    )
     assert found.verdicts[0].why_not == 'if: cur is "X", not "EUR"'
     assert found.targets == {"cache": ()}
 

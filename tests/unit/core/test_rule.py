@@ -154,7 +154,13 @@ def test_changes_of_many_tables_in_one_batch():
     other = Table("public", "other")
     rules = RuleSet([rule("a:{id}"), rule("b:{id}", number=1, table=TablePattern(*other))], ["cache"])
     row = {"id": "1"}
-    batch = [insert(id="1"), Change(other, "insert", None, row), insert(id="2"), table_wide(T), Change(Table("x", "y"), None)]
+    batch = [
+        insert(id="1"),
+        Change(other, "insert", None, row),
+        insert(id="2"),
+        table_wide(T),
+        Change(Table("x", "y"), None),
+    ]
     assert [e.key for e in rules.evict(batch)["cache"]] == ["a:1", "b:1", "a:2", "a:*"]
 
 

@@ -1,0 +1,247 @@
+"""The installed command, as a person meets it: every error is a line or a few, with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+
+import psycopg
+import pytest
+
+from invalidator.demo import shop
+from invalidator.demo.servers.workspace import wait_for
+from tests.unit.config.test_parse import GOOD
+
+
+def invalidator(*arguments, cwd=None, **environ):
+    done = subprocess.run(
+        [sys.executable, "-m", "invalidator", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=60,
+        env=os.environ | {"INVALIDATOR_CONFIG": ""} | environ,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_help_needs_next_to_nothing():
+    heavy = {"psycopg", "redis", "pydantic", "yaml", "asyncio", "invalidator.config", "invalidator.service"}
+    code = (
+        "import sys\nfrom invalidator.cli.main import cli\ntry: cli(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "explain" in done.stdout
+    assert not heavy & set(done.stdout.splitlines()[-1].split())
+
+
+def test_every_command_has_help():
+    for command in ("run", "install-triggers", "uninstall-triggers", "explain", "config", "demo"):
+        assert invalidator(command, "--help").stdout.startswith(f"Usage: invalidator {command}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["isntall-triggers"], 'no command is named "isntall-triggers"; did you mean "install-triggers"?'),
+        (["run", "--confg", "x"], "No such option '--confg'"),
+        (["config", "validate"], "no configuration file; give one with --config, or put it at ./invalidator.yaml or"),
+        (["config", "validate", "-c", "nope.yaml"], "nope.yaml: no such file or directory; check the path"),
+        (["config", "validate", "-c", "/"], "/: is a directory; check the path"),
+        (["explain", "products", "upsert"], "'upsert' is not one of"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, said, tmp_path):
+    done = invalidator(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+BAD = {
+    "wrong key": (GOOD + "nmae: x\n", ['bad.yaml:8:1: nmae: unknown key; did you mean "name"?']),
+    "wrong type": (
+        GOOD + "triggers: {bulk_limit: many}\n",
+        ['triggers.bulk_limit: "many" where a whole number should be'],
+    ),
+    "missing variable": (GOOD + "postgres: {dsn: '${NOPE_X}'}\n", ['postgres.dsn: the variable "NOPE_X" is not set; ']),
+    "no connection string": (
+        GOOD + "postgres: {dsn: s3cret}\n",
+        ["bad.yaml:8:17: postgres.dsn: not a connection string; "],
+    ),
+    "no Redis URL": (
+        GOOD.replace("redis}", "redis, url: 'http://u:s3cret@x'}"),
+        ["targets.cache.url: not a Redis URL; "],
+    ),
+    "tab": (GOOD + "postgres:\n\tdsn: x\n", ["bad.yaml:9:1: a tab where YAML wants spaces; indent with spaces"]),
+    "duplicate key": (GOOD + "name: x\n", ["bad.yaml:8:1: name: this key is already on line 2; keep one of them"]),
+    "unclosed brace": (
+        GOOD.replace("{id}", "{id"),
+        ['rules[0].evict[0]: a "{" that is not closed; close it, or write'],
+    ),
+    "unknown filter": (GOOD.replace("{id}", "{id|lowr}"), ['unknown filter "lowr"; did you mean "lower"?']),
+    "unquoted": (GOOD.replace('["product:{id}"]', "\n    - {slug}:page"), ['quote the template: - "{slug}:page"']),
+    "alias bomb": (
+        "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{c}: &{c} [{','.join([f'*{p}'] * 9)}]\n" for p, c in pairwise("abcdefghi")),
+        ["bad.yaml: the document's aliases expand without bound; write out what the aliases"],
+    ),
+    "empty": ("", ["bad.yaml: the file is empty; "]),
+    "binary": (b"\x7fELF\xff\xfe\x00", ["bad.yaml: not UTF-8 text (byte 4); save it as plain UTF-8 text"]),
+    "NUL": (b"version: 1\x00", ["bad.yaml: the file holds a character that YAML does not allow"]),
+    "several": (GOOD + "nmae: x\ntargts: {}\n", ['did you mean "name"?', 'did you mean "targets"?']),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_readable_line_a_mistake(case, tmp_path):
+    content, said = BAD[case]
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = invalidator("config", "validate", "-c", "bad.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said)
+    assert all(part in line for part, line in zip(said, lines, strict=True)), done.stderr
+    assert all(line.startswith("bad.yaml:") and len(line) < 250 for line in lines)
+    assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["install-triggers"], ["explain", "products", "insert"], ["config", "print"]]
+)
+def test_every_command_reports_a_bad_configuration_alike(command, tmp_path):
+    (tmp_path / "invalidator.yaml").write_text(GOOD + "nmae: x\n")
+    done = invalidator(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == './invalidator.yaml:8:1: nmae: unknown key; did you mean "name"?\n'
+
+
+class TestExplain:
+    def explain(self, repo, *arguments):
+        return invalidator("explain", *arguments, "-c", repo / "config.example.yaml")
+
+    def test_prints_keys_and_reasons(self, repo):
+        done = self.explain(repo, "products", "update", "id=42", "category_id=7", "old.category_id=3")
+        assert "  key     category:3:products\n  key     category:7:products\n" in done.stdout
+        assert "  category:{category_id}:products -> category:3:products, category:7:products" in done.stdout
+        assert "attrs->>sku is unknown, so any: *" in done.stdout
+
+    def test_says_why_a_rule_does_not_match(self, repo):
+        done = self.explain(repo, "prices", "update", "currency=GBP")
+        assert 'rules[1] public.prices: no, if: currency is "GBP", not "EUR" or "USD"' in done.stdout
+
+    def test_says_what_was_skipped_for_null(self, repo):
+        done = self.explain(repo, "products", "insert", "id=1", "category_id=null", "brand=x", "attrs->>sku=s")
+        assert "category:{category_id}:products -> nothing\n      skipped: category_id is null" in done.stdout
+
+    def test_prints_json(self, repo):
+        done = self.explain(repo, "public.products", "delete", "id=42", "-o", "json")
+        found = json.loads(done.stdout)
+        assert {"kind": "key", "key": "product:42"} in found["targets"]["cache"]
+        assert found["rules"][0]["made"][0] == {
+            "template": "product:{id}",
+            "evictions": [{"kind": "key", "key": "product:42"}],
+            "notes": [],
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["prodcts", "insert"], 'no rule is about a table "prodcts"; did you mean "products"?'),
+            (["products", "insert", "id"], '"id" is no COLUMN=VALUE; write, say, id=42'),
+            (["products", "insert", "a b=1"], '"a b" is no column name'),
+            (["a.b.c", "insert"], '"a.b.c" is no table name'),
+        ],
+    )
+    def test_bad_input(self, repo, arguments, said):
+        done = self.explain(repo, *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith(said)
+
+
+class TestConfig:
+    def test_the_example_is_valid(self, repo):
+        done = invalidator("config", "validate", "-c", repo / "config.example.yaml")
+        assert (done.returncode, done.stdout) == (0, "shop: 4 rules, 1 target, no mistakes\n")
+
+    def test_print_hides_passwords(self, repo):
+        url = "postgresql://app:s3cret@db/shop"
+        done = invalidator("config", "print", "-c", repo / "config.example.yaml", DATABASE_URL=url)
+        assert "dsn: postgresql://app:***@db/shop" in done.stdout
+        assert "s3cret" not in done.stdout + done.stderr
+
+
+class TestAgainstServers:
+    @pytest.fixture
+    def environ(self, dsn, redis_url, db):
+        db.execute(shop.SCHEMA)
+        return {"DATABASE_URL": dsn, "REDIS_URL": redis_url}
+
+    def test_the_example_runs_as_it_is_on_the_demos_schema(self, repo, environ, db, cache):
+        example = repo / "config.example.yaml"
+        done = invalidator("install-triggers", "-c", example, **environ)
+        assert done.stdout.splitlines() == [
+            f"public.{table}: installed" for table in ("products", "prices", "product_tags", "pages")
+        ], done.stderr
+        cache.mset({"product:1": "x", "price:1:en": "x", "member": "x", "page-1": "x", "other": "x"})
+        cache.sadd("tag:sale:products", "member")
+        command = [sys.executable, "-m", "invalidator", "run", "-c", example, "--log-format", "json"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environ) as sidecar:
+            assert wait_for(lambda: not cache.exists("product:1", "price:1:en", "page-1", "member"), 20)
+            assert set(cache.keys()) == {"tag:sale:products", "other", "catalog:version"}
+            version = int(cache.get("catalog:version"))
+            cache.mset({"product:1": "x", "product:2": "x", "sku:sku-1": "x", "search:a:bolt": "x"})
+            db.execute("update products set brand = 'Bolt' where id = 1")
+            assert wait_for(lambda: not cache.exists("product:1", "sku:sku-1", "search:a:bolt"), 5)
+            assert cache.exists("product:2")
+            db.execute("delete from product_tags where product_id = 1")
+            assert wait_for(lambda: int(cache.get("catalog:version")) > version, 5)
+            sidecar.send_signal(signal.SIGTERM)
+            assert sidecar.wait(10) == 0
+            events = [json.loads(line)["event"] for line in sidecar.stderr]
+        assert events[0] == "starting"
+        assert events[-1] == "stopped"
+        done = invalidator("uninstall-triggers", "-c", example, **environ)
+        assert len(done.stdout.splitlines()) == 4
+        assert db.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)
+
+    def test_run_says_which_tables_have_no_triggers(self, repo, environ):
+        command = [sys.executable, "-m", "invalidator", "run", "-c", repo / "config.example.yaml"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environ) as sidecar:
+            said = [sidecar.stderr.readline() for _ in range(5)]
+            sidecar.terminate()
+        assert sum("run install-triggers table=public." in line for line in said) == 4
+
+    @pytest.mark.parametrize(
+        ("dsn", "code", "said"),
+        [
+            ("postgresql://127.0.0.1:1/x", 4, "postgres.dsn: connection failed"),
+            ("postgresql://u:s3cret@127.0.0.1:1/x", 4, "postgres.dsn: connection failed"),
+        ],
+    )
+    def test_a_database_that_can_not_be_reached(self, repo, dsn, code, said):
+        done = invalidator("install-triggers", "-c", repo / "config.example.yaml", DATABASE_URL=dsn)
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, 1)
+        assert done.stderr.startswith(said)
+        assert "s3cret" not in done.stderr
+
+    def test_a_table_that_is_not_there(self, repo, dsn):
+        done = invalidator("install-triggers", "-c", repo / "config.example.yaml", DATABASE_URL=dsn)
+        assert done.returncode == 1
+        assert done.stderr == 'there is no table "public.products"; create it, or correct the rule\n'
+
+    def test_a_role_without_privileges(self, repo, environ, db):
+        role = f"reader_{os.getpid()}"
+        db.execute(f"create role {role} login")
+        try:
+            dsn = psycopg.conninfo.make_conninfo(environ["DATABASE_URL"], user=role)
+            done = invalidator("install-triggers", "-c", repo / "config.example.yaml", DATABASE_URL=dsn)
+        finally:
+            db.execute(f"drop role {role}")
+        assert done.returncode == 1
+        assert done.stderr.startswith("postgres: permission denied for database")

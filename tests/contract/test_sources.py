@@ -1,0 +1,149 @@
+"""What every source keeps, the one in memory and those over PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from invalidator.core.batch import Batch, Gap
+from invalidator.core.change import Change, Table
+from invalidator.core.rule import Evict, Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import parse
+from invalidator.errors import SourceLost
+from invalidator.sources.memory import MemorySource
+from invalidator.sources.notify import NotifySource
+from invalidator.triggers.install import Installation, install
+from tests.support import eventually
+
+T = Table("public", "items")
+
+
+class Memory:
+    def __init__(self):
+        self.source = MemorySource()
+
+    def publish(self, *numbers):
+        self.source.publish([Change(T, "insert", None, {"id": str(number)}) for number in numbers])
+
+    def lose(self):
+        self.source.lose()
+
+    def has_noticed(self, feed):
+        return True
+
+
+class Notify:
+    def __init__(self, db, dsn):
+        db.execute("create table items (id int primary key)")
+        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("i:{id}")),), ("cache",))], ["cache"])
+        install(db, Installation("test", "invalidator", 1000), rules)
+        self._db = db
+        self.source = NotifySource(dsn, "invalidator_test", "invalidator test")
+
+    def publish(self, *numbers):
+        self._db.execute("insert into items select unnest(%s::int[])", [list(numbers)])
+
+    def lose(self):
+        self._db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'invalidator test' and datname = current_database()"
+        )
+
+    def has_noticed(self, feed):
+        return feed._lost is not None
+
+
+@pytest.fixture(params=["memory", "notify"])
+def harness(request):
+    if request.param == "memory":
+        return Memory()
+    return Notify(request.getfixturevalue("db"), request.getfixturevalue("dsn"))
+
+
+@asynccontextmanager
+async def reading(harness, position=None):
+    async with harness.source.open(position) as feed:
+        items = aiter(feed)
+        try:
+            yield feed, lambda: asyncio.wait_for(anext(items), 5)
+        finally:
+            await items.aclose()
+
+
+def ids(batch):
+    assert isinstance(batch, Batch)
+    return [change.new["id"] for change in batch.changes]
+
+
+async def test_a_feed_without_a_position_begins_with_a_gap(harness):
+    async with reading(harness) as (_, take):
+        assert await take() == Gap("start")
+
+
+async def test_what_is_committed_once_the_gap_was_said_is_heard(harness):
+    async with reading(harness) as (_, take):
+        await take()
+        harness.publish(1, 2)
+        harness.publish(3)
+        heard = []
+        while len(heard) < 3:
+            heard += ids(await take())
+        assert heard == ["1", "2", "3"]
+
+
+async def test_what_is_committed_between_opening_and_reading_is_heard(harness):
+    async with reading(harness) as (_, take):
+        harness.publish(1)
+        assert isinstance(await take(), Gap)
+        assert ids(await take()) == ["1"]
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["lost while waiting", "lost while the reader was busy"])
+async def test_a_lost_feed_raises_and_forgets_nothing_that_it_has_heard(harness, noticed):
+    async with reading(harness) as (feed, take):
+        await take()
+        harness.publish(1)
+        harness.lose()
+        if noticed:
+            await eventually(lambda: harness.has_noticed(feed))
+        assert ids(await take()) == ["1"]
+        with pytest.raises(SourceLost):
+            await take()
+
+
+async def test_what_was_missed_while_away_is_replayed_or_announced(harness):
+    position = None
+    async with reading(harness) as (feed, take):
+        await take()
+        harness.publish(1)
+        batch = await take()
+        if batch.position is not None:
+            await feed.confirm(batch.position)
+        position = batch.position
+    harness.publish(2)
+    async with reading(harness, position) as (_, take):
+        first = await take()
+        assert isinstance(first, Gap) or ids(first) == ["2"]
+        harness.publish(3)
+        assert ids(await take()) == ["3"]
+
+
+async def test_a_position_that_means_nothing_is_a_gap(harness):
+    async with reading(harness, "999999") as (_, take):
+        assert isinstance(await take(), Gap)
+
+
+async def test_a_source_that_can_not_be_reached_is_lost():
+    with pytest.raises(SourceLost, match="postgres: can't connect"):
+        async with NotifySource("postgresql://127.0.0.1:1/x", "c", "a").open(None):
+            pass
+
+
+async def test_a_role_that_may_not_connect_is_lost_with_the_servers_words(dsn):
+    with pytest.raises(SourceLost, match="nobody_there"):
+        async with NotifySource(psycopg.conninfo.make_conninfo(dsn, user="nobody_there"), "c", "a").open(None):
+            pass

@@ -1,0 +1,138 @@
+"""The documents say the same as the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from pydantic import BaseModel
+
+from invalidator import __version__
+from invalidator.cli.main import _COMMANDS
+from invalidator.config import models
+from invalidator.config.load import PLACES
+from invalidator.core import filters
+from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
+
+
+def keys(model, prefix=""):
+    """The configuration's keys as the reference spells them."""
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{info.alias or name}"
+        inner = [part for part in _models(info.annotation) if part is not models.Evict]
+        if not inner:
+            yield path
+        for part in inner:
+            step = "[]" if path == "rules" else ".<name>" if path == "targets" else ""
+            yield from keys(part, f"{path}{step}.")
+
+
+def _models(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+@pytest.fixture
+def reference(repo):
+    return (repo / "docs/configuration.md").read_text()
+
+
+def test_every_key_is_in_the_reference_and_no_other(reference):
+    documented = re.findall(r"^\| `([a-z_.\[\]<>]+)` \|", reference, re.MULTILINE)
+    assert documented == list(keys(models.Config))
+
+
+def test_every_key_is_in_the_example(repo):
+    example = (repo / "config.example.yaml").read_text()
+    for key in keys(models.Config):
+        assert re.search(rf"\b{key.rpartition('.')[2]}:", example), key
+
+
+def test_the_defaults_in_the_reference_are_the_codes(reference):
+    defaults = dict(re.findall(r"^\| `([a-z_.\[\]<>]+)` \| `([^`]+)` \|", reference, re.MULTILINE))
+    config = models.Config.model_validate(
+        {"version": "1", "name": "x", "targets": {"t": {"kind": "redis"}}, "rules": [{"table": "a.b", "evict": "c"}]}
+    ).model_dump(mode="json", by_alias=True)
+    for key, default in defaults.items():
+        value = config
+        for step in key.replace("<name>", "t").replace("[]", "").split("."):
+            value = value[0][step] if isinstance(value, list) else value[step]
+        assert str(value) == default, key
+
+
+def test_every_filter_and_eviction_is_in_the_reference(reference):
+    for name in filters.NAMES:
+        assert re.search(rf"`({{name\|)?{name}[:x}}]*`", reference), name
+    for name in models.Evict.model_fields:
+        assert f"`{name}:" in reference, name
+
+
+def test_every_command_and_place_is_documented(repo):
+    commands = (repo / "docs/commands.md").read_text()
+    documented = {match.split()[0] for match in re.findall(r"^\| `([^`]+)` \|", commands, re.MULTILINE)}
+    assert set(_COMMANDS) <= documented
+    assert all(f"`{place}`" in commands for place in PLACES)
+
+
+def test_every_exit_code_is_documented(repo):
+    commands = (repo / "docs/commands.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d) \|", commands, re.MULTILINE)}
+    assert documented == {0, 1, 2, 3, 4}
+    assert {kind.exit_code for kind in (InvalidatorError, ConfigError, UsageError, AwayError)} <= documented
+
+
+def test_every_log_event_is_documented_with_its_level(repo):
+    commands = (repo / "docs/commands.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z_]+)` \| (error|warning|info|debug) \|", commands, re.MULTILINE))
+    written = set()
+    for file in (repo / "invalidator").rglob("*.py"):
+        written |= {
+            (e, level) for level, e in re.findall(r'\.(error|warning|info|debug)\(\s*"([a-z_]+)",', file.read_text())
+        }
+    assert written | {("feed_lost", "warning")} == documented
+
+
+def test_the_commands_in_the_readme_print_what_it_says(repo):
+    (block,) = re.findall(r"```console\n(.*?)```", (repo / "README.md").read_text(), re.DOTALL)
+    sessions = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    assert len(sessions) == 2
+    for command, printed in sessions:
+        program, *arguments = shlex.split(command)
+        assert program == "invalidator"
+        done = subprocess.run(
+            [sys.executable, "-m", "invalidator", *arguments], capture_output=True, text=True, cwd=repo, check=True
+        )
+        assert done.stdout == printed
+
+
+def test_every_make_target_that_documents_name_exists(repo):
+    makefile = (repo / "Makefile").read_text()
+    for document in (repo / "README.md", repo / "CONTRIBUTING.md", repo / "docs/measurements.md"):
+        for target in re.findall(r"\bmake ([a-z-]+)", document.read_text()):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (document.name, target)
+
+
+def test_every_file_that_documents_name_exists(repo):
+    for document in [*repo.glob("*.md"), *repo.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), (document.name, link)
+    architecture = (repo / "ARCHITECTURE.md").read_text()
+    for path in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.[a-z]+)?)`", architecture):
+        assert (repo / "invalidator" / path).exists() or (repo / path).exists(), path
+
+
+def test_the_changelog_knows_the_version(repo):
+    changelog = (repo / "CHANGELOG.md").read_text()
+    assert f"## {__version__}" in changelog or "## Unreleased" in changelog
+
+
+def test_no_document_or_code_names_a_place_of_one_machine(repo):
+    names = subprocess.run(["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True).stdout.split("\n")
+    forbidden = re.compile(r"/(?:root|home/\w+|work)/|://(?:pypi\.|files\.pythonhosted|registry\.npmjs|deb\.debian)")
+    for name in filter(None, names):
+        if name != "tests/docs/test_docs.py":
+            assert not forbidden.search((repo / name).read_text(errors="replace")), name

@@ -1,0 +1,228 @@
+"""The triggers of the first slice on a real server: what they send, and that they never fail a writer."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from invalidator.core.change import Change, Table, table_wide
+from invalidator.core.fields import parse_field
+from invalidator.core.payload import decode
+from invalidator.core.rule import Evict, Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import parse
+from invalidator.errors import RefusedError
+from invalidator.triggers.install import Installation, install, missing, uninstall
+
+SHOP = Installation("shop", "invalidator", 1000)
+P = Table("public", "products")
+
+
+def rules(*sources, table="products", schema="public"):
+    entries = tuple(Evict("key", parse(source)) for source in sources)
+    return RuleSet([Rule(0, TablePattern(schema, table), entries, ("cache",))], ["cache"])
+
+
+@pytest.fixture
+def products(db):
+    db.execute("create table products (id bigint primary key, category_id int, attrs jsonb, name text)")
+    install(db, SHOP, rules("p:{id}", "c:{category_id}", "s:{attrs->>sku}"))
+    return db
+
+
+@pytest.fixture
+def heard(dsn):
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("listen invalidator_shop")
+        yield lambda: [change for note in connection.notifies(timeout=0.05) for change in decode(note.payload)]
+
+
+def row(number, category=None, sku=None):
+    return {"id": str(number), "category_id": category and str(category), "attrs->>sku": sku}
+
+
+def test_insert_update_delete_truncate(products, heard):
+    products.execute('insert into products values (1, 7, \'{"sku": "a"}\'), (2, null, null)')
+    assert heard() == [Change(P, "insert", None, row(1, 7, "a")), Change(P, "insert", None, row(2))]
+    products.execute("update products set category_id = 9 where id = 1")
+    assert heard() == [Change(P, "update", row(1, 7, "a"), row(1, 9, "a"))]
+    products.execute("delete from products where id = 2")
+    assert heard() == [Change(P, "delete", row(2), None)]
+    products.execute("truncate products")
+    assert heard() == [table_wide(P, "truncate")]
+
+
+def test_a_changed_key_comes_as_two_images_that_are_not_paired(products, heard):
+    products.execute("insert into products values (1, 7)")
+    heard()
+    products.execute("update products set id = 2")
+    assert heard() == [Change(P, "update", row(1, 7), None), Change(P, "update", None, row(2, 7))]
+
+
+def test_a_table_without_a_key_sends_all_images(db, heard):
+    db.execute("create table products (name text)")
+    install(db, SHOP, rules("n:{name}"))
+    db.execute("insert into products values ('a')")
+    db.execute("update products set name = 'b'")
+    assert heard()[1:] == [Change(P, "update", {"name": "a"}, None), Change(P, "update", None, {"name": "b"})]
+
+
+def test_the_key_travels_where_a_template_uses_it(db, heard):
+    db.execute("create table products (a int, b text, c int, primary key (b, a))")
+    install(db, SHOP, rules("k:{pk}"))
+    db.execute("insert into products values (1, 'x', 3)")
+    (change,) = heard()
+    assert change == Change(P, "insert", None, {"a": "1", "b": "x"}, ("b", "a"))
+    assert [e.key for e in rules("k:{pk}").evict([change])["cache"]] == ["k:x:1"]
+
+
+def test_many_rows_fill_payloads_and_too_many_make_the_table_wide_one(products, heard):
+    products.execute("insert into products select generate_series(1, 1000)")
+    assert heard() == [Change(P, "insert", None, row(number)) for number in range(1, 1001)]
+    products.execute("update products set category_id = 1 where id <= 999")
+    assert len(heard()) == 999
+    products.execute("insert into products select generate_series(1001, 2001)")
+    assert heard() == [table_wide(P, "insert")]
+
+
+def test_nothing_is_sent_for_no_rows_and_for_what_is_rolled_back(products, heard):
+    products.execute("update products set name = 'x' where id = 99")
+    with products.transaction(force_rollback=True):
+        products.execute("insert into products values (1)")
+    assert heard() == []
+
+
+@pytest.mark.parametrize("length", [100, 3700, 3790, 3800, 3900, 7790, 8000, 100_000])
+def test_a_value_of_any_length_is_sent_or_makes_the_table_wide_change(db, heard, length):
+    db.execute("create table products (name text)")
+    install(db, SHOP, rules("n:{name}"))
+    db.execute("insert into products values (repeat('é', %s))", [length // 2])
+    (change,) = heard()
+    assert change in (Change(P, "insert", None, {"name": "é" * (length // 2)}), table_wide(P, "insert"))
+    assert change.wide == (length > 3790)
+
+
+def test_control_and_glob_characters_arrive_as_they_are(db, heard):
+    db.execute("create table products (name text)")
+    install(db, SHOP, rules("n:{name}"))
+    name = "".join(map(chr, range(1, 0x250))) + "*?[]\\\U0001f600"
+    db.execute("insert into products values (%s)", [name])
+    assert heard() == [Change(P, "insert", None, {"name": name})]
+
+
+def test_values_are_the_same_from_every_session(db, heard):
+    db.execute("create table products (t timestamptz, f float8, b bytea, i interval, y boolean)")
+    install(db, SHOP, rules("{t}{f}{b}{i}{y}"))
+    values = "'2026-01-02 03:04:05+00', 0.1::float8 + 0.2, '\\xdead', '1 day 2:03', true"
+    db.execute(f"insert into products values ({values})")
+    db.execute("set datestyle = 'German'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -5;")
+    db.execute("set bytea_output = 'escape'; set intervalstyle = 'iso_8601'")
+    db.execute(f"insert into products values ({values})")
+    one, other = heard()
+    assert one == other
+    assert one.new == {
+        "t": "2026-01-02 03:04:05+00",
+        "f": "0.30000000000000004",
+        "b": "\\xdead",
+        "i": "1 day 02:03:00",
+        "y": "true",
+    }
+
+
+@pytest.mark.parametrize(
+    "migration",
+    [
+        "alter table products rename column category_id to category",
+        "alter table products drop column attrs",
+        "alter table products alter column attrs type text using attrs::text",
+    ],
+)
+def test_a_writer_never_fails_for_a_column_that_is_gone(products, heard, migration):
+    products.execute(migration)
+    products.execute("insert into products (id) values (1)")
+    assert heard() == [table_wide(P, "insert")]
+
+
+def test_a_cancelled_statement_stays_cancelled(products):
+    products.execute("set statement_timeout = '50ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        products.execute("insert into products select g, g from generate_series(1, 1000) g, pg_sleep(1)")
+
+
+def test_odd_names_work(db, heard):
+    table = 'Odd "Tab.le" ' + "é" * 20
+    name = psycopg.sql.Identifier(table)
+    db.execute(psycopg.sql.SQL('create table {} ("My Col" int primary key)').format(name))
+    install(db, SHOP, rules('n:{"My Col"}', table=table))
+    db.execute(psycopg.sql.SQL("insert into {} values (1)").format(name))
+    assert heard() == [Change(Table("public", table), "insert", None, {"My Col": "1"})]
+
+
+def test_a_schema_wildcard_installs_on_every_schema_that_has_the_table(db, heard):
+    for schema in ("tenant_1", "tenant_2", "tenantx"):
+        db.execute(f"create schema {schema}; create table {schema}.products (id int)")
+    tables = install(db, SHOP, rules("{schema}:{id}", schema="tenant_*"))
+    assert tables == [Table("tenant_1", "products"), Table("tenant_2", "products")]
+    db.execute("insert into tenant_2.products values (5)")
+    assert heard() == [Change(Table("tenant_2", "products"), "insert", None, {"id": "5"})]
+
+
+def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(products):
+    catalog = (
+        "select (select count(*) from pg_trigger), (select count(*) from pg_proc), (select count(*) from pg_namespace)"
+    )
+    before = products.execute(catalog).fetchone()
+    install(products, SHOP, rules("p:{id}"))
+    assert products.execute(catalog).fetchone() == before
+    assert missing(products, SHOP, rules("p:{id}")) == []
+    assert uninstall(products, SHOP) == [P]
+    assert missing(products, SHOP, rules("p:{id}")) == [P]
+    left = "select count(*) from pg_namespace where nspname = 'invalidator'"
+    assert products.execute(left).fetchone() == (0,)
+    assert uninstall(products, SHOP) == []
+
+
+def test_two_installations_share_a_table(products, heard):
+    other = Installation("shop_two", "invalidator", 1000)
+    install(products, other, rules("p:{id}"))
+    uninstall(products, other)
+    products.execute("insert into products values (1)")
+    assert len(heard()) == 1
+    assert missing(products, SHOP, rules("p:{id}")) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "table", "message"),
+    [
+        (("p:{id}",), "prodcts", 'there is no table "public.prodcts"; create it, or correct the rule'),
+        (("p:{idd}",), "products", 'the table "public.products" has no column "idd"; did you mean "id"?'),
+    ],
+)
+def test_a_rule_that_asks_in_vain_is_refused_and_nothing_is_half_done(products, sources, table, message):
+    uninstall(products, SHOP)
+    with pytest.raises(RefusedError) as caught:
+        install(products, SHOP, rules(*sources, table=table))
+    assert str(caught.value) == message
+    assert products.execute("select count(*) from pg_trigger where tgname like 'invalidator%'").fetchone() == (0,)
+
+
+def test_a_lock_that_can_not_be_had_is_given_up(products, dsn):
+    @contextmanager
+    def locked():
+        with psycopg.connect(dsn) as other:
+            other.execute("lock table products in access exclusive mode")
+            yield
+
+    with locked(), pytest.raises(psycopg.errors.LockNotAvailable):
+        install(products, SHOP, rules("p:{name}"))
+
+
+def test_path_fields_are_installed_by_their_canonical_name(db, heard):
+    db.execute("create table products (id int, attrs jsonb)")
+    field = parse_field("attrs->'odd key'->>0")
+    install(db, SHOP, rules("{attrs->'odd key'->>0}"))
+    db.execute("insert into products values (1, '{\"odd key\": [5]}')")
+    (change,) = heard()
+    assert change.new == {field.name: "5"}
