@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from invalidator.cli.options import started
+
 
 @click.command()
 @click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and judge.")
@@ -23,6 +25,7 @@ def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: 
 
     from invalidator.demo.play import play
 
+    started()
     scripted = once or not (sys.stdin.isatty() and sys.stdout.isatty())
     sys.exit(asyncio.run(play(seconds, (postgres, redis), scripted=scripted, with_sidecar=not without)))
 

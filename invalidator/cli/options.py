@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +30,12 @@ def output_option(command: F) -> F:
     return click.option(
         "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
     )(command)
+
+
+def started() -> None:
+    """What a command that lives on calls when it has imported all it needs."""
+    gc.freeze()
+    gc.enable()
 
 
 def load_config(config_file: str | None) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from invalidator.cli.options import config_option, load_config
+from invalidator.cli.options import config_option, load_config, started
 from invalidator.logs import LEVELS, set_up
 
 
@@ -23,6 +23,7 @@ def run(config_file: str | None, log_level: str, log_format: str) -> None:
 
     from invalidator.service import run as run_service
 
+    started()
     asyncio.run(run_service(config))
 
 

@@ -1,25 +1,24 @@
 """One rule: which changes it selects, and what each of them evicts.
 
-The hot path is `Rule.evict`: a batch's changes of one table, in one call. Templates with a single whole column, which
-is most of them, are rendered by a list comprehension over the row images; a null or an unknown among them raises, and
-only then is the batch rendered one by one. Everything else here may be slow.
+The hot path is `Rule.evict`: a batch's changes of one table, in one call. Templates of whole columns, which is most of
+them, are rendered for all row images at once (see `fast`); only where a null or an unknown is among them, one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from invalidator.core import glob
 from invalidator.core.change import OPS, Change, Op, Table
 from invalidator.core.eviction import Eviction, Evictions, Kind, eviction
+from invalidator.core.fast import Fast, compiled
 from invalidator.core.fields import Field
 from invalidator.core.lookup import Answers, Lookup
-from invalidator.core.template import Hole, Part, Template
+from invalidator.core.template import Template
 from invalidator.core.values import UNKNOWN, Row, Value
 
-Fast = Callable[[Iterable[Row]], list[str]]
 Conditions = tuple[tuple[Field, frozenset[str | None]], ...]
 
 
@@ -54,7 +53,7 @@ class Evict:
 
     def __post_init__(self) -> None:
         if self.kind == "key":
-            object.__setattr__(self, "fast", _fast(self.template))
+            object.__setattr__(self, "fast", compiled(self.template))
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -91,17 +90,17 @@ class Rule:
     owns: tuple[str, ...] = ()
     lookup: Lookup | None = None
     fields: frozenset[Field] = field(init=False)
+    uses_key: bool = field(init=False)
     _ops: frozenset[Op | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        used = {f for evict in self.evicts for template in evict.templates for f in template.fields}
+        templates = [template for evict in self.evicts for template in evict.templates]
+        used = {f for template in templates for f in template.fields}
         used |= {f for f, _ in (*self.if_, *self.not_)}
         used |= set(self.lookup.holes) if self.lookup else set()
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
+        object.__setattr__(self, "uses_key", any(template.uses("pk") for template in templates))
         object.__setattr__(self, "_ops", frozenset((*self.ops, None)))
-
-    def uses_key(self) -> bool:
-        return any(template.uses("pk") for evict in self.evicts for template in evict.templates)
 
     def why_not(self, change: Change) -> str | None:
         """Why this rule does not select a change of its table, or None when it does."""
@@ -110,9 +109,8 @@ class Rule:
         if change.wide:
             return None
         for column, allowed in self.if_:
-            values = _both(column, change)
-            if not any(value is UNKNOWN or value in allowed for value in values):
-                return f"if: {column.name} is {_shown(values)}, not {_shown(sorted(allowed, key=str))}"
+            if not _may_be(column, allowed, change):
+                return f"if: {column.name} is {_shown(_both(column, change))}, not {_shown(sorted(allowed, key=str))}"
         if self.not_ and all(set(_both(column, change)) <= banned for column, banned in self.not_):
             return f"not: {', '.join(f'{column.name} is {_shown(_both(column, change))}' for column, _ in self.not_)}"
         if self.changed and change.op == "update" and not self._differs(change):
@@ -122,7 +120,7 @@ class Rule:
     def _differs(self, change: Change) -> bool:
         if change.old is None or change.new is None:
             return True
-        if self.uses_key() and (change.key is None or _key(change.old, change.key) != _key(change.new, change.key)):
+        if self.uses_key and (change.key is None or _key(change.old, change.key) != _key(change.new, change.key)):
             return True
         for column in self.fields:
             old, new = column.read(change.old), column.read(change.new)
@@ -192,25 +190,17 @@ def _sweeps(made: Eviction) -> bool:
     return made.glob and made.kind != "url" and not glob.anchor(made.key)
 
 
-def _fast(template: Template) -> Fast | None:
-    """A renderer for many rows at once, for a template around one whole column; it raises for null and unknown."""
-    if None in template.parts or len(template.holes) > 1:
-        return None
-    text = ["".join(part for part in run if isinstance(part, str)) for run in _around(template.parts)]
-    if not template.holes:
-        return lambda _: text[:1]
-    hole = template.holes[0]
-    if hole.field is None or not hole.is_plain():
-        return None
-    (before, after), column = text, hole.field.name
-    if after:
-        return lambda rows: [before + row[column] + after for row in rows]  # type: ignore[operator]
-    return lambda rows: [before + row[column] for row in rows]  # type: ignore[operator]
-
-
-def _around(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    at = next((at for at, part in enumerate(parts) if isinstance(part, Hole)), len(parts))
-    return parts[:at], parts[at + 1 :]
+def _may_be(column: Field, allowed: frozenset[str | None], change: Change) -> bool:
+    """Whether the column's old or new value is, or being unknown may be, one of these."""
+    for image, lacking in ((change.new, change.lacks_new), (change.old, change.lacks_old)):
+        if image is None:
+            if not lacking():
+                return True
+        else:
+            value = column.read(image)
+            if value is UNKNOWN or value in allowed:
+                return True
+    return False
 
 
 def _both(column: Field, change: Change) -> list[Value]:

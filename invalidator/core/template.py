@@ -54,7 +54,13 @@ class Hole:
     filters: tuple[filters.Filter, ...] = ()
 
     def read(self, change: Change, row: Row) -> Value:
-        value = self._read(change, row)
+        return self._filtered(self._read(change, row))
+
+    def read_image(self, row: Row) -> Value:
+        """The value for a hole that `of_each_image`."""
+        return self._filtered(self.field.read(row) if self.field else UNKNOWN)
+
+    def _filtered(self, value: Value) -> Value:
         for apply in self.filters:
             value = apply(value)
         return value
@@ -70,9 +76,13 @@ class Hole:
         absent = change.lacks_old() if self.scope == "old" else change.lacks_new()
         return None if absent else UNKNOWN
 
+    def of_each_image(self) -> bool:
+        """A field of whichever image is rendered."""
+        return self.field is not None and self.scope == "both"
+
     def is_plain(self) -> bool:
-        """A whole column of either image, unfiltered: what the fast path renders."""
-        return self.field is not None and not self.field.path and self.scope == "both" and not self.filters
+        """And that as it is: a whole column, unfiltered."""
+        return self.field is not None and self.scope == "both" and not self.field.path and not self.filters
 
 
 Part = str | Hole | None

@@ -72,7 +72,7 @@ def plan(connection: psycopg.Connection[Any], rules: RuleSet) -> Iterator[Spec]:
         found |= {Table(row["schema"], row["name"]): row for row in rows}
     for table, row in found.items():
         about = rules.about(table)
-        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), any(rule.uses_key() for rule in about))
+        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), any(rule.uses_key for rule in about))
 
 
 def _tables(connection: psycopg.Connection[Any], pattern: TablePattern) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def _fields(rules: Iterable[Rule], table: Table, row: dict[str, Any]) -> tuple[F
         if field.column not in row["columns"]:
             what = f'the table "{table}" has no column "{field.column}"'
             raise RefusedError(what, todo=did_you_mean(field.column, row["columns"]))
-    if any(rule.uses_key() for rule in rules):
+    if any(rule.uses_key for rule in rules):
         fields |= {column: Field(column) for column in row["key"] or ()}
     return tuple(fields[name] for name in sorted(fields))
 
