@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from invalidator.config.compile import compile_rules
+from invalidator.config.compile import compile_rules, target_digest
 from invalidator.config.models import Config
 from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.logs import Log
@@ -39,7 +39,8 @@ async def run(config: Config) -> None:
 async def serve(config: Config) -> None:
     """Keep the configured caches right until cancelled."""
     rules = compile_rules(config)
-    _log.info("starting", "starting", name=config.name, rules=len(config.rules), targets=",".join(config.targets))
+    for name in config.targets:
+        _log.info("starting", "starting", name=config.name, target=name, digest=target_digest(config, name))
     await asyncio.to_thread(_look_at_triggers, config)
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(_target(name, part)) for name, part in config.targets.items()]
@@ -72,6 +73,9 @@ def _look_at_triggers(config: Config) -> None:
         with connect(config) as connection:
             tables = missing(connection, installation(config), compile_rules(config))
     except psycopg.OperationalError:
+        return
+    except psycopg.Error as error:
+        _log.warning("triggers_unseen", "the triggers can't be looked at", why=str(error).partition("\n")[0])
         return
     for table in tables:
         _log.error(

@@ -8,6 +8,7 @@ from invalidator.config import models
 from invalidator.config.document import Path
 from invalidator.config.types import read_table
 from invalidator.core import glob
+from invalidator.core.digest import digest
 from invalidator.core.eviction import KINDS, Kind
 from invalidator.core.fields import parse_field
 from invalidator.core.rule import Conditions, Evict, Rule
@@ -23,6 +24,18 @@ def compile_rules(config: models.Config) -> RuleSet:
     """The rules of a valid configuration."""
     rules = [compile_rule(number, rule, tuple(config.targets)) for number, rule in enumerate(config.rules)]
     return RuleSet(rules, config.targets)
+
+
+def target_digest(config: models.Config, target: str) -> str:
+    """A fingerprint of everything that decides what is evicted from a target."""
+    data = config.model_dump(mode="json", by_alias=True)
+    facts = {
+        "rules": [rule for rule in data["rules"] if rule["to"] is None or target in rule["to"]],
+        "target": {key: data["targets"][target][key] for key in ("kind", "prefix", "flush")},
+        "source": data["source"],
+        "triggers": data["triggers"],
+    }
+    return digest(facts)
 
 
 def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...]) -> Rule:

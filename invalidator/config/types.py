@@ -103,19 +103,40 @@ def mask(text: str) -> str:
 
 
 _DSN = re.compile(r"postgres(?:ql)?://\S*|(?:\s*\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[^\s']*)\s*)*")
+_HOST = re.compile(r"(?:[^:\[\]]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 _REDIS_URL = re.compile(r"rediss?://\S*|unix://\S+")
 
 
 def _dsn(text: Any) -> Any:
-    if isinstance(text, str) and not _DSN.fullmatch(text):
-        raise ValueError("not a connection string; write postgresql://user@host/database, or host=... dbname=...")
+    if isinstance(text, str):
+        if not _DSN.fullmatch(text):
+            raise ValueError("not a connection string; write postgresql://user@host/database, or host=... dbname=...")
+        _check_authority(text, "/")
     return text
 
 
 def _redis_url(text: Any) -> Any:
-    if isinstance(text, str) and not _REDIS_URL.fullmatch(text):
-        raise ValueError("not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path")
+    if isinstance(text, str):
+        if not _REDIS_URL.fullmatch(text):
+            raise ValueError("not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path")
+        _check_authority(text, "/?#")
     return text
+
+
+def _check_authority(url: str, ends: str) -> None:
+    """Refuse what would make a library take part of a password for a host or a port, and say it in its error.
+
+    `ends` are the characters that end the part with user, password, host and port.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "unix":
+        return
+    authority, *others = re.split(f"[{ends}]", rest, maxsplit=1)
+    hosts = authority.rpartition("@")[2].partition("?")[0]
+    if authority.count("@") > 1 or any("@" in other.partition("?")[0] for other in others):
+        raise ValueError("a password with a bare special character; write %3A, %2F, %3F, %23, %40 for : / ? # @")
+    if not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        raise ValueError("not host:port after ://; in a password write %3A, %2F, %3F, %23, %40 for : / ? # @")
 
 
 # Never shown whole: `repr` and logs show stars, `config print` hides the passwords, and no message quotes them.

@@ -1,7 +1,7 @@
 """Rendering many rows at once, for the templates that nearly all keys come from: columns of a row, and nothing else.
 
 There is no check for null or unknown here. Joining one to text raises, as does a column that a row lacks, and
-then the caller renders that batch one by one. So the price of a value that is not known is paid only where there is one.
+then the caller renders that batch one by one. So the price of a value that is not known is paid only where one is.
 """
 
 from __future__ import annotations

@@ -48,14 +48,10 @@ class RuleSet:
                         rule.evict_wide(change, into)
         return self._routed(out)
 
-    def owned(self, tables: Iterable[Table] | None = None) -> dict[str, tuple[Eviction, ...]]:
-        """What a gap flushes on each target: all that the rules can evict, or the part about these tables."""
-        chosen = self.rules
-        if tables is not None:
-            wanted = tuple(tables)
-            chosen = tuple(rule for rule in self.rules if any(rule.table.matches(table) for table in wanted))
+    def owned(self) -> dict[str, tuple[Eviction, ...]]:
+        """What a gap flushes on each target: all that its rules can ever evict."""
         out: dict[tuple[str, ...], Evictions] = {}
-        for rule in chosen:
+        for rule in self.rules:
             out.setdefault(rule.to, Evictions()).update(Evictions.of(rule.owned()))
         routed = self._routed(out)
         return {target: tuple(routed.get(target, ())) for target in self.targets}

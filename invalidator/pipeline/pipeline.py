@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Batch, Gap, Position
+from invalidator.core.change import Change, table_wide
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import SourceLost
 from invalidator.logs import Log
@@ -79,17 +80,23 @@ class Pipeline:
 
     def _take(self, item: Batch | Gap) -> None:
         self._number += 1
-        if isinstance(item, Gap):
-            self._log.warning("gap", "changes may have been missed; what the rules own is flushed", reason=item.reason)
-            for lane in self.lanes:
-                lane.owe(item.reason, self._number)
+        if isinstance(item, Batch):
+            self._log.debug("batch", "heard changes", changes=len(item.changes), number=self._number)
+            self._put(item.changes)
+            if item.position is not None:
+                self._taken.append((self._number, item.position))
             return
-        evictions = self._rules.evict(item.changes)
-        self._log.debug("batch", "heard changes", changes=len(item.changes), number=self._number)
+        self._log.warning("gap", "changes may have been missed; what the rules own is flushed", reason=item.reason)
+        if item.tables is not None:
+            self._put([table_wide(table) for table in item.tables])
+            return
+        for lane in self.lanes:
+            lane.owe(item.reason, self._number)
+
+    def _put(self, changes: Sequence[Change]) -> None:
+        evictions = self._rules.evict(changes)
         for lane in self.lanes:
             lane.put(evictions.get(lane.target.name), self._number)
-        if item.position is not None:
-            self._taken.append((self._number, item.position))
 
     async def _confirm(self) -> None:
         while True:

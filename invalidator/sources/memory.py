@@ -15,7 +15,7 @@ class MemorySource:
     """A log of batches; a position is the number of batches before it. `lose` ends the feed that is open."""
 
     def __init__(self) -> None:
-        self._log: list[Sequence[Change]] = []
+        self._log: list[Sequence[Change] | Gap] = []
         self._first = 0
         self._losses = 0
         self._news = asyncio.Event()
@@ -23,6 +23,11 @@ class MemorySource:
 
     def publish(self, changes: Sequence[Change]) -> None:
         self._log.append(changes)
+        self._news.set()
+
+    def miss(self, gap: Gap) -> None:
+        """Say that something may have been missed."""
+        self._log.append(gap)
         self._news.set()
 
     def lose(self) -> None:
@@ -53,9 +58,9 @@ class MemoryFeed:
             yield Gap("start")
         while True:
             while self._next < source._first + len(source._log):
-                changes = source._log[self._next - source._first]
+                item = source._log[self._next - source._first]
                 self._next += 1
-                yield Batch(changes, position=str(self._next))
+                yield item if isinstance(item, Gap) else Batch(item, position=str(self._next))
             if source._losses != self._losses:
                 raise SourceLost("the feed was cut", where="memory")
             source._news.clear()

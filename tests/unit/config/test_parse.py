@@ -253,6 +253,62 @@ rules:
     assert [(e.key, e.field) for e in made] == [("p:en", "en:7"), ("p:de", "de:7")]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:s3c@ret@host/db",
+        "postgresql://u:s3c/ret@host/db",
+        "postgresql://u:s3cret",
+        "postgresql://host:s3cret/db",
+    ],
+)
+def test_a_password_that_could_leak_in_an_error_is_refused(url):
+    (line,) = mistakes(GOOD + f"postgres: {{dsn: '{url}'}}\n")
+    assert "%2F" in line
+    assert "s3c" not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:s3c@ret@host",
+        "redis://:s3c/ret@host",
+        "redis://:s3c?ret@host",
+        "redis://:s3c#ret@h",
+        "redis://h:s3cret",
+    ],
+)
+def test_a_redis_password_that_could_leak_in_an_error_is_refused(url):
+    (line,) = mistakes(GOOD.replace("redis}", f"redis, url: '{url}'}}"))
+    assert "%2F" in line
+    assert "s3c" not in line
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "",
+        "postgresql://",
+        "postgresql:///shop",
+        "postgresql://u:p%40@h1:5432,h2:5433/shop?target_session_attrs=read-write&application_name=a@b",
+        "postgres://[::1]:5432/x",
+        "postgresql://%2Fvar%2Frun/x",
+        "postgresql://u:a?b@host/x",
+        "host=db  port = 5432 password='a b' dbname=x",
+    ],
+)
+def test_any_libpq_string_will_do(dsn):
+    assert read(GOOD + f'postgres: {{dsn: "{dsn}"}}\n').postgres.dsn.get_secret_value() == dsn
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://", "rediss://u:p@h:1/2?x=y", "unix:///run/redis.sock?db=1", "redis://[::1]:6379"]
+)
+def test_any_redis_url_will_do(url):
+    config = read(GOOD.replace("redis}", f"redis, url: '{url}'}}"))
+    assert config.targets["cache"].url.get_secret_value() == url
+
+
 class TestInterpolation:
     def test_replaces_variables_defaults_files_and_dollars(self):
         text = GOOD.replace("{kind: redis}", "{kind: redis, prefix: '${A}-${B:-b}-${C:-}-${file:/secret}-$$-${D:-d}'}")

@@ -136,12 +136,6 @@ def test_routes_evictions_to_the_targets_of_each_rule():
     assert owned == {"one": ["a:*"], "two": ["a:*", "b:*"], "three": []}
 
 
-def test_owned_can_be_asked_for_some_tables():
-    other = TablePattern("public", "other")
-    rules = RuleSet([rule("a:{id}"), rule("b:{id}", number=1, table=other)], ["cache"])
-    assert [e.key for e in rules.owned([Table("public", "other")])["cache"]] == ["b:*"]
-
-
 def test_a_schema_wildcard_is_about_every_schema_that_has_the_table():
     rules = RuleSet([rule("{schema}:{id}", table=TablePattern("tenant_*", "products"))], ["cache"])
     row = {"id": "1"}

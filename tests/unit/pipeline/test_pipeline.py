@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from invalidator.core.batch import Gap
 from invalidator.core.change import Change, Table
 from invalidator.core.eviction import Evictions
 from invalidator.core.rule import Evict, Rule, TablePattern
@@ -71,6 +72,17 @@ async def test_a_gap_flushes_what_the_rules_own(source):
         source.lose()
         await eventually(lambda: "p:2" not in target.store)
     assert set(target.store) == {"other"}
+
+
+async def test_a_gap_of_some_tables_evicts_what_the_rules_own_of_those(source):
+    target = MemoryTarget()
+    async with running(make(source, target)):
+        await eventually(lambda: "flush" in target.calls)
+        target.store |= {"p:1": "old", "other": "kept"}
+        source.miss(Gap("detached", frozenset({Table("public", "orders")})))
+        source.miss(Gap("detached", frozenset({T})))
+        await eventually(lambda: "p:1" not in target.store)
+    assert target.calls.count("flush") == 1
 
 
 async def test_a_position_is_confirmed_only_after_every_target_has_answered(source):
