@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
 from invalidator.config.compile import check_entry, check_rule
@@ -70,6 +70,8 @@ def _path(loc: tuple[int | str, ...], data: Data) -> Path:
             here = here[step]
     return tuple(path)
 
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _EXPECTED = {
     "string_type": "text",
@@ -190,20 +192,16 @@ def _moved(mistake: Mistake, source: str, offset: int, lines: list[str]) -> Mist
     return mistake
 
 
-_rule = TypeAdapter(models.Rule)
-_target = TypeAdapter(models.RedisTarget)
-
-
 def _check_together(document: Document, data: dict[str, Data]) -> None:
     """Check rules against targets, each as far as it is right by itself."""
     wrong = {mistake.path for mistake in document.mistakes}
     raw_targets, raw_rules = data.get("targets"), data.get("rules")
     if not isinstance(raw_targets, dict) or not isinstance(raw_rules, list):
         return
-    targets = {name: made for name, raw in raw_targets.items() if (made := _valid(_target, raw)) is not None}
+    targets = {name: made for name, raw in raw_targets.items() if (made := _valid(models.RedisTarget, raw)) is not None}
     for number, raw in enumerate(raw_rules):
         path: Path = ("rules", number)
-        rule = _valid(_rule, raw)
+        rule = _valid(models.Rule, raw)
         if rule is None or any(text.startswith(f"rules[{number}].") for text in wrong):
             continue
         listed = isinstance(raw, dict) and isinstance(raw.get("evict"), list)
@@ -219,8 +217,8 @@ def _named(raw_targets: dict[str, Data], targets: dict[str, models.RedisTarget])
     return {name: targets.get(name, stand_in) for name in raw_targets}
 
 
-def _valid(adapter: TypeAdapter[Any], raw: object) -> Any:
+def _valid(model: type[Model], raw: object) -> Model | None:
     try:
-        return adapter.validate_python(raw)
+        return model.model_validate(raw)
     except ValidationError:
         return None

@@ -109,6 +109,7 @@ class Demo:
     async def settle(self) -> None:
         """Stop writing, give everything the time it is promised to need, and compare all of it."""
         self.traffic.quiet = True
+        print("writing has stopped; when all is quiet, everything is compared once more", flush=True)
         await asyncio.sleep(BOUND + 0.5)
         await self.traffic.compare_all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -56,7 +57,9 @@ class Screen:
 
     def _rows(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> list[str]:
         hits = 100 * counts.hits / counts.reads if counts.reads else 0
-        verdict = self._styled("32;1", "0") if not counts.stale else self._styled("31;1", f"{counts.stale:,}")
+        verdict = self._styled("31;1" if counts.stale else "32;1", f"{counts.stale:>10,}")
+        width = shutil.get_terminal_size().columns - 4
+        keys = [f"[{self._styled('1', key)}] {what}" for key, what in KEYS.items()]
         return [
             self._styled("1", "invalidator demo") + f"   {self._servers}   {seconds:.0f} s",
             "",
@@ -67,13 +70,13 @@ class Screen:
             f"  flushes              {heard.flushes:>10,}",
             f"  commit to evicted                {latency(counts)}",
             "",
-            f"  stale reads          {verdict:>10}   of {counts.checks:,} comparisons; wrong for over {BOUND:g} s",
+            f"  stale reads          {verdict}   of {counts.checks:,} comparisons; wrong for over {BOUND:g} s",
             *([f"    {key}" for key in counts.stale_keys[-3:]]),
             "",
             self._styled("33", f"  {fault}") if fault else "",
-            *(f"  {news}" for news in heard.news),
+            *(f"  {news if len(news) <= width else news[: width - 3] + '...'}" for news in heard.news),
             "",
-            "  " + "   ".join(f"[{self._styled('1', key)}] {what}" for key, what in KEYS.items()),
+            *("  " + "   ".join(keys[start : start + 3]) for start in range(0, len(keys), 3)),
         ]
 
     def _styled(self, code: str, text: str) -> str:
