@@ -206,7 +206,8 @@ def _check_together(document: Document, data: dict[str, Data]) -> None:
             continue
         listed = isinstance(raw, dict) and isinstance(raw.get("evict"), list)
         paths = [(*path, "evict", place) if listed else (*path, "evict") for place in range(len(rule.evict))]
-        if all(check_entry(entry, where, document.mistake) for entry, where in zip(rule.evict, paths, strict=True)):
+        right = [check_entry(entry, where, document.mistake) for entry, where in zip(rule.evict, paths, strict=True)]
+        if all(right):
             known = targets if len(targets) == len(raw_targets) else _named(raw_targets, targets)
             check_rule(rule, path, known, document.mistake)
 

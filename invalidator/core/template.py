@@ -107,10 +107,6 @@ class Template:
     def uses(self, word: str) -> bool:
         return any(hole.word == word for hole in self.holes)
 
-    def of_rows(self) -> bool:
-        """Whether its text depends on a row, not only on the table and on what happened."""
-        return any(hole.field is not None or hole.word == "pk" for hole in self.holes)
-
     def bind(self, variables: Mapping[str, Sequence[str]]) -> tuple[Template, ...]:
         """The templates with each variable that occurs replaced by each of its values."""
         used = [name for name in variables if self.uses(name)]
@@ -129,12 +125,11 @@ class Template:
             parts.append(None if value is UNKNOWN or value is None else value)
         return _join(parts)
 
-    def render_wide(self, change: Change) -> Rendered:
-        """What covers every row of the change's table: `*` for all that depends on a row or on what was done."""
-        return self.cover(change.table.schema, change.table.name)
-
     def cover(self, schema: str, table: str) -> Rendered:
-        """What covers every change of every table of these names; a `*` in a name is a wildcard."""
+        """What covers every change of every table of these names; a `*` in a name is a wildcard.
+
+        That is `*` for all that depends on a row or on what was done.
+        """
         names = {"schema": schema, "table": table}
         parts: list[str | None] = []
         for part in self.parts:

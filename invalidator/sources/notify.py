@@ -26,6 +26,7 @@ from invalidator.logs import Log
 
 _CONNECT: Final[dict[str, Any]] = {
     "autocommit": True,
+    "client_encoding": "utf8",
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -62,6 +63,9 @@ class NotifySource:
         except (psycopg.Error, OSError) as error:
             raise SourceLost(f"can't connect: {_first_line(error)}", where="postgres") from error
         try:
+            if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+                # There the server knows no conversion, and would end the connection over bytes that are not UTF-8.
+                await connection.execute("set client_encoding = 'sql_ascii'")
             await connection.execute(listen)
         except psycopg.Error as error:
             connection.pgconn.finish()
@@ -118,7 +122,8 @@ class NotifyFeed:
     def _decode(self, payload: bytes) -> list[Change]:
         """The changes of a payload; of one that can't be read, the wider change or the gap that covers it."""
         try:
-            return decode(payload.decode("utf-8", "replace"))
+            # Bytes that are no text, which SQL_ASCII allows, come out as unknown values.
+            return decode(payload.decode("utf-8", "surrogateescape"))
         except UnreadableError as error:
             self._log.warning("payload_unreadable", "a notification can't be read", why=str(error))
             if error.table is not None:

@@ -13,6 +13,7 @@ from invalidator.core.change import Change, Table
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
+from invalidator.core.values import UNKNOWN
 from invalidator.errors import SourceLost
 from invalidator.sources.memory import MemorySource
 from invalidator.sources.notify import NotifySource
@@ -147,3 +148,27 @@ async def test_a_role_that_may_not_connect_is_lost_with_the_servers_words(dsn):
     with pytest.raises(SourceLost, match="nobody_there"):
         async with NotifySource(psycopg.conninfo.make_conninfo(dsn, user="nobody_there"), "c", "a").open(None):
             pass
+
+
+@pytest.mark.parametrize(
+    ("encoding", "stored", "expected"),
+    [("LATIN1", b"\xe9", "é"), ("SQL_ASCII", "é".encode(), "é"), ("SQL_ASCII", b"\xff", UNKNOWN)],
+)
+async def test_text_of_every_server_encoding_arrives_right_or_unknown(dsn, db, encoding, stored, expected):
+    name = f"{db.info.dbname}_{encoding}_{stored.hex()}".lower()
+    db.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0")
+    encoded = psycopg.conninfo.make_conninfo(dsn, dbname=name)
+    try:
+        with psycopg.connect(encoded, autocommit=True, client_encoding="utf8") as made:
+            made.execute("create table items (name text)")
+            rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("i:{name}")),), ("cache",))], ["cache"])
+            install(made, Installation("test", "invalidator", 1000), rules)
+            async with NotifySource(encoded, "invalidator_test", "invalidator test").open(None) as feed:
+                items = aiter(feed)
+                assert isinstance(await anext(items), Gap)
+                made.execute("insert into items values (convert_from(%s::bytea, getdatabaseencoding()))", [stored])
+                batch = await asyncio.wait_for(anext(items), 5)
+                await items.aclose()
+        assert [change.new["name"] for change in batch.changes] == [expected]
+    finally:
+        db.execute(f"drop database {name} (force)")

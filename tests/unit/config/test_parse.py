@@ -172,6 +172,11 @@ def test_mistakes_in_templates(evict, line):
     assert found[0].startswith(line), found[0]
 
 
+def test_every_wrong_entry_of_a_rule_is_said():
+    found = rule_mistakes("- table: public.products\n  evict: [{hash: x}, {tag: x, key: y}]\n")
+    assert ["evict[0]" in found[0], "evict[1]" in found[1], len(found)] == [True, True, 2]
+
+
 def test_an_unquoted_template_that_is_no_yaml_says_to_quote_it():
     (line,) = rule_mistakes("- table: public.products\n  evict:\n    - {slug}:page\n")
     assert line.startswith("c.yaml:8:")

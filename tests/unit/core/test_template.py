@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import Change, Table, table_wide
+from invalidator.core.change import Change, Table
 from invalidator.core.template import Rendered, TemplateError, parse
 from invalidator.core.values import UNKNOWN
 from tests.strategies import texts
@@ -95,7 +95,7 @@ def test_variables_make_a_template_for_each_value():
     row = {"id": "1"}
     made = [template.render(Change(T, "insert", None, row), row) for template in bound]
     assert made == [("p:1:en:*", False), ("p:1:de:*", False)]
-    assert [template.render_wide(table_wide(T)).text for template in bound] == [r"p:*:en:\*", r"p:*:de:\*"]
+    assert [template.cover(*T).text for template in bound] == [r"p:*:en:\*", r"p:*:de:\*"]
 
 
 def test_covers_a_schema_wildcard_by_its_own_wildcard():
