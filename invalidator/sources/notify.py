@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.conninfo import conninfo_to_dict
 
 from invalidator.core.batch import Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
@@ -24,9 +25,8 @@ from invalidator.core.payload import UnreadableError, decode
 from invalidator.errors import SourceLost
 from invalidator.logs import Log
 
-_CONNECT: Final[dict[str, Any]] = {
-    "autocommit": True,
-    "client_encoding": "utf8",
+_UNLESS_SAID_OTHERWISE: Final[dict[str, Any]] = {
+    "target_session_attrs": "read-write",  # a standby can't LISTEN
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -57,9 +57,16 @@ class NotifySource:
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         listen = sql.SQL("listen {}").format(sql.Identifier(self._channel))
-        options = {**_CONNECT, "fallback_application_name": self._application_name}
         try:
-            connection = await psycopg.AsyncConnection.connect(self._dsn, **options)
+            said = conninfo_to_dict(self._dsn)
+            options = {name: value for name, value in _UNLESS_SAID_OTHERWISE.items() if name not in said}
+            connection = await psycopg.AsyncConnection.connect(
+                self._dsn,
+                autocommit=True,
+                client_encoding="utf8",
+                fallback_application_name=self._application_name,
+                **options,
+            )
         except (psycopg.Error, OSError) as error:
             raise SourceLost(f"can't connect: {_first_line(error)}", where="postgres") from error
         try:

@@ -144,6 +144,15 @@ async def test_a_source_that_can_not_be_reached_is_lost():
             pass
 
 
+async def test_what_can_not_be_written_to_is_not_listened_to_unless_the_dsn_says_so(dsn, db):
+    db.execute(f"alter database {db.info.dbname} set default_transaction_read_only = on")
+    with pytest.raises(SourceLost, match="read-only"):
+        async with NotifySource(dsn, "c", "a").open(None):
+            pass
+    async with NotifySource(psycopg.conninfo.make_conninfo(dsn, target_session_attrs="any"), "c", "a").open(None):
+        pass
+
+
 async def test_a_role_that_may_not_connect_is_lost_with_the_servers_words(dsn):
     with pytest.raises(SourceLost, match="nobody_there"):
         async with NotifySource(psycopg.conninfo.make_conninfo(dsn, user="nobody_there"), "c", "a").open(None):

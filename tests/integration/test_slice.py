@@ -49,22 +49,18 @@ class World:
 
     @asynccontextmanager
     async def serving(self):
+        """The service, once the flush of its start and the repeat of that are over."""
+        self.cache.set("app:p:marker", "removed by the flush")
         task = asyncio.create_task(serve(self.config))
         try:
-            await self.flushed()
+            await eventually(lambda: not self.cache.exists("app:p:marker"))
+            self.cache.set("app:p:marker", "removed by its repeat")
+            await eventually(lambda: not self.cache.exists("app:p:marker"))
             yield task
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-
-    async def flushed(self):
-        """Wait for a flush: store keys that only a flush removes until one stays away."""
-        self.cache.set("app:p:marker", "x")
-        await eventually(lambda: not self.cache.exists("app:p:marker"), 30)
-
-    def quiet_flush_repeats(self):
-        return asyncio.sleep(0.4)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +79,6 @@ def empty(world):
 
 async def test_a_commit_evicts_keys_patterns_and_tags(world):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.mset(
             {"app:p:1": "x", "app:p:2": "x", "app:list:a:7": "x", "app:list:a:8": "x", "p:1": "x", "m": "x"}
         )
@@ -95,7 +90,6 @@ async def test_a_commit_evicts_keys_patterns_and_tags(world):
 
 async def test_a_killed_connection_is_a_flush_and_then_all_is_heard_again(world):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.set("app:p:9", "stale")
         world.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'invalidator slice'"
@@ -109,7 +103,6 @@ async def test_a_killed_connection_is_a_flush_and_then_all_is_heard_again(world)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
 async def test_a_restart_of_postgresql_is_a_flush(world, how):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.set("app:p:9", "stale")
         await asyncio.to_thread(world.postgres.restart, how)
         await eventually(lambda: not world.cache.exists("app:p:9"))
@@ -120,7 +113,6 @@ async def test_a_restart_of_postgresql_is_a_flush(world, how):
 
 async def test_what_commits_while_redis_is_frozen_is_evicted_when_it_is_back(world):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.set("app:p:1", "stale")
         world.redis.freeze()
         world.execute("insert into products values (1, 7)")
@@ -131,7 +123,6 @@ async def test_what_commits_while_redis_is_frozen_is_evicted_when_it_is_back(wor
 
 async def test_redis_restarting_needs_no_restart_of_ours(world):
     async with world.serving():
-        await world.quiet_flush_repeats()
         await asyncio.to_thread(world.redis.restart, signal.SIGKILL)
         world.cache.set("app:p:1", "stale")
         world.execute("insert into products values (1, 7)")
@@ -151,7 +142,6 @@ async def test_it_waits_for_servers_that_are_not_there_yet(world):
 
 async def test_a_stale_fill_is_evicted_once_more(world):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.set("app:p:1", "old")
         world.execute("insert into products values (1, 7)")
         await eventually(lambda: not world.cache.exists("app:p:1"))
@@ -169,7 +159,6 @@ async def test_a_stale_fill_is_evicted_once_more(world):
 )
 async def test_an_unreadable_payload_evicts_the_table_or_everything(world, payload, survives):
     async with world.serving():
-        await world.quiet_flush_repeats()
         world.cache.mset({"app:p:1": "x", "app:list:z:1": "x"})
         world.execute(f"select pg_notify('invalidator_slice', '{payload}')")
         world.execute("insert into products values (5, 1)")
