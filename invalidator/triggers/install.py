@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -48,6 +48,7 @@ class Spec:
     fields: tuple[Field, ...]
     key: tuple[str, ...]
     uses_key: bool
+    children: tuple[Table, ...] = ()
 
 
 def install(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:
@@ -72,13 +73,18 @@ def plan(connection: psycopg.Connection[Any], rules: RuleSet) -> Iterator[Spec]:
         found |= {Table(row["schema"], row["name"]): row for row in rows}
     for table, row in found.items():
         about = rules.about(table)
-        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), any(rule.uses_key for rule in about))
+        uses_key = any(rule.uses_key for rule in about)
+        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), uses_key, _children(row))
 
 
 def _tables(connection: psycopg.Connection[Any], pattern: TablePattern) -> list[dict[str, Any]]:
     like = pattern.schema.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(load("tables"), {"schema": like, "name": pattern.name}).fetchall()
+
+
+def _children(row: dict[str, Any]) -> tuple[Table, ...]:
+    return tuple(Table(*names) for names in row["children"])
 
 
 def _fields(rules: Iterable[Rule], table: Table, row: dict[str, Any]) -> tuple[Field, ...]:
@@ -93,7 +99,7 @@ def _fields(rules: Iterable[Rule], table: Table, row: dict[str, Any]) -> tuple[F
 
 
 def statements(installation: Installation, spec: Spec) -> Iterator[sql.Composed]:
-    """The function and the four triggers of one table."""
+    """The function of one table, and the four triggers that run it, on the table and on each below it."""
     function = sql.Identifier(installation.schema, naming.function(installation.name, spec.table))
     channel = sql.Literal(naming.channel(installation.name))
     send = {
@@ -112,14 +118,24 @@ def statements(installation: Installation, spec: Spec) -> Iterator[sql.Composed]
         named["k"] = list(spec.key)
     fields = json.dumps(named, ensure_ascii=False)[1:-1] + ","
     yield sql.SQL(load("function")).format(function=function, channel=channel, head=head, fields=fields, **send)
-    for event in naming.EVENTS:
+    for table, trigger, event in _wanted(installation, spec.table, spec.children):
         yield sql.SQL(load("trigger")).format(
-            trigger=sql.Identifier(naming.trigger(installation.name, event)),
+            trigger=sql.Identifier(trigger),
             event=sql.SQL(event),
-            table=sql.Identifier(*spec.table),
+            table=sql.Identifier(*table),
             referencing=sql.SQL(_REFERENCING[event]),
             function=function,
         )
+
+
+def _wanted(
+    installation: Installation, table: Table, children: Iterable[Table]
+) -> Iterator[tuple[Table, str, LiteralString]]:
+    """The triggers of a table: on which table, by which name, for which event."""
+    for event in naming.EVENTS:
+        yield table, naming.trigger(installation.name, event), event
+        for child in children:
+            yield child, naming.trigger(installation.name, event, above=table), event
 
 
 def _images(spec: Spec, *, old: bool, new: bool) -> sql.Composable:
@@ -155,15 +171,15 @@ def _image(spec: Spec, alias: str) -> sql.Composable:
 
 
 def missing(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:
-    """The tables of the rules on which not all of our triggers stand."""
+    """The tables of the rules, and below them, on which not all of our triggers stand."""
     standing = {(row["schema"], row["table"], row["trigger"]) for row in _ours(connection, installation)}
-    wanted = [naming.trigger(installation.name, event) for event in naming.EVENTS]
-    tables = {
-        Table(row["schema"], row["name"])
+    wanted = {
+        (*table, trigger)
         for pattern in {rule.table for rule in rules.rules}
         for row in _tables(connection, pattern)
+        for table, trigger, _ in _wanted(installation, Table(row["schema"], row["name"]), _children(row))
     }
-    return sorted(table for table in tables if any((*table, trigger) not in standing for trigger in wanted))
+    return sorted({Table(schema, name) for schema, name, _ in wanted - standing})
 
 
 def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> list[Table]:
@@ -177,17 +193,19 @@ def uninstall(connection: psycopg.Connection[Any], installation: Installation) -
                     sql.Identifier(row["trigger"]), sql.Identifier(row["schema"], row["table"])
                 )
             )
-        like = installation.name.replace("_", r"\_") + r"\_" + "_" * 16
-        for (name,) in connection.execute(load("functions"), {"schema": installation.schema, "like": like}).fetchall():
+        for (name,) in connection.execute(load("functions"), _named(installation)).fetchall():
             connection.execute(sql.SQL("drop function {}()").format(sql.Identifier(installation.schema, name)))
         _drop_empty_schema(connection, installation.schema)
     return sorted({Table(row["schema"], row["table"]) for row in ours})
 
 
 def _ours(connection: psycopg.Connection[Any], installation: Installation) -> list[dict[str, Any]]:
-    names = [naming.trigger(installation.name, event) for event in naming.EVENTS]
     with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(load("ours"), {"triggers": names}).fetchall()
+        return cursor.execute(load("ours"), _named(installation)).fetchall()
+
+
+def _named(installation: Installation) -> dict[str, str]:
+    return {"schema": installation.schema, "functions": naming.functions(installation.name)}
 
 
 def _drop_empty_schema(connection: psycopg.Connection[Any], schema: str) -> None:

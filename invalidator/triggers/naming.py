@@ -1,4 +1,4 @@
-"""The names of an installation's things in the database."""
+"""The names of an installation's things in the database. They have at most 63 bytes, as all names there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ def channel(installation: str) -> str:
     return f"invalidator_{installation}"
 
 
-def trigger(installation: str, event: str) -> str:
-    return f"invalidator_{installation}_{event}"
+def trigger(installation: str, event: str, above: Table | None = None) -> str:
+    """The trigger for an event; on a partition or child, that of the table `above` it, beside what it has itself."""
+    middle = f"_{_fingerprint(above)[:8]}" if above else ""
+    return f"invalidator_{installation}{middle}_{event}"
 
 
 def function(installation: str, table: Table) -> str:
-    """Names have at most 63 bytes, tables may use them all, so a fingerprint stands for the table."""
-    fingerprint = hashlib.sha256(f"{table.schema}\0{table.name}".encode()).hexdigest()[:16]
-    return f"{installation}_{fingerprint}"
+    """What the triggers of a table run; a fingerprint stands for the table, whose name may use all 63 bytes."""
+    return f"{installation}_{_fingerprint(table)}"
+
+
+def functions(installation: str) -> str:
+    """A regular expression for the names of this installation's functions, and of no other's."""
+    return f"^{installation}_[0-9a-f]{{16}}$"
+
+
+def _fingerprint(table: Table) -> str:
+    return hashlib.sha256(f"{table.schema}\0{table.name}".encode()).hexdigest()[:16]

@@ -226,3 +226,73 @@ def test_path_fields_are_installed_by_their_canonical_name(db, heard):
     db.execute("insert into products values (1, '{\"odd key\": [5]}')")
     (change,) = heard()
     assert change.new == {field.name: "5"}
+
+
+class TestPartitions:
+    """Rows are reported as the rule's table's, whichever table the statement names."""
+
+    @pytest.fixture
+    def partitioned(self, db):
+        db.execute("""
+            create table products (id int primary key, name text) partition by range (id);
+            create table low partition of products for values from (0) to (100);
+            create table high partition of products for values from (100) to (200) partition by range (id);
+            create table high_leaf partition of high for values from (100) to (200);
+        """)
+        install(db, SHOP, rules("p:{id}"))
+        return db
+
+    @pytest.mark.parametrize("named", ["products", "low"])
+    def test_a_statement_on_the_table_or_on_a_partition_is_heard_once(self, partitioned, heard, named):
+        partitioned.execute(f"insert into {named} values (1)")
+        assert heard() == [Change(P, "insert", None, {"id": "1"})]
+        partitioned.execute(f"update {named} set name = 'x'")
+        assert heard() == [Change(P, "update", {"id": "1"}, {"id": "1"})]
+        partitioned.execute(f"delete from {named}")
+        assert heard() == [Change(P, "delete", {"id": "1"}, None)]
+        partitioned.execute(f"truncate {named}")
+        assert heard() == [table_wide(P, "truncate")]
+
+    def test_partitions_of_partitions_are_heard(self, partitioned, heard):
+        for named in ("high", "high_leaf"):
+            partitioned.execute(f"insert into {named} values (150); delete from {named}")
+            assert [change.op for change in heard()] == ["insert", "delete"]
+
+    def test_a_row_that_moves_between_partitions_is_heard_as_old_and_new(self, partitioned, heard):
+        partitioned.execute("insert into products values (1)")
+        partitioned.execute("update products set id = 150")
+        assert {(c.old or c.new)["id"] for c in heard()} == {"1", "150"}
+
+    def test_a_partition_that_came_later_is_missing_until_the_next_install(self, partitioned, heard):
+        partitioned.execute("create table later partition of products for values from (200) to (300)")
+        assert missing(partitioned, SHOP, rules("p:{id}")) == [Table("public", "later")]
+        install(partitioned, SHOP, rules("p:{id}"))
+        assert missing(partitioned, SHOP, rules("p:{id}")) == []
+        partitioned.execute("insert into later values (250)")
+        assert heard() == [Change(P, "insert", None, {"id": "250"})]
+
+    def test_uninstalling_leaves_nothing_on_partitions(self, partitioned):
+        assert Table("public", "high_leaf") in uninstall(partitioned, SHOP)
+        assert partitioned.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)
+
+    def test_an_inheritance_child_is_heard_and_may_have_a_rule_of_its_own(self, db, heard):
+        db.execute("create table products (id int); create table special (extra text) inherits (products)")
+        own = Rule(1, TablePattern("public", "special"), (Evict("key", parse("s:{extra}")),), ("cache",))
+        install(db, SHOP, RuleSet([*rules("p:{id}").rules, own], ["cache"]))
+        db.execute("insert into special values (1, 'x')")
+        assert sorted(heard()) == sorted(
+            [
+                Change(P, "insert", None, {"id": "1"}),
+                Change(Table("public", "special"), "insert", None, {"extra": "x"}),
+            ]
+        )
+        db.execute("update products set id = 2")
+        assert Change(P, "update", None, {"id": "2"}) in heard()
+
+    def test_an_installation_whose_name_begins_with_anothers_is_left_alone(self, partitioned):
+        other = Installation("shop_0123abcd", "invalidator", 1000)
+        install(partitioned, other, rules("p:{id}"))
+        uninstall(partitioned, SHOP)
+        assert missing(partitioned, other, rules("p:{id}")) == []
+        uninstall(partitioned, other)
+        assert partitioned.execute("select count(*) from pg_proc where proname like 'shop%'").fetchone() == (0,)
