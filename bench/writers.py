@@ -124,7 +124,7 @@ def main():
         server.start()
         dsn = server.create_database()
         measures = {
-            f"UPDATE of {ROWS:,} rows": lambda db, table: bulk(db, table),
+            f"UPDATE of {ROWS:,} rows": bulk,
             "20-row statement": lambda db, table: some_rows(db, table, 20, 300),
             "1-row statement": lambda db, table: some_rows(db, table, 1, 1000),
             "1-row commits, 1 writer": lambda _, table: commits(dsn, table, 1),

@@ -1,14 +1,15 @@
 """The notification that our triggers send, and its byte budget.
 
-One payload carries rows of one statement on one table:
+One payload carries rows of one statement on one table, column by column:
 
     {"v": 1, "t": ["public", "products"], "o": "update", "k": ["id"], "c": ["id", "category_id"],
-     "old": [["42", "7"]], "new": [["42", "9"]], "p": true}
+     "old": [[42, 43], [7, 7]], "new": [[42, 43], [9, 9]], "p": true}
 
-`c` names the fields of a row, `k` those of them that are the table's key. `old` and `new` are images; `p` says that
-they are paired, place by place. Without it the images of an update stand each for themselves. `"w": true` is the whole
-table, with neither rows nor fields. Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it
-is written: it is what PostgreSQL's own text would be.
+`c` names the fields of a row, `k` those of them that are the table's key. `old` and `new` are images, a list of values
+for each field; `p` says that they are paired, place by place, or, where there is only `new`, that the old image is the
+same in every field. Without it the images of an update stand each for themselves. `"w": true` is the whole table, with
+neither rows nor fields; so is a table of which no field is used. Values are PostgreSQL's text or null. A bare JSON
+number or boolean is taken as it is written: it is what PostgreSQL's own text would be.
 
 A payload that can't be read is no exception to the promise: `decode` raises `PayloadError`, whose `table` says how
 much was still readable, and the caller evicts that table, or everything.
@@ -32,6 +33,7 @@ BUDGET: Final = 7800
 
 _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
 _TEXT_OF = {True: "true", False: "false"}
+_TEXT = frozenset((str, type(None)))
 
 
 class UnreadableError(PayloadError):
@@ -58,7 +60,8 @@ def decode(text: str) -> list[Change]:
         raise UnreadableError("an unknown operation", table)
     if message.get("w") is True:
         return [table_wide(table, op)]
-    return _rows(message, table, op)
+    # Where no escape could have made what is no text, values need no look one by one.
+    return _rows(message, table, op, plain="\\u" not in text and encodable(text))
 
 
 def _table(names: object) -> Table:
@@ -67,13 +70,14 @@ def _table(names: object) -> Table:
     raise UnreadableError("it names no table")
 
 
-def _rows(message: dict[str, Any], table: Table, op: Op | None) -> list[Change]:
+def _rows(message: dict[str, Any], table: Table, op: Op | None, *, plain: bool) -> list[Change]:
     fields = _names(message.get("c"), table)
     key = tuple(_names(message["k"], table)) if "k" in message else None
-    old, new = _images(message.get("old"), fields, table), _images(message.get("new"), fields, table)
+    old, new = (_images(message.get(side), fields, table, plain=plain) for side in ("old", "new"))
     if not old and not new:
         raise UnreadableError("it has no rows", table)
     if message.get("p") is True:
+        old = old if "old" in message else new
         if len(old) != len(new):
             raise UnreadableError("its images do not pair", table)
         return [Change(table, op, *pair, key) for pair in zip(old, new, strict=True)]
@@ -89,13 +93,15 @@ def _names(names: object, table: Table) -> list[str]:
     raise UnreadableError("its fields are not named", table)
 
 
-def _images(rows: object, fields: list[str], table: Table) -> list[Row]:
-    if rows is None:
+def _images(columns: object, fields: list[str], table: Table, *, plain: bool) -> list[Row]:
+    if columns is None:
         return []
-    width = len(fields)
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == width for row in rows):
-        raise UnreadableError("its rows don't fit its fields", table)
-    return [dict(zip(fields, map(_value, row), strict=True)) for row in rows]
+    if not isinstance(columns, list) or len(columns) != len(fields) or not all(isinstance(c, list) for c in columns):
+        raise UnreadableError("its columns don't fit its fields", table)
+    if len({len(column) for column in columns}) > 1:
+        raise UnreadableError("its columns are not of one length", table)
+    known = [column if plain and _TEXT.issuperset(map(type, column)) else [*map(_value, column)] for column in columns]
+    return [dict(zip(fields, values, strict=True)) for values in zip(*known, strict=True)]
 
 
 def _value(value: object) -> Value:
@@ -135,45 +141,38 @@ def _chunks(
     budget: int,
 ) -> Iterator[str]:
     fields, has_old, has_new = columns
+    sides = [side for side, there in (("old", has_old), ("new", has_new)) if there]
     head: dict[str, object] = _head(table, op) | {"c": list(fields)} | ({} if key is None else {"k": list(key)})
-    if has_old and has_new:
+    if len(sides) == 2:
         head["p"] = True
-    empty = len(_dumps(head | {name: [] for name, there in (("old", has_old), ("new", has_new)) if there}).encode())
-    chunk: list[tuple[str | None, str | None]] = []
+    empty = len(_dumps(head | {side: [[] for _ in fields] for side in sides}).encode())
+    chunk: list[Change] = []
     size = empty
     for change in changes:
-        pair = (_image(change.old, fields), _image(change.new, fields))
-        # A value that is unknown has no spelling here, and a row that is too long has no room: the table-wide form.
-        more = sum(len(text.encode()) + 1 for text in pair if text is not None)
-        unknown = any(row.get(name, UNKNOWN) is UNKNOWN for row in change.images() for name in fields)
-        if unknown or empty + more > budget:
+        images = [image for image in (change.old, change.new) if image is not None]
+        values = [image.get(name, UNKNOWN) for image in images for name in fields]
+        more = sum(len(_dumps(value).encode()) + 1 for value in values if value is not UNKNOWN)
+        # What is unknown has no spelling here, what is too long no room, and what has no field no row.
+        if not fields or UNKNOWN in values or empty + more > budget:
             yield _dumps(_head(table, op) | {"w": True})
             continue
         if size + more > budget:
-            yield _framed(head, chunk)
+            yield _framed(head, fields, sides, chunk)
             chunk, size = [], empty
-        chunk.append(pair)
+        chunk.append(change)
         size += more
     if chunk:
-        yield _framed(head, chunk)
+        yield _framed(head, fields, sides, chunk)
 
 
 def _head(table: Table, op: Op | None) -> dict[str, object]:
     return {"v": VERSION, "t": list(table)} | ({} if op is None else {"o": op})
 
 
-def _image(row: Row | None, fields: Sequence[str]) -> str | None:
-    if row is None:
-        return None
-    return _dumps([value if isinstance(value := row.get(name), str) else None for name in fields])
-
-
-def _framed(head: dict[str, object], chunk: Sequence[tuple[str | None, str | None]]) -> str:
-    text = _dumps(head)[:-1]
-    for name, rows in zip(("old", "new"), zip(*chunk, strict=True), strict=True):
-        if rows[0] is not None:
-            text += f',"{name}":[{",".join(row for row in rows if row is not None)}]'
-    return text + "}"
+def _framed(head: dict[str, object], fields: Sequence[str], sides: Sequence[str], chunk: Sequence[Change]) -> str:
+    images = {"old": [change.old or {} for change in chunk], "new": [change.new or {} for change in chunk]}
+    columns = {side: [[row.get(name) for row in images[side]] for name in fields] for side in sides}
+    return _dumps(head | columns)
 
 
 def _dumps(value: object) -> str:

@@ -91,6 +91,7 @@ class Rule:
     lookup: Lookup | None = None
     fields: frozenset[Field] = field(init=False)
     uses_key: bool = field(init=False)
+    compares_images: bool = field(init=False)
     _ops: frozenset[Op | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +101,8 @@ class Rule:
         used |= set(self.lookup.holes) if self.lookup else set()
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
         object.__setattr__(self, "uses_key", any(template.uses("pk") for template in templates))
+        scoped = any(hole.scope != "both" for template in templates for hole in template.holes)
+        object.__setattr__(self, "compares_images", bool(self.changed or self.if_ or self.not_ or scoped))
         object.__setattr__(self, "_ops", frozenset((*self.ops, None)))
 
     def why_not(self, change: Change) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -13,12 +12,12 @@ from psycopg.rows import dict_row
 
 from invalidator.core.change import Table
 from invalidator.core.fields import Field
-from invalidator.core.payload import VERSION
 from invalidator.core.rule import Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
 from invalidator.errors import RefusedError
 from invalidator.triggers import naming
+from invalidator.triggers.function import Spec, function
 from invalidator.triggers.sql import load
 
 _LOCK_TIMEOUT: Final = "5s"
@@ -38,17 +37,6 @@ class Installation:
     name: str
     schema: str
     bulk_limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What the triggers of one table send."""
-
-    table: Table
-    fields: tuple[Field, ...]
-    key: tuple[str, ...]
-    uses_key: bool
-    children: tuple[Table, ...] = ()
 
 
 def install(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:
@@ -73,8 +61,16 @@ def plan(connection: psycopg.Connection[Any], rules: RuleSet) -> Iterator[Spec]:
         found |= {Table(row["schema"], row["name"]): row for row in rows}
     for table, row in found.items():
         about = rules.about(table)
-        uses_key = any(rule.uses_key for rule in about)
-        yield Spec(table, _fields(about, table, row), tuple(row["key"] or ()), uses_key, _children(row))
+        yield Spec(
+            table=table,
+            columns=row["columns"],
+            fields=_fields(about, table, row),
+            key=tuple(row["key"] or ()),
+            sends_key=any(rule.uses_key for rule in about),
+            pairs=any(rule.compares_images for rule in about),
+            skips_same=all(rule.changed for rule in about),
+            children=_children(row),
+        )
 
 
 def _tables(connection: psycopg.Connection[Any], pattern: TablePattern) -> list[dict[str, Any]]:
@@ -100,31 +96,15 @@ def _fields(rules: Iterable[Rule], table: Table, row: dict[str, Any]) -> tuple[F
 
 def statements(installation: Installation, spec: Spec) -> Iterator[sql.Composed]:
     """The function of one table, and the four triggers that run it, on the table and on each below it."""
-    function = sql.Identifier(installation.schema, naming.function(installation.name, spec.table))
-    channel = sql.Literal(naming.channel(installation.name))
-    send = {
-        event: sql.SQL(load("send")).format(
-            channel=channel, rows=sql.Identifier(rows), images=images, bulk_limit=installation.bulk_limit
-        )
-        for event, rows, images in (
-            ("insert", "new_rows", _images(spec, old=False, new=True)),
-            ("delete", "old_rows", _images(spec, old=True, new=False)),
-            ("update", "new_rows", _images(spec, old=True, new=True)),
-        )
-    }
-    head = json.dumps({"v": VERSION, "t": list(spec.table)}, ensure_ascii=False)[:-1] + ","
-    named: dict[str, object] = {"c": [field.name for field in spec.fields]}
-    if spec.uses_key:
-        named["k"] = list(spec.key)
-    fields = json.dumps(named, ensure_ascii=False)[1:-1] + ","
-    yield sql.SQL(load("function")).format(function=function, channel=channel, head=head, fields=fields, **send)
+    name = sql.Identifier(installation.schema, naming.function(installation.name, spec.table))
+    yield function(name, naming.channel(installation.name), installation.bulk_limit, spec)
     for table, trigger, event in _wanted(installation, spec.table, spec.children):
         yield sql.SQL(load("trigger")).format(
             trigger=sql.Identifier(trigger),
             event=sql.SQL(event),
             table=sql.Identifier(*table),
             referencing=sql.SQL(_REFERENCING[event]),
-            function=function,
+            function=name,
         )
 
 
@@ -136,38 +116,6 @@ def _wanted(
         yield table, naming.trigger(installation.name, event), event
         for child in children:
             yield child, naming.trigger(installation.name, event, above=table), event
-
-
-def _images(spec: Spec, *, old: bool, new: bool) -> sql.Composable:
-    """The SELECT of a statement's images; those of an update are paired by the primary key where there is one."""
-    before, after = _image(spec, "o"), _image(spec, "n")
-    if not old:
-        return sql.SQL("select null::text as before, {} as after from new_rows as n").format(after)
-    if not new:
-        return sql.SQL("select {} as before, null::text as after from old_rows as o").format(before)
-    if not spec.key:
-        one, other = _images(spec, old=True, new=False), _images(spec, old=False, new=True)
-        return sql.SQL("{} union all {}").format(one, other)
-    on = sql.SQL(" and ").join(
-        sql.SQL("{} operator(pg_catalog.=) {}").format(sql.Identifier("o", column), sql.Identifier("n", column))
-        for column in spec.key
-    )
-    first = spec.key[0]
-    return sql.SQL(
-        "select case when {ok} is not null then {before} end as before,"
-        " case when {nk} is not null then {after} end as after"
-        " from old_rows as o full join new_rows as n on {on}"
-    ).format(before=before, after=after, on=on, ok=sql.Identifier("o", first), nk=sql.Identifier("n", first))
-
-
-def _image(spec: Spec, alias: str) -> sql.Composable:
-    values = [
-        sql.SQL("{} #>> {}").format(sql.Identifier(alias, field.column), list(field.path))
-        if field.path
-        else sql.SQL("{}::text").format(sql.Identifier(alias, field.column))
-        for field in spec.fields
-    ]
-    return sql.SQL("json_build_array({})::text").format(sql.SQL(", ").join(values))
 
 
 def missing(connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet) -> list[Table]:

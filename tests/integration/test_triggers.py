@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.fields import parse_field
+from invalidator.core.fields import Field, parse_field
 from invalidator.core.payload import decode
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
@@ -20,23 +20,39 @@ SHOP = Installation("shop", "invalidator", 1000)
 P = Table("public", "products")
 
 
-def rules(*sources, table="products", schema="public"):
+def rules(*sources, table="products", schema="public", **kwargs):
     entries = tuple(Evict("key", parse(source)) for source in sources)
-    return RuleSet([Rule(0, TablePattern(schema, table), entries, ("cache",))], ["cache"])
+    return RuleSet([Rule(0, TablePattern(schema, table), entries, ("cache",), **kwargs)], ["cache"])
+
+
+PAIRED = {"not_": ((Field("id"), frozenset({"none"})),)}
+"""A condition that excludes nothing, but wants old and new rows compared."""
 
 
 @pytest.fixture
 def products(db):
     db.execute("create table products (id bigint primary key, category_id int, attrs jsonb, name text)")
-    install(db, SHOP, rules("p:{id}", "c:{category_id}", "s:{attrs->>sku}"))
+    install(db, SHOP, rules("p:{id}", "c:{category_id}", "s:{attrs->>sku}", **PAIRED))
     return db
 
 
 @pytest.fixture
 def heard(dsn):
+    """What was heard since the last call: all that committed before it, because a mark of our own comes behind that."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("listen invalidator_shop")
-        yield lambda: [change for note in connection.notifies(timeout=0.05) for change in decode(note.payload)]
+        notes = []
+        connection.add_notify_handler(notes.append)
+        connection.execute("listen invalidator_shop; listen mark")
+
+        def hear():
+            connection.execute("notify mark")
+            while not notes or notes[-1].channel != "mark":
+                connection.execute("select 1")
+            changes = [change for note in notes[:-1] for change in decode(note.payload)]
+            notes.clear()
+            return changes
+
+        yield hear
 
 
 def row(number, category=None, sku=None):
@@ -59,6 +75,69 @@ def test_a_changed_key_comes_as_two_images_that_are_not_paired(products, heard):
     heard()
     products.execute("update products set id = 2")
     assert heard() == [Change(P, "update", row(1, 7), None), Change(P, "update", None, row(2, 7))]
+
+
+def test_images_that_no_rule_compares_are_not_paired(db, heard):
+    db.execute("create table products (id int primary key, category_id int)")
+    install(db, SHOP, rules("p:{id}", "c:{category_id}"))
+    db.execute("insert into products values (1, 7), (2, 7)")
+    heard()
+    db.execute("update products set category_id = 9 where id = 1")
+    old, new = {"id": "1", "category_id": "7"}, {"id": "1", "category_id": "9"}
+    assert heard() == [Change(P, "update", old, None), Change(P, "update", None, new)]
+    db.execute("update products set category_id = category_id")
+    assert len(heard()) == 2
+
+
+def test_an_update_in_which_no_field_differs_is_sent_unless_no_rule_minds(db, heard):
+    db.execute("create table products (id int primary key, price numeric, seen int)")
+    both = {"id": "1", "price": "5"}
+    install(db, SHOP, rules("p:{id}:{price}", **PAIRED))
+    db.execute("insert into products values (1, 5, 0)")
+    heard()
+    db.execute("update products set seen = 1")
+    assert heard() == [Change(P, "update", both, both)]
+    install(db, SHOP, rules("p:{id}", changed=(Field("price"),)))
+    db.execute("update products set seen = 2")
+    assert heard() == []
+    db.execute("update products set price = 6")
+    assert heard() == [Change(P, "update", both, both | {"price": "6"})]
+
+
+def test_a_swap_of_values_is_never_taken_for_no_change(db, heard):
+    db.execute("create table products (id int primary key, price int)")
+    install(db, SHOP, rules("p:{id}", changed=(Field("price"),)))
+    db.execute("insert into products values (1, 5), (2, 6)")
+    heard()
+    db.execute("update products set price = 11 - price")
+    assert sorted((c.old["price"], c.new["price"]) for c in heard()) == [("5", "6"), ("6", "5")]
+
+
+def test_a_rule_that_uses_no_column_hears_the_whole_table(db, heard):
+    db.execute("create table products (id int primary key)")
+    install(db, SHOP, rules("catalog:all"))
+    db.execute("insert into products values (1)")
+    assert heard() == [table_wide(P, "insert")]
+    db.execute("update products set id = 5 where id = 99")
+    assert heard() == []
+
+
+@pytest.mark.parametrize("count", [1, 1999, 2000, 2001, 4000, 9999])
+@pytest.mark.parametrize("pairs", [PAIRED, {}], ids=["paired", "unpaired"])
+def test_no_row_is_lost_or_doubled_whatever_their_number(db, heard, count, pairs):
+    db.execute("create table products (id int primary key, name text)")
+    install(db, Installation("shop", "invalidator", 10_000), rules("p:{id}:{name}", **pairs))
+    db.execute(f"insert into products select g, repeat('\x01é', g % 40) from generate_series(1, {count}) g")
+    expected = [{"id": str(n), "name": "\x01é" * (n % 40)} for n in range(1, count + 1)]
+    assert [change.new for change in heard()] == expected
+    db.execute("update products set name = name || 'x'")
+    found = heard()
+    by_id = {row["id"]: row for row in expected}
+    assert sorted(c.old["id"] for c in found if c.old) == sorted(by_id)
+    assert sorted(c.new["id"] for c in found if c.new) == sorted(by_id)
+    assert all(c.old == by_id[c.old["id"]] for c in found if c.old)
+    assert all(c.new == by_id[c.new["id"]] | {"name": by_id[c.new["id"]]["name"] + "x"} for c in found if c.new)
+    assert all((c.old and c.new and c.old["id"] == c.new["id"]) or not pairs for c in found)
 
 
 def test_a_table_without_a_key_sends_all_images(db, heard):
@@ -101,7 +180,7 @@ def test_a_value_of_any_length_is_sent_or_makes_the_table_wide_change(db, heard,
     db.execute("insert into products values (repeat('é', %s))", [length // 2])
     (change,) = heard()
     assert change in (Change(P, "insert", None, {"name": "é" * (length // 2)}), table_wide(P, "insert"))
-    assert change.wide == (length > 3790)
+    assert change.wide == (length > 7800)
 
 
 def test_control_and_glob_characters_arrive_as_they_are(db, heard):
@@ -239,7 +318,7 @@ class TestPartitions:
             create table high partition of products for values from (100) to (200) partition by range (id);
             create table high_leaf partition of high for values from (100) to (200);
         """)
-        install(db, SHOP, rules("p:{id}"))
+        install(db, SHOP, rules("p:{id}", **PAIRED))
         return db
 
     @pytest.mark.parametrize("named", ["products", "low"])

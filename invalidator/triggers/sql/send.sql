@@ -1,24 +1,28 @@
-if (select count(*) from (select from {rows} limit {bulk_limit} + 1) as counted) > {bulk_limit} then
-            perform pg_notify({channel}, head || '"w":true}}');
-        else
-            perform pg_notify({channel}, payload) from (
-                select case
-                    when max(largest) > 3800 then head || '"w":true}}'
-                    when kind = 1 then head || rest || '"old":[' || string_agg(before, ',') || ']}}'
-                    when kind = 2 then head || rest || '"new":[' || string_agg(after, ',') || ']}}'
-                    else head || rest || '"p":true,"old":[' || string_agg(before, ',' order by place)
-                        || '],"new":[' || string_agg(after, ',' order by place) || ']}}'
-                end as payload
-                from (
-                    select before, after, kind, place, max(length) over () as largest,
-                        sum(length) over (partition by kind order by place) / 3800 as slice
-                    from (
-                        select before, after, row_number() over () as place,
-                            (before is not null)::int + 2 * (after is not null)::int as kind,
-                            coalesce(octet_length(before) + 1, 0) + coalesce(octet_length(after) + 1, 0) as length
-                        from ({images}) as image
-                    ) as measured
-                ) as sliced
-                group by kind, slice
-            ) as payloads;
+step := greatest(7500 / ({width}), 1);
+        if {count} <= step then
+            payload := head || {whole} || '}}';
+            if octet_length(payload) < 7950 then
+                perform pg_notify({channel}, payload);
+                step := 0;
+            end if;
+        end if;
+        if step > 0 then
+            -- Out of an array of 100,000 each slice would cost a copy of it, so a part of it is cut first.
+            for part in 0 .. ({count} - 1) / 2000 loop
+                {cut}
+                start := 1;
+                while start <= least({count} - part * 2000, 2000) loop
+                    stop := start + step - 1;
+                    payload := head || {slice} || '}}';
+                    if octet_length(payload) < 7950 then
+                        perform pg_notify({channel}, payload);
+                        start := start + step;
+                    elsif step = 1 then
+                        perform pg_notify({channel}, head || '"w":true}}');
+                        return null;
+                    else
+                        step := step / 2;
+                    end if;
+                end loop;
+            end loop;
         end if;

@@ -1,7 +1,9 @@
 -- The tables of one pattern (a LIKE pattern for the schema, an exact name), with their columns, their primary key, and
 -- all partitions and inheritance children below them: a statement that names one of those fires only its own triggers.
+-- A column's type is an OID, or "enum".
 select n.nspname as schema, c.relname as name,
-    (select array_agg(a.attname::text) from pg_catalog.pg_attribute a
+    (select jsonb_object_agg(a.attname, case t.typtype when 'e' then 'enum' else t.oid::text end)
+       from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
       where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
     (select array_agg(a.attname::text order by k.place)
        from pg_catalog.pg_index i, unnest(i.indkey) with ordinality as k (number, place), pg_catalog.pg_attribute a

@@ -46,7 +46,7 @@ def test_an_unknown_value_makes_the_table_wide_one():
 
 
 def test_bare_numbers_and_booleans_keep_their_text():
-    payload = HEAD + ',"o":"insert","c":["a","b","c","d"],"new":[[12345678901234567890,1.50,true,false]]}'
+    payload = HEAD + ',"o":"insert","c":["a","b","c","d"],"new":[[12345678901234567890],[1.50],[true],[false]]}'
     (change,) = decode(payload)
     assert change.new == {"a": "12345678901234567890", "b": "1.50", "c": "true", "d": "false"}
 
@@ -70,7 +70,9 @@ def test_bare_numbers_and_booleans_keep_their_text():
         (HEAD + ',"o":"insert"}', T),
         (HEAD + ',"o":"insert","c":["a"]}', T),
         (HEAD + ',"o":"insert","c":"a","new":[["1"]]}', T),
-        (HEAD + ',"o":"insert","c":["a"],"new":[["1","2"]]}', T),
+        (HEAD + ',"o":"insert","c":["a"],"new":[["1"],["2"]]}', T),
+        (HEAD + ',"o":"insert","c":["a","b"],"new":[["1","2"],["3"]]}', T),
+        (HEAD + ',"o":"insert","c":[],"new":[]}', T),
         (HEAD + ',"o":"insert","c":["a"],"new":[{"a":1}]}', T),
         (HEAD + ',"o":"insert","c":["a"],"new":{}}', T),
         (HEAD + ',"o":"update","c":["a"],"p":true,"old":[["1"]],"new":[]}', T),
@@ -84,7 +86,7 @@ def test_an_unreadable_payload_says_which_table_it_was_about(payload, table):
 
 
 def test_values_that_can_not_be_text_are_unknown():
-    (change,) = decode(HEAD + r',"c":["a","b"],"new":[["\ud800",[1]]]}')
+    (change,) = decode(HEAD + r',"c":["a","b"],"new":[["\ud800"],[[1]]]}')
     assert change == Change(T, None, None, {"a": UNKNOWN, "b": UNKNOWN})
 
 
@@ -108,3 +110,17 @@ def test_many_rows_travel_in_few_full_payloads():
     assert decoded(payloads) == some
     assert all(len(payload.encode()) <= BUDGET for payload in payloads)
     assert all(len(payload.encode()) > BUDGET - 20 for payload in payloads[:-1])
+
+
+def test_an_update_that_changed_no_field_says_its_images_once():
+    (change,) = decode(HEAD + ',"o":"update","c":["a"],"p":true,"new":[["1"]]}')
+    assert change == Change(T, "update", {"a": "1"}, {"a": "1"})
+
+
+def test_bytes_that_are_no_text_are_unknown():
+    (change,) = decode(HEAD + ',"c":["a","b"],"new":[["x\udcff"],["y"]]}')
+    assert change == Change(T, None, None, {"a": UNKNOWN, "b": "y"})
+
+
+def test_rows_without_fields_are_the_whole_table():
+    assert decoded(encode([Change(T, "insert", None, {})])) == [table_wide(T, "insert")]
