@@ -33,6 +33,7 @@ format: .venv/dev  ## Format the code, and mend what the linter can
 bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.rendering
+	$(BIN)/python -m bench.writers
 
 schema: .venv/dev  ## Write docs/config.schema.json anew
 	$(BIN)/invalidator config schema > docs/config.schema.json

@@ -375,3 +375,12 @@ class TestPartitions:
         assert missing(partitioned, other, rules("p:{id}")) == []
         uninstall(partitioned, other)
         assert partitioned.execute("select count(*) from pg_proc where proname like 'shop%'").fetchone() == (0,)
+
+
+def test_without_a_key_an_update_is_sent_even_if_no_field_seems_to_differ(db, heard):
+    db.execute("create table products (price int, seen int)")
+    install(db, SHOP, rules("p:{price}", changed=(Field("price"),)))
+    db.execute("insert into products values (5, 0)")
+    heard()
+    db.execute("update products set seen = 1")
+    assert heard() == [Change(P, "update", None, {"price": "5"})]
