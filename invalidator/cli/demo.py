@@ -11,7 +11,11 @@ from invalidator.cli.options import started
 
 @click.command()
 @click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and judge.")
-@click.option("--seconds", type=click.FloatRange(min=1), help="How long. [default: until q; with --once 20]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    help="How long. With --once longer, if the faults take longer. [default: until q; with --once 20]",
+)
 @click.option("--postgres", default="", metavar="URL|VERSION", help="Use the server at a URL, or this major version.")
 @click.option("--redis", default="", metavar="URL|PROGRAM", help="Use the server at a URL, or this server program.")
 @click.option("--without", is_flag=True, help="Leave invalidator out, to see what the checker sees then.")

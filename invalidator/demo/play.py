@@ -154,7 +154,7 @@ async def _scripted(demo: Demo, seconds: float) -> None:
     script = list(_SCRIPT) if demo.with_sidecar else []
     next_line = 1.0
     async with asyncio.TaskGroup() as group:
-        while demo.seconds < seconds:
+        while demo.seconds < seconds or script or demo.fault:
             if script and demo.seconds >= script[0][0] * seconds and not demo.fault:
                 _, key = script.pop(0)
                 print(f"{demo.seconds:5.1f} s  {view.KEYS[key]}", flush=True)
