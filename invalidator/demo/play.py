@@ -52,15 +52,15 @@ class Demo:
         self.sidecar = Sidecar(config, {"DEMO_POSTGRES": self.dsn, "DEMO_REDIS": redis.url})
         self.fault = self.servers = ""
         self.started = 0.0
-        self._faults: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
+        self.faults: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {
             "c": ("the sidecar's connection is killed", self._kill_connection),
             "k": ("the sidecar is killed", self._kill_sidecar),
         }
         # Only servers of our own are ours to restart and to freeze.
         if isinstance(postgres, PostgresServer):
-            self._faults["p"] = ("PostgreSQL restarts", lambda: asyncio.to_thread(postgres.restart))
+            self.faults["p"] = ("PostgreSQL restarts", lambda: asyncio.to_thread(postgres.restart))
         if isinstance(redis, RedisServer):
-            self._faults["r"] = (f"Redis is frozen for {_FREEZE:g} s", lambda: _freeze(redis))
+            self.faults["r"] = (f"Redis is frozen for {_FREEZE:g} s", lambda: _freeze(redis))
 
     @property
     def seconds(self) -> float:
@@ -95,9 +95,9 @@ class Demo:
 
     async def inject(self, key: str) -> None:
         """Inject the fault of this key; one at a time."""
-        if key not in self._faults or self.fault:
+        if key not in self.faults or self.fault:
             return
-        self.fault, inject = self._faults[key]
+        self.fault, inject = self.faults[key]
         self.traffic.faults += 1
         try:
             await inject()
@@ -151,7 +151,7 @@ async def _freeze(redis: RedisServer) -> None:
 
 
 async def _scripted(demo: Demo, seconds: float) -> None:
-    script = list(_SCRIPT) if demo.with_sidecar else []
+    script = [(share, key) for share, key in _SCRIPT if key in demo.faults] if demo.with_sidecar else []
     next_line = 1.0
     async with asyncio.TaskGroup() as group:
         while demo.seconds < seconds or script or demo.fault:
@@ -166,7 +166,7 @@ async def _scripted(demo: Demo, seconds: float) -> None:
 
 
 async def _interactive(demo: Demo, seconds: float | None) -> None:
-    screen = view.Screen(demo.servers)
+    screen = view.Screen(demo.servers, [*demo.faults, "q"])
     pressed: asyncio.Queue[str] = asyncio.Queue(maxsize=16)
     with _keys(pressed):
         async with asyncio.TaskGroup() as group:

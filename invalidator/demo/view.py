@@ -43,10 +43,10 @@ def line(seconds: float, counts: Counts, heard: Heard) -> str:
 
 
 class Screen:
-    """A refreshing screen; `servers` names what runs underneath."""
+    """A refreshing screen; `servers` names what runs underneath, `keys` are those that do something."""
 
-    def __init__(self, servers: str) -> None:
-        self._servers = servers
+    def __init__(self, servers: str, keys: Sequence[str]) -> None:
+        self._servers, self._keys = servers, keys
         self._color = "NO_COLOR" not in os.environ
 
     def show(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> None:
@@ -59,7 +59,7 @@ class Screen:
         hits = 100 * counts.hits / counts.reads if counts.reads else 0
         verdict = self._styled("31;1" if counts.stale else "32;1", f"{counts.stale:>10,}")
         width = shutil.get_terminal_size().columns - 4
-        keys = [f"[{self._styled('1', key)}] {what}" for key, what in KEYS.items()]
+        keys = [f"[{self._styled('1', key)}] {what}" for key, what in KEYS.items() if key in self._keys]
         return [
             self._styled("1", "invalidator demo") + f"   {self._servers}   {seconds:.0f} s",
             "",

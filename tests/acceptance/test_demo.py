@@ -10,6 +10,11 @@ import subprocess
 import sys
 import time
 
+import psycopg
+import pytest
+
+from invalidator.demo.servers import Workspace, open_postgres, open_redis
+
 DEMO = [sys.executable, "-m", "invalidator", "demo"]
 
 
@@ -28,6 +33,37 @@ def test_the_checker_sees_what_happens_without_us():
     done = subprocess.run([*DEMO, "--once", "--seconds", "3", "--without"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert re.match(r"[1-9]\d* stale reads: ", done.stdout.splitlines()[-1])
+
+
+def test_runs_on_servers_that_are_given_and_leaves_nothing_there():
+    with Workspace() as workspace:
+        postgres, cache = open_postgres(workspace), open_redis(workspace)
+        given = ["--postgres", postgres.dsn(), "--redis", cache.url]
+        done = subprocess.run([*DEMO, "--once", "--seconds", "2", *given], capture_output=True, text=True, timeout=60)
+        with psycopg.connect(postgres.dsn()) as db:
+            assert db.execute("select count(*) from pg_database where datname like 'invalidator%'").fetchone() == (0,)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kill our connection" in done.stdout
+    assert "restart PostgreSQL" not in done.stdout  # not ours to restart
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "said"),
+    [
+        (
+            ["--postgres", "postgresql://u:s3cret@127.0.0.1:1/x"],
+            4,
+            "postgresql://u:***@127.0.0.1:1/x: connection failed",
+        ),
+        (["--redis", "redis://127.0.0.1:1"], 4, "redis://127.0.0.1:1: Error 111 connecting to 127.0.0.1:1"),
+        (["--postgres", "9"], 1, "no PostgreSQL 9 is at hand (found: "),
+        (["--redis", "no-such-server"], 1, 'no program "no-such-server" is at hand; '),
+    ],
+)
+def test_servers_that_are_not_there_are_said_in_a_line(option, code, said):
+    done = subprocess.run([*DEMO, "--once", *option], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    assert done.stderr.startswith(said)
 
 
 def test_on_a_terminal_it_shows_a_screen_and_hears_keys():

@@ -18,6 +18,7 @@ from psycopg import sql
 
 from invalidator.config.types import mask
 from invalidator.demo.servers.workspace import Server, ServerError, Workspace, unprivileged
+from invalidator.errors import AwayError
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 _SETTINGS: Final = {
@@ -154,13 +155,15 @@ class GivenPostgres:
         try:
             psycopg.connect(self._url, connect_timeout=5).close()
         except psycopg.OperationalError as error:
-            raise ServerError(str(error).strip().partition("\n")[0], where=mask(self._url)) from error
+            raise AwayError(str(error).strip().partition("\n")[0], where=mask(self._url)) from error
 
     def create_database(self, template: str = "template1") -> str:
         self._made.append(next(self._names))
         return _create_database(self._url, self._made[-1], template)
 
     def stop(self) -> None:
+        if not self._made:
+            return
         with psycopg.connect(self._url, autocommit=True) as connection:
             for name in self._made:
                 connection.execute(sql.SQL("drop database {} (force)").format(sql.Identifier(name)))

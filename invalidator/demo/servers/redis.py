@@ -12,6 +12,7 @@ import redis
 
 from invalidator.config.types import mask
 from invalidator.demo.servers.workspace import Server, ServerError, Workspace
+from invalidator.errors import AwayError
 
 
 def find_redis(program: str | None = None) -> Path:
@@ -75,7 +76,7 @@ class GivenRedis:
             try:
                 client.ping()
             except redis.RedisError as error:
-                raise ServerError(str(error), where=mask(self.url)) from error
+                raise AwayError(str(error), where=mask(self.url)) from error
 
 
 def open_redis(workspace: Workspace, wanted: str = "") -> RedisServer | GivenRedis:
