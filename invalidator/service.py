@@ -12,6 +12,7 @@ import psycopg
 from invalidator.config.compile import compile_rules, target_digest
 from invalidator.config.models import Config
 from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.core.ruleset import RuleSet
 from invalidator.logs import Log
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.ports import Source, Target
@@ -41,7 +42,7 @@ async def serve(config: Config) -> None:
     rules = compile_rules(config)
     for name in config.targets:
         _log.info("starting", "starting", name=config.name, target=name, digest=target_digest(config, name))
-    await asyncio.to_thread(_look_at_triggers, config)
+    await asyncio.to_thread(_look_at_triggers, config, rules)
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(_target(name, part)) for name, part in config.targets.items()]
         repeat_after = {name: part.repeat_after for name, part in config.targets.items()}
@@ -67,11 +68,11 @@ def _target(name: str, config: RedisConfig) -> Target:
     return RedisTarget(name, config.url.get_secret_value(), config.prefix, whole_database=config.flush == "database")
 
 
-def _look_at_triggers(config: Config) -> None:
+def _look_at_triggers(config: Config, rules: RuleSet) -> None:
     """Say which tables have no triggers of ours; the database being away is for the source to say."""
     try:
         with connect(config) as connection:
-            tables = missing(connection, installation(config), compile_rules(config))
+            tables = missing(connection, installation(config), rules)
     except psycopg.OperationalError:
         return
     except psycopg.Error as error:

@@ -107,20 +107,17 @@ _HOST = re.compile(r"(?:[^:\[\]]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 _REDIS_URL = re.compile(r"rediss?://\S*|unix://\S+")
 
 
-def _dsn(text: Any) -> Any:
-    if isinstance(text, str):
-        if not _DSN.fullmatch(text):
-            raise ValueError("not a connection string; write postgresql://user@host/database, or host=... dbname=...")
-        _check_authority(text, "/")
-    return text
+def _connection(pattern: re.Pattern[str], ends: str, wrong: str) -> BeforeValidator:
+    """A check that a text is a connection string of one kind; no message quotes it."""
 
+    def check(text: Any) -> Any:
+        if isinstance(text, str):
+            if not pattern.fullmatch(text):
+                raise ValueError(wrong)
+            _check_authority(text, ends)
+        return text
 
-def _redis_url(text: Any) -> Any:
-    if isinstance(text, str):
-        if not _REDIS_URL.fullmatch(text):
-            raise ValueError("not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path")
-        _check_authority(text, "/?#")
-    return text
+    return BeforeValidator(check)
 
 
 def _check_authority(url: str, ends: str) -> None:
@@ -144,5 +141,13 @@ _SECRET = (
     PlainSerializer(lambda secret: mask(secret.get_secret_value())),
     WithJsonSchema({"type": "string"}),
 )
-PostgresDsn = Annotated[SecretStr, BeforeValidator(_dsn), *_SECRET]
-RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url), *_SECRET]
+PostgresDsn = Annotated[
+    SecretStr,
+    _connection(_DSN, "/", "not a connection string; write postgresql://user@host/database, or host=... dbname=..."),
+    *_SECRET,
+]
+RedisUrl = Annotated[
+    SecretStr,
+    _connection(_REDIS_URL, "/?#", "not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path"),
+    *_SECRET,
+]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
+from invalidator.core import glob
 from invalidator.core.template import Rendered
 
 Kind = Literal["key", "tag", "version", "hash", "url"]
@@ -28,6 +29,11 @@ class Eviction(NamedTuple):
     def label(self) -> str:
         """The word for it in what people read: an unknown key is a pattern."""
         return "pattern" if self.kind == "key" and self.glob else self.kind
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether no literal text in front bounds it, so that it may reach what is not ours."""
+        return self.glob and self.kind != "url" and not glob.anchor(self.key)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from invalidator.core import glob
 from invalidator.core.change import Change, Op, Table, table_wide
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.rule import Evict, Rule
@@ -99,7 +98,7 @@ def _named(hole: Hole) -> str:
 
 def _swept(entry: Evict, out: Evictions) -> Iterable[str]:
     for made in out:
-        if made.glob and not glob.anchor(made.key) and made.kind != "url":
+        if made.sweeps:
             yield f'"{made.key}" has no literal text in front: it sweeps every key that it matches'
     if entry.kind in ("tag", "version") and any(made.glob for made in out):
         yield f"an unknown {entry.kind} costs a SCAN"

@@ -178,19 +178,15 @@ class Rule:
     def unanchored(self) -> list[tuple[Evict, str]]:
         """The entries whose cover has no literal text in front, and so would sweep what is not ours."""
         covers = [(entry, entry.cover(self.table.schema, self.table.name)) for entry in self.evicts]
-        return [(entry, made.key) for entry, made in covers if _sweeps(made)]
+        return [(entry, made.key) for entry, made in covers if made.sweeps]
 
     def add(self, made: Eviction, out: Evictions) -> None:
         """Add an eviction, or, for one that would sweep other people's keys, what the rule says it may sweep."""
-        if self.owns and _sweeps(made):
+        if self.owns and made.sweeps:
             for pattern in self.owns:
                 out.add(Eviction(made.kind, pattern, glob=True, field=made.field))
         else:
             out.add(made)
-
-
-def _sweeps(made: Eviction) -> bool:
-    return made.glob and made.kind != "url" and not glob.anchor(made.key)
 
 
 def _may_be(column: Field, allowed: frozenset[str | None], change: Change) -> bool:

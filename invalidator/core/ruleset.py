@@ -74,7 +74,7 @@ class RuleSet:
 
 def _split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
     """Those with a row to render, and those about all rows; one that brings no row at all is about all of them."""
-    if not any(change.wide or (change.old is None and change.new is None) for change in changes):
-        return changes, []
     wide = [change for change in changes if change.wide or (change.old is None and change.new is None)]
-    return [change for change in changes if change not in wide], wide
+    if not wide:
+        return changes, []
+    return [change for change in changes if not change.wide and change.images()], wide

@@ -72,8 +72,11 @@ def function(name: sql.Identifier, channel: str, bulk_limit: int, spec: Spec) ->
     """The statement that creates the function."""
     sent = [_collected(spec, number, field) for number, field in enumerate(spec.fields)]
     keyed = bool(spec.key) and spec.pairs
-    proof = [_collected(spec, len(sent) + n, Field(column)) for n, column in enumerate(spec.key)] if keyed else []
-    collected = [*sent, *proof]
+    by_name = {field.name: item for field, item in zip(spec.fields, sent, strict=True)}
+    for column in spec.key if keyed else ():  # what is sent anyway is not collected twice
+        by_name.setdefault(column, _collected(spec, len(by_name), Field(column)))
+    collected = list(by_name.values())
+    proof = [by_name[column] for column in spec.key] if keyed else []
     values = {"channel": sql.Literal(channel), "bulk_limit": sql.Literal(bulk_limit)}
     head: dict[str, object] = {"v": VERSION, "t": list(spec.table)}
     if not sent:  # nothing to tell rows apart by
