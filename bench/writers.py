@@ -20,7 +20,8 @@ from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
 from invalidator.demo.servers import PostgresServer, Workspace
-from invalidator.triggers.install import Installation, install
+from invalidator.triggers.install import install
+from invalidator.triggers.spec import Installation
 
 ROWS, ROUNDS, SECONDS = 100_000, 7, 1.5
 SUBJECTS = {

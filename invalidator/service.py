@@ -13,13 +13,14 @@ from invalidator.config.compile import compile_rules, target_digest
 from invalidator.config.models import Config
 from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.core.ruleset import RuleSet
+from invalidator.errors import RefusedError
 from invalidator.logs import Log
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.ports import Source, Target
 from invalidator.sources.notify import NotifySource
 from invalidator.targets.redis import RedisTarget
-from invalidator.triggers import naming
-from invalidator.triggers.install import Installation, missing
+from invalidator.triggers.plan import look
+from invalidator.triggers.spec import Installation
 
 _log = Log()
 
@@ -60,7 +61,7 @@ def connect(config: Config) -> psycopg.Connection[Any]:
 
 def _source(config: Config) -> Source:
     return NotifySource(
-        config.postgres.dsn.get_secret_value(), naming.channel(config.name), f"invalidator {config.name}"
+        config.postgres.dsn.get_secret_value(), installation(config).channel, f"invalidator {config.name}"
     )
 
 
@@ -69,18 +70,20 @@ def _target(name: str, config: RedisConfig) -> Target:
 
 
 def _look_at_triggers(config: Config, rules: RuleSet) -> None:
-    """Say which tables have no triggers of ours; the database being away is for the source to say."""
+    """Say which tables are not heard as the rules want; the database being away is for the source to say."""
     try:
         with connect(config) as connection:
-            tables = missing(connection, installation(config), rules)
+            plan = look(connection, installation(config), rules)
     except psycopg.OperationalError:
         return
-    except psycopg.Error as error:
+    except (psycopg.Error, RefusedError) as error:
         _log.warning("triggers_unseen", "the triggers can't be looked at", why=str(error).partition("\n")[0])
         return
-    for table in tables:
+    for table, standing in plan.drift().items():
         _log.error(
-            "trigger_missing",
-            "no triggers on this table: its changes are not heard; run install-triggers",
+            "trigger_drift",
+            "changes of this table may not be heard; run install-triggers",
             table=str(table),
+            state=standing.state,
+            why="; ".join(standing.why),
         )

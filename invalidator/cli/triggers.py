@@ -2,49 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from invalidator.cli.options import config_option, load_config
+from invalidator.cli.options import config_option, load_config, output_option
 from invalidator.config.compile import compile_rules
-from invalidator.errors import AwayError, RefusedError
+from invalidator.errors import AwayError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     import psycopg
 
     from invalidator.config.models import Config
+    from invalidator.triggers.plan import Plan
+
+FORMATS = ("psql", "alembic", "django", "dbmate")
+DRIFT = 3
 
 
 @click.command("install-triggers")
 @config_option
-def install_triggers(config_file: str | None) -> None:
-    """Install the triggers that the rules need, or renew them: one transaction, as often as you like."""
-    from invalidator.service import installation
-    from invalidator.triggers.install import install
+@click.option("--dry-run", is_flag=True, help="Print the statements that would be executed; change nothing.")
+@click.option("--check", is_flag=True, help="Say how it stands with each table; exit with 3 when one is not ok.")
+@click.option("--prune", is_flag=True, help="Also remove what no rule needs any more.")
+@click.option("--sql", "sql_format", type=click.Choice(FORMATS), help="Print a migration, without a connection.")
+@output_option
+def install_triggers(
+    config_file: str | None, *, dry_run: bool, check: bool, prune: bool, sql_format: str | None, output: str
+) -> None:
+    """Install the triggers that the rules need, or renew them.
 
+    One transaction, as often as you like: what is right is not touched, and nothing is done by halves.
+    """
+    if dry_run + check + (sql_format is not None) > 1:
+        raise UsageError("--dry-run, --check and --sql exclude each other", todo="give one of them")
+    if check and prune:
+        raise UsageError("--check changes nothing, so it prunes nothing", todo="give one of them")
     config = load_config(config_file)
-    with _connection(config) as connection:
-        for table in install(connection, installation(config), compile_rules(config)):
-            click.echo(f"{table}: installed")
+    if sql_format is not None:
+        _print_migration(config, sql_format, prune=prune)
+    elif check:
+        _check(config, output)
+    elif dry_run:
+        _dry_run(config, prune=prune)
+    else:
+        _install(config, prune=prune)
 
 
 @click.command("uninstall-triggers")
 @config_option
-def uninstall_triggers(config_file: str | None) -> None:
+@click.option("--sql", "sql_format", type=click.Choice(["psql"]), help="Print a script, without a connection.")
+def uninstall_triggers(config_file: str | None, sql_format: str | None) -> None:
     """Remove the triggers and functions of this installation from every table that has them."""
     from invalidator.service import installation
     from invalidator.triggers.install import uninstall
+    from invalidator.triggers.migration import removal
 
     config = load_config(config_file)
+    if sql_format is not None:
+        click.echo(removal(installation(config)), nl=False)
+        return
     with _connection(config) as connection:
         for table in uninstall(connection, installation(config)):
             click.echo(f"{table}: removed")
 
 
 COMMANDS = {"install-triggers": install_triggers, "uninstall-triggers": uninstall_triggers}
+
+
+def _install(config: Config, *, prune: bool) -> None:
+    from invalidator.service import installation
+    from invalidator.triggers.install import install
+
+    with _connection(config) as connection, _progress() as say:
+        plan = install(connection, installation(config), compile_rules(config), prune=prune, say=say)
+    for note in plan.notes():
+        click.echo(f"note: {note}", err=True)
+    touched = {step.table for step in plan.steps(prune=prune)}
+    for table, standing in plan.tables().items():
+        if standing.state == "orphaned":
+            click.echo(
+                f"{table}: {'removed' if prune else 'no rule needs its triggers any more; --prune removes them'}"
+            )
+        elif table not in touched:
+            click.echo(f"{table}: unchanged")
+        else:
+            click.echo(f"{table}: {'installed' if standing.state == 'missing' else 'renewed'}")
+
+
+def _check(config: Config, output: str) -> None:
+    plan = _look(config)
+    if output == "json":
+        tables = [
+            {"table": str(table), "state": s.state, "fingerprint": s.fingerprint, "why": s.why}
+            for table, s in plan.tables().items()
+        ]
+        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables, "notes": list(map(str, plan.notes()))}, indent=2))
+    else:
+        for table, standing in plan.tables().items():
+            click.echo(f"{standing.state:13} {table}")
+            for reason in standing.why:
+                click.echo(f"{'':13}   {reason}")
+        for row in plan.rows:
+            if row.table is None and row.state not in (None, "ok"):
+                click.echo(f"{row.state:13} {row.kind} {row.name}")
+        for note in plan.notes():
+            click.echo(f"note: {note}", err=True)
+    if not plan.is_ok():
+        sys.exit(DRIFT)
+
+
+def _dry_run(config: Config, *, prune: bool) -> None:
+    plan = _look(config, prune=prune)
+    plan.refuse(prune=prune)
+    for step in plan.steps(prune=prune):
+        click.echo(f"{step.statement};")
+
+
+def _look(config: Config, *, prune: bool = False) -> Plan:
+    from invalidator.service import installation
+    from invalidator.triggers.plan import look
+
+    with _connection(config) as connection:
+        return look(connection, installation(config), compile_rules(config), prune=prune)
+
+
+def _print_migration(config: Config, sql_format: str, *, prune: bool) -> None:
+    from invalidator.service import installation
+    from invalidator.triggers.migration import migration
+
+    click.echo(migration(sql_format, installation(config), compile_rules(config), prune=prune), nl=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """What shows how far it is, when somebody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def say(done: int, of: int) -> None:
+        click.echo(f"\r{done} of {of} statements", nl=False, err=True)
+
+    yield say
+    click.echo("\r\033[K", nl=False, err=True)
 
 
 @contextmanager
@@ -62,10 +167,9 @@ def _connection(config: Config) -> Iterator[psycopg.Connection[Any]]:
     with connection:
         try:
             yield connection
-        except psycopg.errors.LockNotAvailable as error:
-            raise RefusedError(
-                "a table is locked by somebody else", where="postgres", todo="try again later"
-            ) from error
+        except psycopg.OperationalError as error:
+            what = str(error).strip().partition("\n")[0]
+            raise AwayError(what, where="postgres", todo="nothing was changed; try again") from error
         except psycopg.Error as error:
             primary = error.diag.message_primary or str(error).strip()
             raise RefusedError(primary, where="postgres", todo=error.diag.message_hint or "") from error

@@ -11,7 +11,7 @@ from invalidator.core import glob
 from invalidator.core.digest import digest
 from invalidator.core.eviction import KINDS, Kind
 from invalidator.core.fields import parse_field
-from invalidator.core.rule import Conditions, Evict, Rule
+from invalidator.core.rule import Conditions, Evict, Level, Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
 from invalidator.core.template import WORDS, Template, parse
@@ -22,7 +22,8 @@ Say = Callable[[Path, str, str], None]
 
 def compile_rules(config: models.Config) -> RuleSet:
     """The rules of a valid configuration."""
-    rules = [compile_rule(number, rule, tuple(config.targets)) for number, rule in enumerate(config.rules)]
+    level = config.triggers.level
+    rules = [compile_rule(number, rule, tuple(config.targets), level) for number, rule in enumerate(config.rules)]
     return RuleSet(rules, config.targets)
 
 
@@ -38,7 +39,7 @@ def target_digest(config: models.Config, target: str) -> str:
     return digest(facts)
 
 
-def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...]) -> Rule:
+def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level: Level) -> Rule:
     return Rule(
         number=number,
         table=read_table(rule.table),
@@ -49,6 +50,7 @@ def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...]) -> Ru
         if_=_conditions(rule.if_),
         not_=_conditions(rule.not_),
         owns=tuple(_pattern(pattern) for pattern in rule.owns),
+        triggers=rule.triggers or level,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from invalidator.config.types import FieldName, OneOrMany, PostgresDsn, RedisUrl, Seconds, TableName, Version
 from invalidator.core.change import OPS, Op
 from invalidator.core.eviction import KINDS, Kind
+from invalidator.core.rule import Level
 
 
 class Model(BaseModel):
@@ -48,9 +49,15 @@ class Triggers(Model):
         max_length=63,
         description="Everything of ours in the database lives in this schema.",
     )
+    level: Level = Field(
+        "statement",
+        description="statement: one call of a trigger for each statement; row: one for each row, which is slower but "
+        "also hears what logical replication applies; none: no trigger, changes are said by hand.",
+    )
     bulk_limit: int = Field(
         100_000,
         ge=1,
+        le=10_000_000,
         description="A statement that touches more rows of a table than this evicts by pattern, not by row.",
     )
 
@@ -112,6 +119,7 @@ class Rule(Model):
     not_: Condition = Field({}, alias="not", description="And not rows whose old and new values are all among these.")
     vars: dict[str, OneOrMany[str]] = Field({}, description="Names for holes; each value makes a key of its own.")
     evict: OneOrMany[Annotated[Evict, _OrText()]] = Field(min_length=1, description="Templates of what to evict.")
+    triggers: Level | None = Field(None, description="statement, row or none; default: `triggers.level`.")
     to: OneOrMany[str] | None = Field(None, description="The targets that are told; default: all.")
     owns: OneOrMany[str] = Field(
         [], description="For a template that begins with a hole: the patterns that a flush may sweep instead."

@@ -16,7 +16,11 @@ _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`name` is the canonical spelling: two spellings of one field are one entry of a row."""
+    """`name` is the canonical spelling: two spellings of one field are one entry of a row.
+
+    A row may carry a digest instead of the value, under the name with a NUL in front, which no column's name can have:
+    enough to see whether the value differs, and never taken for it.
+    """
 
     column: str
     path: tuple[str, ...] = ()
@@ -32,6 +36,14 @@ class Field:
             document = row.get(self.column, UNKNOWN)
             return jsonpath.extract(document, self.path) if isinstance(document, str) else document
         return value
+
+    def differs(self, old: Row, new: Row) -> bool:
+        """Whether the two rows hold different values here, or may hold them."""
+        one, other = self.read(old), self.read(new)
+        if one is UNKNOWN or other is UNKNOWN:
+            digest = f"\0{self.name}"
+            one, other = old.get(digest, UNKNOWN), new.get(digest, UNKNOWN)
+        return one is UNKNOWN or other is UNKNOWN or one != other
 
 
 def parse_field(text: str) -> Field:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from invalidator.core import glob
 from invalidator.core.change import OPS, Change, Op, Table
@@ -18,6 +18,9 @@ from invalidator.core.fields import Field
 from invalidator.core.lookup import Answers, Lookup
 from invalidator.core.template import Template
 from invalidator.core.values import UNKNOWN, Row, Value
+
+Level = Literal["statement", "row", "none"]
+"""Which triggers hear a table: one call a statement; one a row, which replicated changes need too; or none."""
 
 Conditions = tuple[tuple[Field, frozenset[str | None]], ...]
 
@@ -77,7 +80,10 @@ class Evict:
 
 @dataclass(frozen=True)
 class Rule:
-    """A compiled rule; `number` is its place in the file, from 0."""
+    """A compiled rule; `number` is its place in the file, from 0.
+
+    `rendered` are the fields whose values it needs; the rest of `fields` are only compared, old with new.
+    """
 
     number: int
     table: TablePattern
@@ -89,6 +95,8 @@ class Rule:
     not_: Conditions = ()
     owns: tuple[str, ...] = ()
     lookup: Lookup | None = None
+    triggers: Level = "statement"
+    rendered: frozenset[Field] = field(init=False)
     fields: frozenset[Field] = field(init=False)
     uses_key: bool = field(init=False)
     compares_images: bool = field(init=False)
@@ -99,6 +107,7 @@ class Rule:
         used = {f for template in templates for f in template.fields}
         used |= {f for f, _ in (*self.if_, *self.not_)}
         used |= set(self.lookup.holes) if self.lookup else set()
+        object.__setattr__(self, "rendered", frozenset(used))
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
         object.__setattr__(self, "uses_key", any(template.uses("pk") for template in templates))
         scoped = any(hole.scope != "both" for template in templates for hole in template.holes)
@@ -125,11 +134,7 @@ class Rule:
             return True
         if self.uses_key and (change.key is None or _key(change.old, change.key) != _key(change.new, change.key)):
             return True
-        for column in self.fields:
-            old, new = column.read(change.old), column.read(change.new)
-            if old is UNKNOWN or new is UNKNOWN or old != new:
-                return True
-        return False
+        return any(column.differs(change.old, change.new) for column in self.fields)
 
     def evict(self, changes: Sequence[Change], out: Evictions, answers: Answers | None = None) -> None:
         """Add what these changes, all of this rule's table and none of them wide, evict."""

@@ -17,7 +17,8 @@ from invalidator.core.values import UNKNOWN
 from invalidator.errors import SourceLost
 from invalidator.sources.memory import MemorySource
 from invalidator.sources.notify import NotifySource
-from invalidator.triggers.install import Installation, install
+from invalidator.triggers.install import install
+from invalidator.triggers.spec import Installation
 from tests.support import eventually
 
 T = Table("public", "items")

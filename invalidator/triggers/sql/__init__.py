@@ -1,11 +1,45 @@
-"""Our SQL, in files; and the one loader that reads them."""
+"""Our SQL, in files; and what reads them."""
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import LiteralString
+
+_OPERATOR = re.compile(r"(?<= )(=|<>|<|>|\+|-|\*|/)(?= )")  # all of one precedence once qualified: hence the brackets
+_NAME = re.compile(
+    r"(?<![.\w])(cardinality(?=\()|concat(?=\()|octet_length(?=\()|lower(?=\()|pg_notif\w+(?=\()|text\b|\"C\")(?!\[)"
+)
+_BLANK = re.compile(r"\{([a-z_]+)\}")
 
 
 @cache
 def load(name: str) -> LiteralString:
     """The text of `name`.sql. It ships with us, so it is as literal as if it stood in the code."""
     return (files(__package__) / f"{name}.sql").read_text(encoding="utf-8")
+
+
+@cache
+def plan() -> LiteralString:
+    """The query that plans, its parts put together."""
+    text = load("plan").replace("{write}", load("write")).replace("{findings}", load("findings"))
+    for name, template in (
+        ("function", _qualified(load("function"))),
+        ("changed", load("changed")),
+        ("altered", load("altered")),
+    ):
+        text = text.replace(f"{{{name}}}", _for_format(template))
+    return text
+
+
+def _qualified(template: str) -> str:
+    """A template in which operators, functions and types are those of pg_catalog, whatever a session's search_path."""
+    comment, directive, code = template.partition("#variable_conflict")
+    code = _OPERATOR.sub(r"operator(pg_catalog.\1)", code)
+    return comment + directive + _NAME.sub(r"pg_catalog.\1", code)
+
+
+def _for_format(template: str) -> LiteralString:
+    """A template as the first argument of format(); the others fill its blanks in the order of their first mention."""
+    places = {blank: place for place, blank in enumerate(dict.fromkeys(_BLANK.findall(template)), 1)}
+    text = _BLANK.sub(lambda blank: f"%{places[blank[1]]}$s", template.replace("%", "%%"))
+    return f"$template${text}$template$"

@@ -1,60 +1,116 @@
--- What the triggers of one table run: as few notifications for a statement as its rows need.
+-- As few notifications for a statement as its rows need. Each field is collected into an array for all rows at once, which
+-- is several times as fast as making JSON row by row; a few rows are one notification, more are sent in slices, and too
+-- many, or what can't be read or does not fit, make the table-wide one.
 --
--- The fields of all rows are collected into an array each, in one pass over a transition table, and sent in slices. That
--- is several times as fast as making JSON row by row. Only `{{bulk_limit}}` rows and one more are ever collected.
+-- The old and new rows of an UPDATE come in the same order. Where rules want them paired, the table's key is collected
+-- as well, and they are paired only if the keys are the same, place by place: then the pairs are right whatever the order.
 --
--- An UPDATE's old and new rows come in the same order. Where rules want them paired, the table's key is collected as
--- well, and they are paired only if the keys are the same, place by place: then the pairs are right whatever the order.
---
--- A row too wide for a notification, and any error, makes the table-wide notification: the writer's statement never
--- fails because of us. A cancelled statement stays cancelled: OTHERS does not catch that.
-create or replace function {function}() returns trigger
-language plpgsql
-security invoker
-set search_path = pg_catalog, pg_temp
-{pins}
-as $invalidator$
-declare
-    head constant text := {head} || '"o":"' || lower(tg_op) || '",';
-    old_count bigint := 0;
-    new_count bigint := 0;
-    old_width bigint;
-    new_width bigint;
-    {arrays}
-    start int;
-    step int;
-    stop int;
-    payload text;
+-- A statement of one row is the common one, and costs what it executes: hence a single query for a few rows, which also
+-- sends them, and no variables. (A function that it called would not see the transition tables.) Every operator and function is pg_catalog's (the loader writes that out), because a pinned
+-- search_path would cost each call a microsecond.
+#variable_conflict use_column
 begin
-    if tg_op = 'TRUNCATE' then
-        perform pg_notify({channel}, head || '"w":true}}');
-        return null;
-    end if;
-    if tg_op <> 'INSERT' then
-        {collect_old}
-    end if;
-    if tg_op <> 'DELETE' then
-        {collect_new}
-    end if;
-    if old_count + new_count = 0 then
-        return null;
-    elsif old_count > {bulk_limit} or new_count > {bulk_limit} then
-        perform pg_notify({channel}, head || '"w":true}}');
-    elsif tg_op = 'INSERT' then
-        {send_new}
-    elsif tg_op = 'DELETE' then
-        {send_old}
-    elsif {same} then
-        {send_same}
-    elsif {paired} then
-        {send_paired}
-    else
-        {send_old}
-        {send_new}
-    end if;
-    return null;
-exception when others then
-    perform pg_notify({channel}, head || '"w":true}}');
+    <<narrow>>
+    begin
+        if tg_op = 'UPDATE' then
+            perform pg_notify({channel}, few.payload)
+            from (
+                select case when cardinality(new_1) = 0 or cardinality(new_1) > {few} or pg_notification_queue_usage() > 0.5 then null
+                    when {same} then {same_few}
+                    else concat({opening}, 'update', {fields}, case when {key_same} then ',"p":true' end, {few_old}, {few_new}, '}') end as payload
+                from (
+                    select {few_collect_old},
+                        {few_collect_new}
+                    offset 0) as images
+                offset 0) as few
+            where octet_length(few.payload) < 7950;
+        elsif tg_op = 'INSERT' then
+            perform pg_notify({channel}, few.payload)
+            from (
+                select case when cardinality(new_1) = 0 or cardinality(new_1) > {few} or pg_notification_queue_usage() > 0.5 then null
+                    else concat({opening}, 'insert', {fields}, {few_new}, '}') end as payload
+                from (
+                    select {few_collect_new}
+                    offset 0) as images
+                offset 0) as few
+            where octet_length(few.payload) < 7950;
+        elsif tg_op = 'DELETE' then
+            perform pg_notify({channel}, few.payload)
+            from (
+                select case when cardinality(old_1) = 0 or cardinality(old_1) > {few} or pg_notification_queue_usage() > 0.5 then null
+                    else concat({opening}, 'delete', {fields}, {few_old}, '}') end as payload
+                from (
+                    select {few_collect_old}
+                    offset 0) as images
+                offset 0) as few
+            where octet_length(few.payload) < 7950;
+        else
+            exit narrow;
+        end if;
+        if found then
+            return null;
+        end if;
+
+        <<invalidator>>
+        declare  -- here, so that a few rows need not pay for it
+            {arrays}
+            head text;
+            payload text;
+            count int;
+            reach int := least({bulk_limit}, 2000) + 1;
+            step int := 100;
+            start int;
+        begin
+            loop
+                if tg_op = 'UPDATE' then
+                    select {collect_old},
+                        {collect_new}
+                    into {all_old}, {all_new};
+                elsif tg_op = 'INSERT' then
+                    select {collect_new}
+                    into {all_new};
+                else
+                    select {collect_old}
+                    into {all_old};
+                end if;
+                count := greatest(cardinality(old_1), cardinality(new_1));
+                exit when count < reach or reach > {bulk_limit};
+                exit narrow when (coalesce({size_old}, 0) + coalesce({size_new}, 0)) > 4000000;
+                reach := {bulk_limit} + 1;
+            end loop;
+            if count = 0 then
+                return null;
+            end if;
+            exit narrow when count > {bulk_limit} or pg_notification_queue_usage() > 0.5;
+            head := concat({opening}, lower(tg_op collate "C"), {fields});
+            if tg_op = 'UPDATE' then
+                if {same} then
+                    {when_same}
+                elsif {key_same} then
+                    head := concat(head, ',"p":true');
+                end if;
+            end if;
+            -- Out of an array of 100,000 each slice would cost a copy of it, so a part of it is cut first.
+            for part in 0 .. ((count - 1) / 2000) loop
+                {cut}
+                start := 1;
+                while start <= least(count - (part * 2000), 2000) loop
+                    payload := concat(head, {slice_old}, {slice_new}, '}');
+                    if octet_length(payload) < 7950 then
+                        perform pg_notify({channel}, payload);
+                        start := start + step;
+                        step := least(((step * 7500) / octet_length(payload)) + 1, 2000);
+                    else
+                        exit narrow when step = 1;
+                        step := greatest(least((step * 7500) / octet_length(payload), step - 1), 1);
+                    end if;
+                end loop;
+            end loop;
+            return null;
+        end;
+    exception when others then
+        null;  -- a column is gone, a value can't be written: whatever it is, the statement that called us does not fail of it
+    end;
+    perform pg_notify({channel}, concat({opening}, lower(tg_op collate "C"), '","w":true}'));
     return null;
 end
-$invalidator$

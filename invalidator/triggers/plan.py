@@ -1,0 +1,145 @@
+"""A look at the catalog: what the rules want beside what is there. `sql/plan.sql` holds the theory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg.rows import class_row
+
+from invalidator.core.change import Table
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.suggest import did_you_mean
+from invalidator.errors import RefusedError
+from invalidator.triggers.spec import Installation, setting
+from invalidator.triggers.sql import plan
+
+OLDEST: Final = 14
+"""The oldest major version of PostgreSQL that we install on."""
+
+STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
+"""What a table can be, from well to worst; orphaned is apart: nobody's rules want that table any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the plan: an object, or what stands in the way of one (see `sql/findings.sql`)."""
+
+    stage: int
+    kind: str
+    nspname: str | None
+    relname: str | None
+    on_schema: str | None
+    on_name: str | None
+    name: str | None
+    state: str | None
+    statement: str | None
+    trace: str | None
+    what: str | None
+    todo: str | None
+    wrong: str | None
+    instead: Sequence[str] | None
+    number: int
+
+    @property
+    def table(self) -> Table | None:
+        return Table(self.nspname, self.relname) if self.nspname is not None and self.relname is not None else None
+
+    @property
+    def place(self) -> Table | None:
+        """The table that a trigger is on."""
+        return Table(self.on_schema, self.on_name) if self.on_schema is not None and self.on_name is not None else None
+
+
+class Standing(NamedTuple):
+    """How it stands with one table; the fingerprint is another when any of its triggers was touched."""
+
+    state: str
+    fingerprint: str
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rows: Sequence[Row]
+
+    def steps(self, *, prune: bool) -> Iterator[Row]:
+        """What has to be done, in order."""
+        return (row for row in self.rows if row.statement and (prune or row.state != "orphaned"))
+
+    def refuse(self, *, prune: bool) -> None:
+        """Raise when anything stands in the way of doing it."""
+        rows = [row for row in self.rows if row.kind == "refusal"]
+        rows += [row for row in self.steps(prune=prune) if row.what]
+        if rows:
+            raise RefusalsError([RefusedError(row.what or "", todo=_todo(row)) for row in rows])
+
+    def notes(self) -> list[RefusedError]:
+        """What is worth knowing beside."""
+        return [RefusedError(row.what or "", todo=row.todo or "") for row in self.rows if row.kind == "note"]
+
+    def is_ok(self) -> bool:
+        return all(row.state in (None, "ok") for row in self.rows)
+
+    def tables(self) -> dict[Table, Standing]:
+        """How it stands with each table of the rules, and with each that has triggers of ours in vain."""
+        about: dict[Table, list[Row]] = {}
+        for row in self.rows:
+            if row.table is not None and row.kind != "note":
+                about.setdefault(row.table, []).append(row)
+        return {table: _standing(rows) for table, rows in sorted(about.items())}
+
+    def drift(self) -> dict[Table, Standing]:
+        return {table: standing for table, standing in self.tables().items() if standing.state != "ok"}
+
+
+class RefusalsError(RefusedError):
+    """Several refusals at once, a line each."""
+
+    def __init__(self, refusals: Sequence[RefusedError]) -> None:
+        super().__init__("\n".join(dict.fromkeys(map(str, refusals))))
+
+
+def look(
+    connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet, *, prune: bool = False
+) -> Plan:
+    """Read the catalog, inside the caller's transaction or in one of its own; it may be any role's."""
+    refuse_old(connection.info.server_version)
+    with connection.transaction():
+        prepare(connection, setting(installation, rules, prune=prune))
+        with connection.cursor(row_factory=class_row(Row)) as cursor:
+            return Plan(cursor.execute(plan()).fetchall())
+
+
+def prepare(connection: psycopg.Connection[Any], plan_setting: str) -> None:
+    """Set, for this transaction, what the queries in `sql/` rely on."""
+    connection.execute("set local search_path = pg_catalog, pg_temp")  # so that names come out qualified
+    connection.execute("set local quote_all_identifiers = off")
+    connection.execute("select set_config('invalidator.plan', %s, true)", [plan_setting])
+
+
+def refuse_old(version: int) -> None:
+    """Refuse a server whose version (like 140002) is older than any that we know."""
+    if version < OLDEST * 10_000:
+        what = f"the server is PostgreSQL {version // 10_000}, and {OLDEST} is the oldest that this works with"
+        raise RefusedError(what, todo="upgrade the server")
+
+
+def _standing(rows: Sequence[Row]) -> Standing:
+    states = {row.state for row in rows if row.state is not None}
+    traces = sorted(row.trace for row in rows if row.trace is not None)
+    why = [f"{row.name}{f' on {row.place}' if row.place else ''}: {row.state}" for row in rows if _is_off(row)]
+    why += [str(RefusedError(row.what or "", todo=_todo(row))) for row in rows if row.kind == "refusal"]
+    fingerprint = hashlib.sha256("\n".join(traces).encode()).hexdigest()[:16]
+    return Standing(max(states, key=STATES.index, default="ok"), fingerprint, tuple(why))
+
+
+def _is_off(row: Row) -> bool:
+    return row.kind != "refusal" and row.state != "ok"
+
+
+def _todo(row: Row) -> str:
+    return did_you_mean(row.wrong, row.instead or []) if row.wrong is not None else row.todo or ""

@@ -1,0 +1,90 @@
+-- Part of plan.sql: its rows, and what stands in the way of them. A refusal has no state, unless the rules ask for what is
+-- not there; a note is worth knowing, and nobody's fault.
+select * from (
+select stage, kind, nspname, relname, on_schema, on_name, name, state, statement, trace,
+    case when statement is not null then what end as what, case when statement is not null then todo end as todo,
+    null as wrong, null::text[] as instead, number
+from objects
+
+union all
+select 0, 'refusal', null, null, null, null, null, null, null, null, 'the server is a standby, and takes no triggers', 'connect to the primary', null, null, 0
+where pg_is_in_recovery()
+
+union all
+select 0, 'refusal', asked.schema, asked.name, null, null, null, 'table missing', null, null,
+    format('there is no table "%s.%s"', asked.schema, asked.name), 'create it, or correct the rule', null, null, asked.number
+from asked
+where level <> 'none' and pattern is null and not exists (select from matched where matched.number = asked.number)
+
+union all
+select 0, 'refusal', nspname, relname, null, null, null, 'table missing', null, null,
+    format('"%s.%s" is a %s: no trigger of ours hears what changes in it', nspname, relname,
+           case relkind when 'v' then 'view' when 'm' then 'materialized view' else 'foreign table' end),
+    case relkind when 'v' then 'name the tables that it reads'
+         else format('write triggers: none into the rule, and say changes by hand: select %I.changed(''%s.%s'')', schema_of.schema, nspname, relname) end,
+    null, null, number
+from (select distinct nspname, relname, relkind, min(number) as number from matched where relkind in ('v', 'm', 'f') group by 1, 2, 3) as others
+cross join (select schema from installation) as schema_of
+
+union all
+select 0, 'refusal', t.nspname, t.relname, null, null, null, null, null, null,
+    format('the table "%s.%s" has the foreign table "%s.%s" below it, and PostgreSQL collects no changed rows from that', t.nspname, t.relname, n.nspname, c.relname),
+    'name the other partitions in rules of their own, or write triggers: none into the rule', null, null, t.number
+from below join tables t on t.relid = top join pg_class c on c.oid = below.relid and c.relkind = 'f' join pg_namespace n on n.oid = c.relnamespace
+where not rows_level
+
+union all
+select 0, 'refusal', t.nspname, t.relname, null, null, null, 'outdated', null, null,
+    format('the table "%s.%s" has no column "%s"', t.nspname, t.relname, f.attname), null, f.attname,
+    (select array_agg(attname) from columns where columns.relid = t.relid), t.number
+from fields f
+join tables t using (relid)
+where asked and not exists (select from columns where columns.relid = f.relid and columns.attname = f.attname)
+
+union all
+select 0, 'refusal', t.nspname, t.relname, null, null, null, 'outdated', null, null,
+    format('"%s" of the table "%s.%s" is a path into a column of type %s', f.name, t.nspname, t.relname, format_type(declared, null)),
+    'only json and jsonb have paths', null, null, t.number
+from fields f
+join tables t using (relid)
+join columns using (relid, attname)
+join types using (declared)
+where asked and path is not null and type not in (114, 3802)
+
+union all
+select 0, 'note', null, null, null, null, 'prepared transactions', null, null, null,
+    'max_prepared_transactions is ' || current_setting('max_prepared_transactions') || ': PREPARE TRANSACTION fails after a change to these tables',
+    'PostgreSQL forbids it after NOTIFY; let no two-phase commit write to them', null, null, 0
+where current_setting('max_prepared_transactions')::int > 0
+
+union all
+select 0, 'note', t.nspname, t.relname, null, null, 'more', null, null, null,
+    format('the triggers of "%s.%s" send more than these rules need', t.nspname, t.relname),
+    'another version of the rules may need it; else --prune narrows them', null, null, t.number
+from tables t
+where sends_more or exists (select from fields where fields.relid = t.relid and not asked)
+
+union all
+select 0, 'note', null, null, null, null, 'notification queue', case when usage > 0.5 then 'full' end, null, null,
+    format('the notification queue is %s %% full%s', round(usage::numeric * 100, 1), case when usage > 0.5 then ': only table-wide changes are sent; when it is full, commits fail' else '' end),
+    'look in pg_stat_activity for a session that listens and has a transaction open', null, null, 0
+from (select pg_notification_queue_usage() as usage) as queue
+where usage > 0.1
+
+union all
+select 0, 'note', null, null, null, null, 'event triggers', null, null, null,
+    'partitions that are attached, detached or dropped, and rewritten tables, are seen only by a look at the catalog',
+    format('a superuser who runs this gives the installation event triggers; %s is none', current_user), null, null, 0
+where not exists (select from listening) and exists (select from tables)
+    and not exists (select from pg_event_trigger, installation where evtname = format('invalidator_%s_altered', name))
+
+union all
+select 0, 'note', null, null, null, null, 'replica sessions', null, null, null,
+    format('%s of these tables belong to others: what sessions with session_replication_role = replica change there is not heard', count(*)),
+    'the owner of the tables can run this', null, null, 0
+from (select distinct onrel from triggers left join standing on tgrelid = onrel and standing.tgname = triggers.tgname
+      where not owned and tgenabled is distinct from 'A') as others
+having count(*) > 0
+
+) as everything
+order by stage, number, nspname collate "C", relname collate "C", on_schema collate "C", on_name collate "C", name collate "C"

@@ -1,0 +1,266 @@
+-- What the rules want in this database beside what is there: a row for each object, with its state, and with the
+-- statement that makes it right where one is needed. Installing, checking, a dry run and the migrations that we print
+-- are all made of these rows, so they cannot disagree.
+--
+-- The rules come as JSON in the setting invalidator.plan (see spec.py). Only the catalog is read: any role may run this,
+-- no lock above ACCESS SHARE is taken, and nothing of the user's is evaluated.
+--
+-- A function's source begins with a line that seals it: our version, a hash of all that follows, and the spec that it was
+-- written from. So what somebody changed by hand (tampered) is told from what the rules or the table have outgrown
+-- (outdated), and what another version of the rules needs is kept when this one is installed: two versions that are
+-- deployed one after the other don't fight. What a newer version of ours has written is left alone.
+--
+-- The spec is not in the triggers' arguments, because then a changed rule would have to lock the table. A trigger is the
+-- same for all specs of a level.
+with recursive installation as materialized (
+    select plan ->> 'name' as name, plan ->> 'schema' as schema, (plan ->> 'version')::int as version,
+        (plan ->> 'bulk_limit')::int as bulk_limit, (plan ->> 'prune')::bool as prune, plan -> 'tables' as tables,
+        (select oid from pg_namespace where nspname = plan ->> 'schema') as namespace,
+        format('^%s_[0-9a-f]{16}$', plan ->> 'name') as of_functions
+    from (select current_setting('invalidator.plan')::jsonb as plan) as setting
+),
+asked as materialized (
+    select number, entry ->> 'schema' as schema, entry ->> 'name' as name, entry ->> 'like' as pattern,
+        entry ->> 'level' as level, (entry ->> 'key')::bool as sends_key, (entry ->> 'pairs')::bool as pairs,
+        (entry ->> 'skips')::bool as skips, entry -> 'fields' as fields
+    from installation, jsonb_array_elements(tables) with ordinality as asked (entry, number)
+),
+matched as materialized (
+    select asked.*, c.oid as relid, c.relkind, n.nspname, c.relname
+    from asked
+    join pg_class c on c.relname = asked.name and c.relkind in ('r', 'p', 'v', 'm', 'f')
+    join pg_namespace n on n.oid = c.relnamespace
+    where level <> 'none'
+        and case when pattern is null then nspname = schema else nspname like pattern and nspname !~ '^(pg_|information_schema$)' end
+),
+
+-- The functions of this installation that are there, and what they were written from.
+there as materialized (
+    select p.oid as function, p.xmin, p.proname, p.prosrc, p.proowner, p.proconfig,
+        p.prosecdef or l.lanname <> 'plpgsql' as odd, sealed_by, case when sealed_by = version then sealed::jsonb end as spec
+    from installation
+    join pg_proc p on p.pronamespace = namespace and p.proname ~ of_functions
+    join pg_language l on l.oid = p.prolang
+    cross join lateral (select split_part(prosrc, E'\n', 1) as line) as first
+    cross join lateral (select substr(line, length(split_part(line, ' ', 3)) + 34) as sealed) as parts
+    cross join lateral (
+        select case when line ~ '^-- invalidator \d{1,6} [0-9a-f]{16} ' and split_part(line, ' ', 4)
+                = left(encode(sha256(convert_to(sealed || substr(prosrc, length(line) + 1), 'UTF8')), 'hex'), 16)
+            then split_part(line, ' ', 3)::int end as sealed_by
+    ) as seal
+),
+
+-- Each table once, with what all its rules want together, and what its function carries already.
+tables as materialized (
+    select relid, nspname, relname, relkind, relowner, owned, proname, rows_level, key, number,
+        sends_key or (kept and (spec ->> 'key')::bool) as sends_key,
+        pairs or (kept and (spec ->> 'pairs')::bool) as pairs,
+        skips and (not kept or (spec ->> 'skips')::bool) as skips,
+        installation.bulk_limit, coalesce((spec ->> 'bulk_limit')::int, installation.bulk_limit) as old_limit,
+        case when kept then spec -> 'fields' else '[]' end as kept_fields,
+        kept and ((spec ->> 'key')::bool and not sends_key or (spec ->> 'pairs')::bool and not pairs
+            or skips and not (spec ->> 'skips')::bool) as sends_more
+    from (
+        select relid, nspname, relname, relkind, bool_or(level = 'row') as rows_level, bool_or(sends_key) as sends_key,
+            bool_or(pairs) as pairs, bool_and(skips) as skips, min(number) as number
+        from matched
+        where relkind in ('r', 'p')
+        group by relid, nspname, relname, relkind
+    ) as wanted
+    cross join installation
+    cross join lateral (
+        select name || '_' || left(encode(sha256(convert_to(nspname || chr(31) || relname, 'UTF8')), 'hex'), 16) as proname
+    ) as named
+    cross join lateral (select relowner, pg_has_role(relowner, 'usage') as owned from pg_class where oid = relid) as class
+    cross join lateral (
+        select array_agg(a.attname::text order by k.place) as key
+        from pg_index i, unnest(i.indkey) with ordinality as k (number, place), pg_attribute a
+        where i.indrelid = relid and i.indisprimary and k.place <= i.indnkeyatts
+            and a.attrelid = relid and a.attnum = k.number
+    ) as keyed
+    left join there using (proname)
+    cross join lateral (select spec is not null and not prune as kept) as keeping
+),
+
+-- The fields of each table. What is only compared (not rendered) may travel as a digest.
+fields as materialized (
+    select relid, name, attname, rendered, asked,
+        (select array_agg(step order by place) from jsonb_array_elements_text(steps) with ordinality as s (step, place)) as path
+    from (
+        select relid, field ->> 0 as name, field ->> 1 as attname, field -> 2 as steps, bool_or((field ->> 3)::bool) as rendered,
+            bool_or(asked) as asked
+        from (
+            select relid, jsonb_array_elements(fields) as field, true as asked from matched join tables using (relid)
+            union all
+            select relid, jsonb_array_elements(kept_fields), false from tables
+            union all
+            select relid, jsonb_build_array(column_name, column_name, '[]'::jsonb, true), true
+            from tables, unnest(key) as column_name
+            where sends_key
+        ) as every
+        group by 1, 2, 3, 4
+    ) as merged
+),
+{write},
+
+-- The triggers that there should be: on each table, and on each partition and inheritance child below it, because a
+-- statement that names one of those fires only its own.
+below (top, relid) as (
+    select relid, relid from tables
+    union
+    select top, inhrelid from below join pg_inherits on inhparent = below.relid
+),
+events (event, bit, old_table, new_table) as (
+    values ('insert', 4, null, 'new_rows'), ('update', 16, 'old_rows', 'new_rows'),
+           ('delete', 8, 'old_rows', null), ('truncate', 32, null, null)
+),
+triggers as materialized (
+    select t.nspname, t.relname, t.proname, t.rows_level, c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner,
+        pg_has_role(c.relowner, 'usage') as owned, event, old_table, new_table, by_row,
+        bit + by_row::int as type,
+        'invalidator_' || name || case when below.relid = t.relid then '' else '_' || substr(t.proname, length(name) + 2, 8) end
+            || '_' || event as tgname
+    from below
+    join tables t on t.relid = top
+    join pg_class c on c.oid = below.relid and c.relkind in ('r', 'p')
+    join pg_namespace n on n.oid = c.relnamespace
+    cross join events
+    cross join installation
+    cross join lateral (select rows_level and event <> 'truncate' as by_row) as how
+    where not (by_row and c.relkind = 'p')
+),
+standing as materialized (
+    select t.oid, t.xmin, t.tgrelid, t.tgname, t.tgfoid, t.tgenabled, t.tgtype, t.tgoldtable, t.tgnewtable,
+        t.tgqual is not null or cardinality(t.tgattr::int2[]) > 0 or t.tgnargs > 0 or t.tgdeferrable as odd
+    from pg_trigger t
+    where not t.tgisinternal and t.tgparentid = 0
+        and (t.tgfoid in (select function from there) or (t.tgrelid, t.tgname) in (select onrel, tgname from triggers))
+),
+
+-- What serves the whole installation.
+support (name, arguments, returns, source) as (
+    select 'changed', 'relation text, image jsonb default null', 'void', format({changed}, version, quote_literal(schema))
+    from installation
+    union all
+    select name || '_altered', '', 'event_trigger', format(
+        {altered}, version, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
+        quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
+        quote_literal(schema), quote_literal(of_functions), length(name) + 9,
+        quote_literal((select coalesce(jsonb_agg(jsonb_build_object('schema', asked.schema, 'name', asked.name, 'like', pattern)), '[]')
+                       from asked where level = 'none')) || '::jsonb',
+        quote_literal('invalidator_' || name))
+    from installation
+),
+listening (event_trigger, event, filter) as (
+    select format('invalidator_%s_%s', name, suffix), event, filter
+    from installation, (values ('altered', 'ddl_command_end', $$when tag in ('ALTER TABLE', 'REFRESH MATERIALIZED VIEW') $$),
+                               ('dropped', 'sql_drop', '')) as events (suffix, event, filter)
+    where (select rolsuper from pg_roles where rolname = current_user)  -- PostgreSQL lets nobody else have one
+),
+
+objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state, statement, trace, what, todo) as (
+    select 0, 0, null, null, 'schema', null, null, schema, 'missing', format('create schema %I', schema), null,
+        case when not has_database_privilege(current_database(), 'create') then format('%s may not create the schema %I', current_user, schema) end,
+        format('grant create on database %I to %I', current_database(), current_user)
+    from installation
+    where namespace is null
+
+    union all
+    select 1, 0, null, null, 'function', null, null, s.name,
+        case when p.oid is null then 'missing' when same then 'ok' else 'outdated' end,
+        case when not same then format('create or replace function %I.%I(%s) returns %s language plpgsql security invoker set search_path = pg_catalog, pg_temp as %s',
+            schema, s.name, arguments, returns, case when source ~ '\$invalidator\$' then quote_literal(source) else '$invalidator$' || source || '$invalidator$' end) end,
+        null,
+        case when not pg_has_role(p.proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, s.name) end,
+        'run this as ' || quote_ident(pg_get_userbyid(p.proowner))
+    from installation
+    cross join support s
+    left join pg_proc p on p.pronamespace = namespace and p.proname = s.name
+    cross join lateral (
+        select p.oid is not null and (p.prosrc = source
+            or p.prosrc ~ '^-- invalidator \d{1,6}:' and substring(p.prosrc from '\d+')::int > version) as same
+    ) as compared
+
+    union all
+    select 4, 0, null, null, 'event trigger', null, null, event_trigger,
+        case when e.oid is null then 'missing' when e.evtenabled = 'D' then 'disabled' else 'ok' end,
+        case when e.oid is null then format('create event trigger %I on %s %sexecute function %I.%I()', event_trigger, event, filter, schema, name || '_altered')
+             when e.evtenabled = 'D' then format('alter event trigger %I enable', event_trigger) end,
+        null, null, null
+    from installation
+    cross join listening
+    left join pg_event_trigger e on e.evtname = event_trigger
+
+    union all
+    select 2, t.number, t.nspname, t.relname, 'function', null, null, w.proname,
+        case when there.function is null then 'missing'
+             when sealed_by is null or odd then 'tampered'
+             when sealed_by > version or there.prosrc = was.source and there.proconfig is not distinct from was.config then 'ok'
+             when there.prosrc = was.source then 'tampered'
+             else 'outdated' end,
+        case when there.function is null or odd or sealed_by is null
+                or sealed_by <= version and (there.prosrc <> w.source or there.proconfig is distinct from w.config)
+             then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s', schema, w.proname,
+                 (select coalesce(string_agg(format('set %s = %s', split_part(entry, '=', 1),
+                                           case when entry ~ '^search_path' then split_part(entry, '=', 2) else quote_literal(split_part(entry, '=', 2)) end) || ' ', ''), '')
+                  from unnest(w.config) as entry),
+                 case when w.source ~ '\$invalidator\$' then quote_literal(w.source) else '$invalidator$' || w.source || '$invalidator$' end) end,
+        format('%s:%s', there.function, there.xmin),
+        case when not pg_has_role(proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, w.proname)
+             when there.function is null and namespace is not null and not has_schema_privilege(namespace, 'create, usage')
+             then format('%s may not create functions in the schema %I', current_user, schema) end,
+        case when there.function is not null then format('run this as %I', pg_get_userbyid(proowner))
+             else format('grant usage, create on schema %I to %I', schema, current_user) end
+    from installation
+    cross join tables t
+    join written w on w.relid = t.relid and not w.as_it_was
+    join written was on was.relid = t.relid and was.as_it_was
+    left join there on there.proname = t.proname
+
+    union all
+    select 3, 0, t.nspname, t.relname, 'trigger', on_schema, on_name, t.tgname,
+        state,
+        case when state in ('missing', 'tampered') or state = 'disabled' and not owned then
+                format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()', t.tgname, event, on_schema, on_name,
+                    case when by_row or event = 'truncate' then ''
+                         else 'referencing' || coalesce(' old table as ' || old_table, '') || coalesce(' new table as ' || new_table, '') || ' ' end,
+                    case when by_row then 'row' else 'statement' end, schema, t.proname)
+                || case when owned then '; ' || always else '' end
+             when owned and tgenabled <> 'A' then always end,
+        format('%s:%s%s', s.oid, s.xmin, tgenabled),
+        case when not has_table_privilege(onrel, 'trigger') then format('%s may not create triggers on %I.%I', current_user, on_schema, on_name)
+             when by_row and not owned and s.oid is null then format('%s does not own %I.%I, and only its owner can have row triggers fire for replicated changes', current_user, on_schema, on_name) end,
+        case when not has_table_privilege(onrel, 'trigger') then format('grant trigger on %I.%I to %I', on_schema, on_name, current_user)
+             else format('run this as %I', pg_get_userbyid(relowner)) end
+    from installation
+    cross join triggers t
+    left join standing s on s.tgrelid = t.onrel and s.tgname = t.tgname
+    left join there on there.proname = t.proname
+    cross join lateral (
+        select case when s.oid is null then 'missing'
+                when odd_trigger or tgfoid is distinct from function or tgtype <> type then 'tampered'
+                when tgenabled in ('D', 'R') or by_row and tgenabled <> 'A' then 'disabled'
+                else 'ok' end as state,
+            format('alter table %I.%I enable always trigger %I', on_schema, on_name, t.tgname) as always
+        from (select s.odd or not by_row and (tgoldtable is distinct from old_table or tgnewtable is distinct from new_table) as odd_trigger) as looked
+    ) as judged
+
+    union all
+    select 5, 0, n.nspname, c.relname, 'trigger', n.nspname, c.relname, s.tgname, 'orphaned',
+        format('drop trigger %I on %I.%I', s.tgname, n.nspname, c.relname), null,
+        case when not pg_has_role(c.relowner, 'usage') then format('%s does not own %I.%I', current_user, n.nspname, c.relname) end,
+        format('run this as %I', pg_get_userbyid(c.relowner))
+    from standing s
+    join pg_class c on c.oid = s.tgrelid
+    join pg_namespace n on n.oid = c.relnamespace
+    where (s.tgrelid, s.tgname) not in (select onrel, tgname from triggers)
+
+    union all
+    select 6, 0, null, null, 'function', null, null, there.proname, 'orphaned', format('drop function %I.%I()', schema, there.proname), null,
+        case when not pg_has_role(proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, there.proname) end,
+        format('run this as %I', pg_get_userbyid(proowner))
+    from installation
+    cross join there
+    where there.proname not in (select proname from tables)
+)
+{findings}

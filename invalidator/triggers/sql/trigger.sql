@@ -1,1 +1,0 @@
-create or replace trigger {trigger} after {event} on {table} {referencing} for each statement execute function {function}()

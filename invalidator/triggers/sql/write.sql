@@ -1,0 +1,154 @@
+-- Part of plan.sql: the source of each table's function, from `tables` and `fields`.
+columns as materialized (
+    select a.attrelid as relid, a.attname::text as attname, a.atttypid as declared,
+        -- A virtual column is not in a transition table; what makes it is.
+        case when a.attgenerated = 'v' then '(' || pg_get_expr(d.adbin, d.adrelid) || ')' else quote_ident(a.attname) end as source,
+        a.attgenerated = 'v' as virtual
+    from tables
+    join pg_attribute a on a.attrelid = relid and a.attnum > 0 and not a.attisdropped
+    left join pg_attrdef d on d.adrelid = relid and d.adnum = a.attnum
+),
+bases (declared, type) as (
+    select distinct declared, declared from columns
+    union all
+    select declared, typbasetype from bases join pg_type t on t.oid = type where typtype = 'd'
+),
+-- How a type's text is had: `native` is one whose JSON is its text; `settled` one whose text no setting of a session
+-- changes; `small` one without values too wide for a notification. Text comes from the type's own output function, never
+-- from a cast, which a user may have defined.
+types as materialized (
+    select declared, t.oid as type, native,
+        native is not null or t.typtype = 'e' or t.oid = any ('{18,19,25,26,114,1042,1043,1700,2950,3802}') as settled,
+        native is not null or t.typtype = 'e' or t.typlen > 0 or t.oid in (650, 869, 1700) as small,
+        case when native is not null or t.oid in (25, 1043) then '%s' || case when declared <> t.oid then '::pg_catalog.' || coalesce(internal, 'text') else '' end
+             else 'pg_catalog.textin(' || format('%I.%I', n.nspname, p.proname) || '(%s))' end as as_text
+    from bases
+    join pg_type t on t.oid = bases.type and t.typtype <> 'd'
+    join pg_proc p on p.oid = t.typoutput
+    join pg_namespace n on n.oid = p.pronamespace
+    left join (values (16, 'boolean', 'bool'), (21, 'smallint', 'int2'), (23, 'integer', 'int4'), (20, 'bigint', 'int8')) as natives (oid, native, internal) on natives.oid = t.oid
+),
+-- What a function collects into an array each: the fields, and what else of the key tells which old row became which new.
+sides as (
+    select relid, case when rows_level then '{(select (old).*) as old_rows,(select (new).*) as new_rows}'
+                       else '{old_rows,new_rows}' end::text[] as rows_of
+    from tables
+),
+wanted_values as materialized (
+    select relid, name, attname, path, rendered, true as sent, path is null and attname = any (key) as in_key
+    from fields join tables using (relid)
+    union all
+    select relid, column_name, column_name, null, true, false, true
+    from tables, unnest(key) as column_name
+    where pairs and not exists (
+        select from fields
+        where fields.relid = tables.relid and fields.attname = column_name and fields.path is null and fields.rendered
+    )
+),
+collected as materialized (
+    select relid, sent, in_key, sort.settled,
+        row_number() over (partition by relid order by sent desc, name collate "C", path is not null) as number,
+        case when path is null and native is not null then native else 'pg_catalog.text' end || '[]' as array_type,
+        case when rendered or sort.small then to_json(name)::text else '"\u0000' || substr(to_json(name)::text, 2) end as name_json,
+        (select array_agg(
+                case when sort.small then format('array(select %s from %s limit %s)', value, rows, reach)
+                     else format('array(select case when pg_catalog.octet_length(value) operator(pg_catalog.>) %s then %s else value end from (select %s as value from %s limit %s) as image)',
+                                 longest, instead, value, rows, reach)
+                end order by which, place)
+            from unnest(rows_of) with ordinality as sides (rows, place), unnest('{101,invalidator.reach}'::text[]) with ordinality as reaches (reach, which)
+        ) as collect  -- from old and new rows some, from old and new rows all
+    from wanted_values
+    join sides using (relid)
+    join columns using (relid, attname)
+    join types using (declared)
+    cross join lateral (select (path is not null or settled) and not virtual as settled, path is null and small as small) as sort
+    cross join lateral (
+        select case when path is null then format(as_text, source) else format('%s operator(pg_catalog.#>>) %L', source, path) end as value
+    ) as valued
+    cross join lateral (
+        select case when rendered then 7900 else 64 end as longest,
+            case when rendered then $$pg_catalog.repeat('x', 7900) operator(pg_catalog.||) $$ else '' end
+                || $$pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(value, pg_catalog.getdatabaseencoding())), 'hex')$$ as instead
+    ) as digested
+),
+-- The blanks of function.sql; {side} is old or new.
+parts as materialized (
+    select relid, bool_and(settled) as settled, bool_or(array_type = 'boolean[]' and not sent and not in_key) as fieldless,
+        string_agg(format('old_%1$s %2$s; new_%1$s %2$s; part_old_%1$s %2$s; part_new_%1$s %2$s;', number, array_type), E'\n            ' order by number) as arrays,
+        string_agg(collect[1] || ' as old_' || number, E',\n                        ' order by number) as few_collect_old,
+        string_agg(collect[2] || ' as new_' || number, E',\n                        ' order by number) as few_collect_new,
+        string_agg(collect[3], E',\n                        ' order by number) as collect_old,
+        string_agg(collect[4], E',\n                        ' order by number) as collect_new,
+        string_agg('{side}_' || number, ', ' order by number) as all_arrays,
+        coalesce(string_agg('pg_catalog.pg_column_size({side}_' || number || ')', ' operator(pg_catalog.+) ' order by number) filter (where array_type = 'pg_catalog.text[]'), '0') as size,
+        string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) as same,
+        coalesce(string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) filter (where in_key), 'false') as key_same,
+        coalesce(string_agg(name_json, ',' order by number) filter (where sent), '') as names,
+        format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(format('pg_catalog.array_to_json({side}_%s)', number), $$, ',', $$ order by number) filter (where sent), 'null')) as few,
+        format($$case when part_{side}_1 is not null then pg_catalog.concat(',"{side}":[', %s, ']') end$$,
+            coalesce(string_agg(format('pg_catalog.array_to_json(part_{side}_%s[start : start operator(pg_catalog.+) step operator(pg_catalog.-) 1])', number), $$, ',', $$ order by number) filter (where sent), 'null')) as slice,
+        coalesce(string_agg(format('part_{side}_%1$s := {side}_%1$s[part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 1 : part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 2000];', number), E'\n            ' order by number) filter (where sent), 'null;') as cut
+    from (
+        select relid, sent, in_key, settled, number, array_type, name_json, collect from collected
+        union all  -- nothing to tell rows apart by: that there are any is all that is heard
+        select relid, false, false, true, 1, 'boolean[]', '', array[format('array(select true from %s limit 1)', rows_of[1]), format('array(select true from %s limit 1)', rows_of[2]),
+            format('array(select true from %s limit 1)', rows_of[1]), format('array(select true from %s limit 1)', rows_of[2])]
+        from sides as tables where not exists (select from collected where collected.relid = tables.relid)
+    ) as everything
+    group by relid
+),
+written as materialized (
+    select tables.relid, tables.proname, bodies.as_it_was, config,
+        format('-- invalidator %s %s %s', version, left(encode(sha256(convert_to(bodies.spec || E'\n' || body, 'UTF8')), 'hex'), 16), bodies.spec) || E'\n' || body as source
+    from tables
+    join parts using (relid)
+    cross join installation i
+    cross join lateral (
+        select pairs and key is not null as keyed,
+            quote_literal('invalidator_' || i.name) as channel,
+            quote_literal(format('{"v":%s,"t":%s,"o":"', version, json_build_array(nspname, relname))) as opening,
+            quote_literal('","c":[' || names || ']' || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
+    ) as how
+    cross join lateral (
+        select limits.old_limit as as_it_was,
+            jsonb_build_object('table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
+                'level', case when rows_level then 'row' else 'statement' end, 'bulk_limit', bulk_limit,
+                'fields', (select coalesce(jsonb_agg(jsonb_build_array(f.name, f.attname, coalesce(f.path, '{}'), f.rendered) order by f.name collate "C", f.path), '[]')
+                           from fields f where f.relid = tables.relid))::text as spec,
+            format(
+                {function},
+                -- in the order in which it names them first
+                channel,
+                case when fieldless then 0 else least(limits.bulk_limit, 100) end,
+                same,
+                case when keyed and skips then 'null'
+                     else format($$pg_catalog.concat(%s, 'update', %s, %s, %s, '}')$$, opening, carried, case when keyed then $$',"p":true'$$ else 'null' end, replace(few, '{side}', 'new')) end,
+                opening,
+                carried,
+                case when keyed then key_same else 'false' end,
+                replace(few, '{side}', 'old'),
+                replace(few, '{side}', 'new'),
+                few_collect_old,
+                few_collect_new,
+                arrays,
+                case when fieldless then 0 else limits.bulk_limit end,
+                collect_old,
+                collect_new,
+                replace(all_arrays, '{side}', 'old'),
+                replace(all_arrays, '{side}', 'new'),
+                replace(size, '{side}', 'old'),
+                replace(size, '{side}', 'new'),
+                case when keyed and skips then 'return null;'
+                     when keyed then $$old_1 := null; head := pg_catalog.concat(head, ',"p":true');$$
+                     else 'old_1 := null;' end,
+                replace(cut, '{side}', 'old') || E'\n            ' || replace(cut, '{side}', 'new'),
+                replace(slice, '{side}', 'old'),
+                replace(slice, '{side}', 'new')
+            ) as body
+        from (select tables.bulk_limit, false union all select tables.old_limit, true) as limits (bulk_limit, old_limit)
+    ) as bodies
+    cross join lateral (
+        select case when not settled then
+            array['search_path=pg_catalog, pg_temp', 'DateStyle=ISO', 'IntervalStyle=postgres', 'TimeZone=UTC', 'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C', 'quote_all_identifiers=off'] end as config
+    ) as configs
+)
