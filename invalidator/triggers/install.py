@@ -2,7 +2,7 @@
 
 A trigger takes a lock that holds up writers of its table, so no lock is waited for long while another one is held: when
 a table can't be locked at once, everything is rolled back, and that table comes first in the next attempt, where nobody
-waits for us meanwhile. All waiting for a second lock is shorter than PostgreSQL's deadlock_timeout: we give way, not a
+waits for us meanwhile. We wait for a second lock for less than PostgreSQL's deadlock_timeout: we give way, not a
 writer. The functions, which need no lock of a table, are done before.
 """
 
