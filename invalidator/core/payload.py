@@ -9,8 +9,8 @@ One payload carries rows of one statement on one table, column by column:
 `old` and `new` are images, a list of values for each field; `p` says that they are paired, place by place, or, where
 there is only `new`, that the old image is the same in every field. Without it the images of an update stand each for
 themselves. `"w": true` is the whole table, with neither rows nor fields; so is a table of which no field is used.
-Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it is written: it is what PostgreSQL's own text
-would be.
+Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it is written: it is what PostgreSQL's
+own text would be.
 
 A payload that can't be read is no exception to the promise: `decode` raises `PayloadError`, whose `table` says how
 much was still readable, and the caller evicts that table, or everything.

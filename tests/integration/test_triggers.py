@@ -1,4 +1,4 @@
-"""The triggers of the first slice on a real server: what they send, and that they never fail a writer."""
+"""What triggers send on a real server, and that they never fail a writer."""
 
 from __future__ import annotations
 
@@ -9,31 +9,13 @@ import pytest
 
 from invalidator.core.change import Change, Table, table_wide
 from invalidator.core.fields import Field, parse_field
-from invalidator.core.payload import decode
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install, uninstall
-from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-
-SHOP = Installation("shop", "invalidator", 1000)
-P = Table("public", "products")
-
-
-def rules(*sources, table="products", schema="public", **kwargs):
-    entries = tuple(Evict("key", parse(source)) for source in sources)
-    return RuleSet([Rule(0, TablePattern(schema, table), entries, ("cache",), **kwargs)], ["cache"])
-
-
-def drift(db, *args):
-    """The tables that are not as they should be, with their states."""
-    return {table: standing.state for table, standing in look(db, *args).drift().items()}
-
-
-PAIRED = {"not_": ((Field("id"), frozenset({"none"})),)}
-"""A condition that excludes nothing, but wants old and new rows compared."""
+from tests.integration.heard import PAIRED, SHOP, P, drift, rules
 
 
 @pytest.fixture
@@ -41,25 +23,6 @@ def products(db):
     db.execute("create table products (id bigint primary key, category_id int, attrs jsonb, name text)")
     install(db, SHOP, rules("p:{id}", "c:{category_id}", "s:{attrs->>sku}", **PAIRED))
     return db
-
-
-@pytest.fixture
-def heard(dsn):
-    """What was heard since the last call: all that committed before it, because a mark of our own comes behind that."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        notes = []
-        connection.add_notify_handler(notes.append)
-        connection.execute("listen invalidator_shop; listen mark")
-
-        def hear():
-            connection.execute("notify mark")
-            while not notes or notes[-1].channel != "mark":
-                connection.execute("select 1")
-            changes = [change for note in notes[:-1] for change in decode(note.payload)]
-            notes.clear()
-            return changes
-
-        yield hear
 
 
 def row(number, category=None, sku=None):

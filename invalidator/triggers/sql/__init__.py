@@ -5,7 +5,8 @@ from functools import cache
 from importlib.resources import files
 from typing import LiteralString
 
-_OPERATOR = re.compile(r"(?<= )(=|<>|<|>|\+|-|\*|/)(?= )")  # all of one precedence once qualified: hence the brackets
+# Once qualified, all operators are of one precedence: hence the brackets in function.sql.
+_OPERATOR = re.compile(r"(?<= )(=|<>|<=|>=|<|>|\+|-|\*|/)(?= )")
 _NAME = re.compile(
     r"(?<![.\w])(cardinality(?=\()|concat(?=\()|octet_length(?=\()|lower(?=\()|pg_notif\w+(?=\()|text\b|\"C\")(?!\[)"
 )

@@ -20,13 +20,14 @@ types as materialized (
     select declared, t.oid as type, native,
         native is not null or t.typtype = 'e' or t.oid = any ('{18,19,25,26,114,1042,1043,1700,2950,3802}') as settled,
         native is not null or t.typtype = 'e' or t.typlen > 0 or t.oid in (650, 869, 1700) as small,
-        case when native is not null or t.oid in (25, 1043) then '%s' || case when declared <> t.oid then '::pg_catalog.' || coalesce(internal, 'text') else '' end
-             else 'pg_catalog.textin(' || format('%I.%I', n.nspname, p.proname) || '(%s))' end as as_text
+        format(case when native is not null or t.oid in (25, 1043) then '%%s%1$s' else 'pg_catalog.textin(%2$I.%3$I(%%s%1$s))' end,
+            case when declared <> t.oid then format('::%I.%I', tn.nspname, t.typname) end, n.nspname, p.proname) as as_text
     from bases
     join pg_type t on t.oid = bases.type and t.typtype <> 'd'
     join pg_proc p on p.oid = t.typoutput
     join pg_namespace n on n.oid = p.pronamespace
-    left join (values (16, 'boolean', 'bool'), (21, 'smallint', 'int2'), (23, 'integer', 'int4'), (20, 'bigint', 'int8')) as natives (oid, native, internal) on natives.oid = t.oid
+    join pg_namespace tn on tn.oid = t.typnamespace
+    left join (values (16, 'boolean'), (21, 'smallint'), (23, 'integer'), (20, 'bigint')) as natives (oid, native) on natives.oid = t.oid
 ),
 -- What a function collects into an array each: the fields, and what else of the key tells which old row became which new.
 sides as (
@@ -84,9 +85,9 @@ parts as materialized (
         string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) as same,
         coalesce(string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) filter (where in_key), 'false') as key_same,
         coalesce(string_agg(name_json, ',' order by number) filter (where sent), '') as names,
-        format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(format('pg_catalog.array_to_json({side}_%s)', number), $$, ',', $$ order by number) filter (where sent), 'null')) as few,
+        format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(format('pg_catalog.array_to_json({side}_%s)::pg_catalog.text', number), $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')) as few,
         format($$case when part_{side}_1 is not null then pg_catalog.concat(',"{side}":[', %s, ']') end$$,
-            coalesce(string_agg(format('pg_catalog.array_to_json(part_{side}_%s[start : start operator(pg_catalog.+) step operator(pg_catalog.-) 1])', number), $$, ',', $$ order by number) filter (where sent), 'null')) as slice,
+            coalesce(string_agg(format('pg_catalog.array_to_json(part_{side}_%s[start : start operator(pg_catalog.+) step operator(pg_catalog.-) 1])::pg_catalog.text', number), $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')) as slice,
         coalesce(string_agg(format('part_{side}_%1$s := {side}_%1$s[part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 1 : part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 2000];', number), E'\n            ' order by number) filter (where sent), 'null;') as cut
     from (
         select relid, sent, in_key, settled, number, array_type, name_json, collect from collected
