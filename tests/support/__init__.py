@@ -6,6 +6,15 @@ import asyncio
 import time
 
 
+def until(condition, timeout: float = 10.0):
+    """Wait until the condition, asked again and again, gives something true; that."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {condition}"
+        time.sleep(0.005)
+    return value
+
+
 async def eventually(condition, timeout: float = 10.0):
     """Wait until the condition, a function or a coroutine function, gives something true; that."""
     deadline = time.monotonic() + timeout
