@@ -499,7 +499,8 @@ class TestRefusals:
              "create table products (id int) partition by range (id);"
              "create foreign table far partition of products default server s"),
              ('the table "public.products" has the foreign table "public.far" below it, and PostgreSQL '
-             "collects no changed rows from that; name the other partitions in rules of their own, or write triggers: none "
+             "collects no changed rows from that; name the other partitions in rules of their own, or write "
+             "triggers: none "
              "into the rule")),
             ("create sequence products", 'there is no table "public.products"; create it, or correct the rule'),
         ],
