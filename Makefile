@@ -34,6 +34,7 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.rendering
 	$(BIN)/python -m bench.writers
+	$(BIN)/python -m bench.install
 
 schema: .venv/dev  ## Write docs/config.schema.json anew
 	$(BIN)/invalidator config schema > docs/config.schema.json

@@ -2,14 +2,17 @@
 
     python -m bench.writers
 
-Four tables alike, one subject each, measured in turns on one private server while one session listens and reads, as a
-sidecar does. Statements are timed from the client. Ratios are of medians, to no trigger.
+Tables alike, one subject each, measured in turns on one private server while another process listens and reads, as a
+sidecar does. Ratios are of medians. Statements are timed in the server, by a loop of them in one transaction; commits
+are pgbench's, each a transaction of its own, and given as a rate beside the naive one's: there more is better.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
-import threading
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -23,7 +26,7 @@ from invalidator.demo.servers import PostgresServer, Workspace
 from invalidator.triggers.install import install
 from invalidator.triggers.spec import Installation
 
-ROWS, ROUNDS, SECONDS = 100_000, 7, 1.5
+ROWS, ROUNDS = 100_000, 9
 SUBJECTS = {
     "no trigger": None,
     "naive, a row each": "naive",
@@ -38,6 +41,19 @@ begin
     perform pg_notify('bench', json_build_object('table', tg_table_name, 'op', tg_op, 'id', new.id)::text);
     return null;
 end $$
+"""
+
+LISTENER = """
+import select, sys, psycopg
+connection = psycopg.connect(sys.argv[1], autocommit=True)
+connection.execute("listen bench")
+connection.execute("listen invalidator_bench")
+print("listening", flush=True)
+while True:
+    select.select([connection], [], [])
+    connection.pgconn.consume_input()
+    while connection.pgconn.notifies():
+        pass
 """
 
 
@@ -59,23 +75,12 @@ def prepare(db):
 
 @contextmanager
 def listening(dsn):
-    stop = threading.Event()
-
-    def listen():
-        with psycopg.connect(dsn, autocommit=True) as listener:
-            listener.execute("listen bench")
-            listener.execute("listen invalidator_bench")
-            while not stop.is_set():
-                for _ in listener.notifies(timeout=0.1):
-                    pass
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with subprocess.Popen([sys.executable, "-c", LISTENER, dsn], stdout=subprocess.PIPE) as listener:
+        listener.stdout.readline()
+        try:
+            yield
+        finally:
+            listener.kill()
 
 
 def bulk(db, table):
@@ -86,37 +91,36 @@ def bulk(db, table):
     return took
 
 
-def some_rows(db, table, count, statements):
-    """Statements of some rows in one transaction: no commit is in it."""
+def statements(db, table, rows, count):
+    """One of many statements in a transaction: no commit is in it."""
+    low = f"(i * {rows}) % {ROWS}"
+    loop = f"update {table} set price = price + 1 where id > {low} and id <= {low} + {rows}"
     started = time.perf_counter()
-    with db.transaction():
-        for number in range(statements):
-            low = number * count % (ROWS - count)
-            db.execute(f"update {table} set price = price + 1 where id > %s and id <= %s", [low, low + count])
-    return (time.perf_counter() - started) / statements
+    db.execute(f"do $$ begin for i in 1..{count} loop {loop}; end loop; end $$")
+    took = time.perf_counter() - started
+    db.execute(f"vacuum {table}")
+    return took / count
 
 
-def commits(dsn, table, writers):
-    """Single-row commits a second by this many writers."""
-    done = []
-
-    def write(seed):
-        count = 0
-        with psycopg.connect(dsn, autocommit=True) as db:
-            until = time.perf_counter() + SECONDS
-            while time.perf_counter() < until:
-                db.execute(
-                    f"update {table} set price = price + 1 where id = %s", [(seed * 7919 + count * 31) % ROWS + 1]
-                )
-                count += 1
-        done.append(count)
-
-    threads = [threading.Thread(target=write, args=[seed]) for seed in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return SECONDS / sum(done)
+def commits(server, dsn, table, writers):
+    """Seconds for one single-row commit by this many writers."""
+    script = server.folder / f"{table}.sql"
+    script.write_text(f"\\set id random(1, {ROWS})\nupdate {table} set price = price + 1 where id = :id;\n")
+    command = [
+        server.binaries.folder / "pgbench",
+        "-n",
+        "-M",
+        "prepared",
+        "-T",
+        "1",
+        "-c",
+        str(writers),
+        "-f",
+        script,
+        dsn,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1 / float(re.search(r"tps = ([\d.]+)", done.stdout)[1])
 
 
 def main():
@@ -126,23 +130,27 @@ def main():
         dsn = server.create_database()
         measures = {
             f"UPDATE of {ROWS:,} rows": bulk,
-            "20-row statement": lambda db, table: some_rows(db, table, 20, 300),
-            "1-row statement": lambda db, table: some_rows(db, table, 1, 1000),
-            "1-row commits, 1 writer": lambda _, table: commits(dsn, table, 1),
-            "1-row commits, 4 writers": lambda _, table: commits(dsn, table, 4),
+            "20-row statement": lambda db, table: statements(db, table, 20, 200),
+            "1-row statement": lambda db, table: statements(db, table, 1, 2000),
+            "1-row commits, 1 writer": lambda _, table: commits(server, dsn, table, 1),
+            "1-row commits, 4 writers": lambda _, table: commits(server, dsn, table, 4),
+            "1-row commits, 8 writers": lambda _, table: commits(server, dsn, table, 8),
         }
         with psycopg.connect(dsn, autocommit=True) as db:
             prepare(db)
             with listening(dsn):
-                print(f"{'':28}" + "".join(f"{name:>20}" for name in SUBJECTS))
+                print(f"{'':26}" + "".join(f"{name:>22}" for name in SUBJECTS))
                 for name, measure in measures.items():
                     seen = {table: [] for table in range(len(SUBJECTS))}
-                    for _ in range(ROUNDS if "commits" not in name else 3):
+                    for _ in range(ROUNDS):
                         for number, times in seen.items():
                             times.append(measure(db, f"t{number}"))
                     medians = [statistics.median(times) for times in seen.values()]
-                    cells = (f"{m * 1000:,.3f} ms {m / medians[0]:.2f}" for m in medians)
-                    print(f"{name:28}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+                    if "commits" in name:  # as rates, beside the naive one
+                        cells = [f"{1 / m:,.0f}/s {medians[1] / m:.2f}" for m in medians]
+                    else:
+                        cells = [f"{m * 1e6:,.1f} us {m / medians[0]:.2f}" for m in medians]
+                    print(f"{name:26}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

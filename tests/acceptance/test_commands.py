@@ -211,6 +211,60 @@ class TestAgainstServers:
         assert len(done.stdout.splitlines()) == 4
         assert db.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)
 
+    def test_triggers_from_the_first_look_to_the_last(self, repo, environ, db):
+        example = ["-c", repo / "config.example.yaml"]
+        count = "select count(*) from pg_trigger where not tgisinternal"
+
+        done = invalidator("install-triggers", "--check", *example, **environ)
+        assert done.returncode == 3
+        assert "missing       public.products" in done.stdout
+        assert "  invalidator_shop_insert on public.products: missing" in done.stdout
+
+        script = invalidator("install-triggers", "--dry-run", *example, **environ)
+        assert db.execute(count).fetchone() == (0,)
+        db.execute(script.stdout)
+        assert db.execute(count).fetchone() == (16,)
+
+        done = invalidator("install-triggers", *example, **environ)
+        assert done.stdout.splitlines() == [
+            f"public.{table}: unchanged" for table in ("pages", "prices", "product_tags", "products")
+        ]
+        assert invalidator("install-triggers", "--dry-run", *example, **environ).stdout == ""
+        done = invalidator("install-triggers", "--check", "-o", "json", *example, **environ)
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["ok"]) == (0, True)
+        assert {table["state"] for table in report["tables"]} == {"ok"}
+
+        db.execute("alter table products disable trigger user")
+        done = invalidator("install-triggers", "--check", "-o", "json", *example, **environ)
+        states = {table["table"]: table["state"] for table in json.loads(done.stdout)["tables"]}
+        assert (done.returncode, states["public.products"], states["public.prices"]) == (3, "disabled", "ok")
+        done = invalidator("install-triggers", *example, **environ)
+        assert "public.products: renewed" in done.stdout
+        assert invalidator("install-triggers", "--check", *example, **environ).returncode == 0
+
+        db.execute(invalidator("uninstall-triggers", "--sql", "psql", *example).stdout.replace("\\set", "--"))
+        assert db.execute(count).fetchone() == (0,)
+
+    @pytest.mark.parametrize("sql_format", ["psql", "alembic", "django", "dbmate"])
+    def test_a_migration_needs_no_server_and_is_the_same_each_time(self, repo, sql_format):
+        command = ["install-triggers", "--sql", sql_format, "-c", repo / "config.example.yaml"]
+        one, other = (invalidator(*command, DATABASE_URL="postgresql://127.0.0.1:1/x") for _ in range(2))
+        assert (one.returncode, one.stderr) == (0, "")
+        assert one.stdout == other.stdout
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--check", "--dry-run"], "--dry-run, --check and --sql exclude each other; give one of them"),
+            (["--sql", "psql", "--check"], "--dry-run, --check and --sql exclude each other; give one of them"),
+            (["--check", "--prune"], "--check changes nothing, so it prunes nothing; give one of them"),
+        ],
+    )
+    def test_options_that_exclude_each_other(self, repo, options, said):
+        done = invalidator("install-triggers", *options, "-c", repo / "config.example.yaml")
+        assert (done.returncode, done.stderr) == (2, said + "\n")
+
     def test_run_says_which_tables_have_no_triggers(self, repo, environ):
         command = [sys.executable, "-m", "invalidator", "run", "-c", repo / "config.example.yaml"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environ) as sidecar:

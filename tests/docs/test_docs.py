@@ -12,10 +12,12 @@ from pydantic import BaseModel
 
 from invalidator import __version__
 from invalidator.cli.main import _COMMANDS
+from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
 from invalidator.config.load import PLACES
 from invalidator.core import filters
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
+from invalidator.triggers.plan import STATES
 
 
 def keys(model, prefix=""):
@@ -69,6 +71,17 @@ def test_every_filter_and_eviction_is_in_the_reference(reference):
         assert re.search(rf"`({{name\|)?{name}[:x}}]*`", reference), name
     for name in models.Evict.model_fields:
         assert f"`{name}:" in reference, name
+
+
+def test_every_state_of_a_table_and_every_option_of_installing_is_documented(repo):
+    text = (repo / "docs/triggers.md").read_text()
+    assert re.findall(r"^\| `([a-z ]+)` \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE) == [
+        "ok", "missing", "outdated", "tampered", "disabled", "table missing", "orphaned"
+    ]  # fmt: skip
+    assert set(STATES) == set(re.findall(r"^\| `([a-z ]+)` \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE))
+    options = {option for parameter in install_triggers.params for option in parameter.opts if option.startswith("--")}
+    assert {option for option in options if option not in text} == {"--config", "--output"}
+    assert "psql\\|" + "\\|".join(FORMATS[1:]) in text
 
 
 def test_every_command_and_place_is_documented(repo):

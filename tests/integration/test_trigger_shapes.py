@@ -467,6 +467,68 @@ class TestSettings:
                 turkish.execute("insert into products values (1); insert into products select generate_series(2, 300)")
                 assert {change.op for change in heard()} == {"insert"}
 
+    def test_who_may_not_call_pg_notify_is_heard_all_the_same(self, products, heard):
+        products.execute("revoke execute on function pg_notify(text, text) from public")
+        products.execute("drop role if exists hardened; create role hardened; grant all on products to hardened")
+        try:
+            assert any("pg_notify" in note.what for note in look(products, SHOP, rules("p:{id}")).notes())
+            products.execute("set role hardened; insert into products values (1); reset role")
+            assert heard() == [table_wide(P)]
+        finally:
+            products.execute("reset role; drop owned by hardened; drop role hardened")
+
+    def test_a_collation_that_takes_case_for_nothing_hides_no_change(self, db, heard):
+        collation = "create collation any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        try:
+            db.execute(collation)
+        except psycopg.Error as error:
+            assert "ICU" in str(error)  # a server that has no such collations
+            return
+        db.execute("create table products (id int primary key, name text collate any_case)")
+        install(db, SHOP, rules("n:{name}", changed=(Field("name"),)))
+        db.execute("insert into products values (1, 'a')")
+        heard()
+        db.execute("update products set name = 'A'")
+        assert heard() == [Change(P, "update", {"name": "a"}, {"name": "A"})]
+        db.execute("insert into products select g, 'b' from generate_series(2, 300) g")
+        heard()
+        db.execute("update products set name = upper(name)")
+        assert len({change.old["name"] + change.new["name"] for change in heard()}) == 2
+
+    def test_a_key_that_is_checked_at_commit_pairs_nothing(self, db, heard):
+        db.execute("create table products (id int primary key deferrable initially deferred, name text)")
+        install(db, SHOP, rules("n:{name}", changed=(Field("name"),)))
+        db.execute("insert into products values (1, 'a')")
+        heard()
+        db.execute("update products set name = 'b'")
+        assert heard() == [Change(P, "update", {"name": "a"}, None), Change(P, "update", None, {"name": "b"})]
+
+
+class TestMigrationsOfTheApplication:
+    @pytest.mark.parametrize(
+        ("migration", "insert", "state", "changes"),
+        [
+            ("add column more int default 5", "products", "ok", [row(1)]),
+            ("rename to goods", "goods", "table missing", [row(1)]),
+            ("set schema elsewhere", "elsewhere.products", "table missing", [row(1)]),
+            ("drop constraint products_pkey", "products", "outdated", [row(1)]),
+            ("alter column category type bigint", "products", "outdated", [row(1)]),
+            ("alter column id type text", "products", "outdated", [row(1)]),
+            ("rename column category to section", "products", "outdated", None),
+            ("drop column category", "products", "outdated", None),
+        ],
+    )
+    def test_its_statements_go_on_and_are_heard(self, products, heard, migration, insert, state, changes):
+        products.execute("create schema elsewhere; insert into products values (7)")
+        products.execute(f"alter table products {migration}")
+        heard()
+        products.execute(f"insert into {insert} (id) values (1)")
+        wide = [table_wide(P, "insert")]
+        assert heard() == (wide if changes is None else [Change(P, "insert", None, image) for image in changes])
+        assert look(products, SHOP, rules("p:{id}:{category}", **PAIRED)).tables()[P].state == state
+        products.execute(f"delete from {insert}")
+        assert {change.op for change in heard()} == {"delete"}
+
 
 class TestTenants:
     def test_two_hundred_schemas_are_each_heard(self, db, heard):

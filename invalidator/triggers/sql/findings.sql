@@ -72,6 +72,12 @@ from (select pg_notification_queue_usage() as usage) as queue
 where usage > 0.1
 
 union all
+select 0, 'note', null, null, null, null, 'pg_notify', null, null, null,
+    'EXECUTE on pg_notify is not granted to all: of what those change who lack it, only the table is heard, not the row',
+    'grant execute on function pg_notify(text, text) to public', null, null, 0
+where not has_function_privilege('public', 'pg_notify(text, text)', 'execute')
+
+union all
 select 0, 'note', null, null, null, null, 'event triggers', null, null, null,
     'partitions that are attached, detached or dropped, and rewritten tables, are seen only by a look at the catalog',
     format('a superuser who runs this gives the installation event triggers; %s is none', current_user), null, null, 0

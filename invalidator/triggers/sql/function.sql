@@ -111,6 +111,10 @@ begin
     exception when others then
         null;  -- a column is gone, a value can't be written: whatever it is, the statement that called us does not fail of it
     end;
-    perform pg_notify({channel}, concat({opening}, lower(tg_op collate "C"), '","w":true}'));
+    begin
+        perform pg_notify({channel}, concat({opening}, lower(tg_op collate "C"), '","w":true}'));
+    exception when others then
+        notify {channel_name}, {wide};  -- who may not call pg_notify() may still do this
+    end;
     return null;
 end

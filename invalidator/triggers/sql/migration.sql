@@ -1,7 +1,7 @@
 do {tag}
 #variable_conflict use_column
 declare
-    was constant text[] := array[current_setting('search_path'), current_setting('quote_all_identifiers'), current_setting('lock_timeout')];
+    was constant text[] := array[current_setting('search_path'), current_setting('quote_all_identifiers'), current_setting('lock_timeout'), current_setting('enable_nestloop')];
     steps jsonb;
     refused text;
     step text;
@@ -10,7 +10,7 @@ begin
         raise feature_not_supported using message = 'invalidator needs a newer PostgreSQL than ' || current_setting('server_version');
     end if;
     perform set_config('search_path', 'pg_catalog, pg_temp', true), set_config('quote_all_identifiers', 'off', true),
-        set_config('lock_timeout', '5s', true), set_config('invalidator.plan', {setting}, true);
+        set_config('lock_timeout', '5s', true), set_config('enable_nestloop', 'off', true), set_config('invalidator.plan', {setting}, true);
     perform pg_advisory_xact_lock(hashtextextended('invalidator ' || {schema}, 0));
     select jsonb_agg(to_jsonb(planned)) into steps from (
 {rows}
@@ -27,6 +27,7 @@ begin
             execute step;
         end if;
     end loop;
-    perform set_config('search_path', was[1], true), set_config('quote_all_identifiers', was[2], true), set_config('lock_timeout', was[3], true);
+    perform set_config('search_path', was[1], true), set_config('quote_all_identifiers', was[2], true), set_config('lock_timeout', was[3], true),
+        set_config('enable_nestloop', was[4], true);
 end
 {tag};

@@ -52,7 +52,7 @@ there as materialized (
 
 -- Each table once, with what all its rules want together, and what its function carries already.
 tables as materialized (
-    select relid, nspname, relname, relkind, relowner, owned, proname, rows_level, key, number,
+    select relid, nspname, relname, relkind, relowner, owned, proname, rows_level, key, key_holds, number,
         sends_key or (kept and (spec ->> 'key')::bool) as sends_key,
         pairs or (kept and (spec ->> 'pairs')::bool) as pairs,
         skips and (not kept or (spec ->> 'skips')::bool) as skips,
@@ -73,7 +73,7 @@ tables as materialized (
     ) as named
     cross join lateral (select relowner, pg_has_role(relowner, 'usage') as owned from pg_class where oid = relid) as class
     cross join lateral (
-        select array_agg(a.attname::text order by k.place) as key
+        select array_agg(a.attname::text order by k.place) as key, bool_and(i.indimmediate and i.indisvalid) as key_holds
         from pg_index i, unnest(i.indkey) with ordinality as k (number, place), pg_attribute a
         where i.indrelid = relid and i.indisprimary and k.place <= i.indnkeyatts
             and a.attrelid = relid and a.attnum = k.number

@@ -82,8 +82,8 @@ parts as materialized (
         string_agg(collect[4], E',\n                        ' order by number) as collect_new,
         string_agg('{side}_' || number, ', ' order by number) as all_arrays,
         coalesce(string_agg('pg_catalog.pg_column_size({side}_' || number || ')', ' operator(pg_catalog.+) ' order by number) filter (where array_type = 'pg_catalog.text[]'), '0') as size,
-        string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) as same,
-        coalesce(string_agg(format('old_%1$s operator(pg_catalog.=) new_%1$s', number), ' and ' order by number) filter (where in_key), 'false') as key_same,
+        string_agg(equal, ' and ' order by number) as same,
+        coalesce(string_agg(equal, ' and ' order by number) filter (where in_key), 'false') as key_same,
         coalesce(string_agg(name_json, ',' order by number) filter (where sent), '') as names,
         format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(format('pg_catalog.array_to_json({side}_%s)::pg_catalog.text', number), $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')) as few,
         format($$case when part_{side}_1 is not null then pg_catalog.concat(',"{side}":[', %s, ']') end$$,
@@ -96,6 +96,11 @@ parts as materialized (
             format('array(select true from %s limit 1)', rows_of[1]), format('array(select true from %s limit 1)', rows_of[2])]
         from sides as tables where not exists (select from collected where collected.relid = tables.relid)
     ) as everything
+    -- A column's own collation may take different text for equal.
+    cross join lateral (
+        select format('old_%1$s operator(pg_catalog.=) new_%1$s', number)
+            || case when array_type = 'pg_catalog.text[]' then ' collate pg_catalog."C"' else '' end as equal
+    ) as compared
     group by relid
 ),
 written as materialized (
@@ -103,9 +108,14 @@ written as materialized (
         format('-- invalidator %s %s %s', version, left(encode(sha256(convert_to(bodies.spec || E'\n' || body, 'UTF8')), 'hex'), 16), bodies.spec) || E'\n' || body as source
     from tables
     join parts using (relid)
+    left join (
+        select relid, jsonb_agg(jsonb_build_array(name, attname, coalesce(path, '{}'), rendered) order by name collate "C", path) as listed
+        from fields
+        group by relid
+    ) as lists using (relid)
     cross join installation i
     cross join lateral (
-        select pairs and key is not null as keyed,
+        select pairs and key is not null and key_holds as keyed,
             quote_literal('invalidator_' || i.name) as channel,
             quote_literal(format('{"v":%s,"t":%s,"o":"', version, json_build_array(nspname, relname))) as opening,
             quote_literal('","c":[' || names || ']' || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
@@ -114,8 +124,7 @@ written as materialized (
         select limits.old_limit as as_it_was,
             jsonb_build_object('table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
                 'level', case when rows_level then 'row' else 'statement' end, 'bulk_limit', bulk_limit,
-                'fields', (select coalesce(jsonb_agg(jsonb_build_array(f.name, f.attname, coalesce(f.path, '{}'), f.rendered) order by f.name collate "C", f.path), '[]')
-                           from fields f where f.relid = tables.relid))::text as spec,
+                'fields', coalesce(listed, '[]'))::text as spec,
             format(
                 {function},
                 -- in the order in which it names them first
@@ -144,7 +153,9 @@ written as materialized (
                      else 'old_1 := null;' end,
                 replace(cut, '{side}', 'old') || E'\n            ' || replace(cut, '{side}', 'new'),
                 replace(slice, '{side}', 'old'),
-                replace(slice, '{side}', 'new')
+                replace(slice, '{side}', 'new'),
+                quote_ident('invalidator_' || i.name),
+                quote_literal(format('{"v":%s,"t":%s,"w":true}', version, json_build_array(nspname, relname)))
             ) as body
         from (select tables.bulk_limit, false union all select tables.old_limit, true) as limits (bulk_limit, old_limit)
     ) as bodies
