@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -132,14 +133,17 @@ def refuse_old(version: int) -> None:
 def _standing(rows: Sequence[Row]) -> Standing:
     states = {row.state for row in rows if row.state is not None}
     traces = sorted(row.trace for row in rows if row.trace is not None)
-    why = [f"{row.name}{f' on {row.place}' if row.place else ''}: {row.state}" for row in rows if _is_off(row)]
+    off = [(row.kind, row.name, row.place, row.state) for row in rows if row.kind != "refusal" and row.state != "ok"]
+    why = [_said(place, state, list(group)) for (place, state), group in groupby(off, key=lambda row: row[2:])]
     why += [str(RefusedError(row.what or "", todo=_todo(row))) for row in rows if row.kind == "refusal"]
     fingerprint = hashlib.sha256("\n".join(traces).encode()).hexdigest()[:16]
     return Standing(max(states, key=STATES.index, default="ok"), fingerprint, tuple(why))
 
 
-def _is_off(row: Row) -> bool:
-    return row.kind != "refusal" and row.state != "ok"
+def _said(place: Table | None, state: str | None, rows: Sequence[tuple[object, ...]]) -> str:
+    """What is off at one place: a function, or triggers of a table."""
+    what = " ".join(map(str, rows[0][:2])) if len(rows) == 1 else f"{len(rows)} triggers"
+    return f"{what}{f' on {place}' if place else ''}: {state}"
 
 
 def _todo(row: Row) -> str:

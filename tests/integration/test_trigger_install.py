@@ -287,6 +287,14 @@ class TestWithoutATrigger:
         assert drift(products, SHOP, ID) == {}
         assert look(products, SHOP, ID).is_ok()
 
+    def test_a_statement_of_a_role_that_may_nothing_of_ours_is_heard(self, parts, role, heard):
+        parts.execute(f"alter table products owner to {role}; alter table loose owner to {role}")
+        heard()
+        parts.execute(f"set role {role}")
+        parts.execute("alter table products attach partition loose for values from (100) to (200)")
+        parts.execute("drop table products")
+        assert set(heard()) == {table_wide(P)}
+
     def test_ddl_goes_on_when_our_function_fails(self, parts, heard):
         parts.execute(
             "create or replace function invalidator.shop_altered() returns event_trigger language plpgsql as"

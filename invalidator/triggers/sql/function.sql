@@ -6,8 +6,8 @@
 -- as well, and they are paired only if the keys are the same, place by place: then the pairs are right whatever the order.
 --
 -- A statement of one row is the common one, and costs what it executes: hence a single query for a few rows, which also
--- sends them, and no variables. (A function that it called would not see the transition tables.) Every operator and function is pg_catalog's (the loader writes that out), because a pinned
--- search_path would cost each call a microsecond.
+-- sends them, and no variables. (A function that it called would not see the transition tables.) Operators and functions
+-- are named in full, because a pinned search_path would cost each call a microsecond.
 #variable_conflict use_column
 begin
     <<narrow>>
