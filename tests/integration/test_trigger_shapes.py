@@ -190,7 +190,7 @@ class TestSize:
         db.execute("create table products (id int primary key, body text)")
         wanted = rules("p:{id}", changed=(Field("body"),))
         install(db, SHOP, wanted)
-        db.execute("insert into products values (1, repeat('x', 100000)), (2, 'short')")
+        db.execute("insert into products values (1, repeat('x', 100)), (2, 'short')")
         (long, short) = heard()
         assert len(long.new["\0body"]) == 64
         assert short.new == {"id": "2", "\0body": "short"}
@@ -348,6 +348,11 @@ class TestTypes:
         assert heard() == [Change(P, "insert", None, {"id": "1", "double": "8"})]
         db.execute("update products set n = 5")
         assert heard() == [Change(P, "update", {"id": "1", "double": "8"}, {"id": "1", "double": "10"})]
+        db.execute("create schema evil; create function evil.no(int, int) returns int language sql as 'select 666'")
+        db.execute("create operator evil.* (function = evil.no, leftarg = int, rightarg = int)")
+        db.execute("set search_path = evil, pg_catalog")
+        db.execute("update public.products set n = 6")
+        assert heard() == [Change(P, "update", {"id": "1", "double": "10"}, {"id": "1", "double": "12"})]
 
 
 class TestNames:

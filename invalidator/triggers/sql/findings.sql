@@ -7,7 +7,8 @@ select stage, kind, nspname, relname, on_schema, on_name, name, state, statement
 from objects
 
 union all
-select 0, 'refusal', null, null, null, null, null, null, null, null, 'the server is a standby, and takes no triggers', 'connect to the primary', null, null, 0
+select 0, 'refusal', null, null, null, null, null, null, null, null,
+    'the server is a standby, and takes no triggers', 'connect to the primary', null, null, 0
 where pg_is_in_recovery()
 
 union all
@@ -21,16 +22,23 @@ select 0, 'refusal', nspname, relname, null, null, null, 'table missing', null, 
     format('"%s.%s" is a %s: no trigger of ours hears what changes in it', nspname, relname,
            case relkind when 'v' then 'view' when 'm' then 'materialized view' else 'foreign table' end),
     case relkind when 'v' then 'name the tables that it reads'
-         else format('write triggers: none into the rule, and say changes by hand: select %I.changed(''%s.%s'')', schema_of.schema, nspname, relname) end,
+         else format('write triggers: none into the rule, and say changes by hand: select %I.changed(''%s.%s'')',
+                     schema_of.schema, nspname, relname) end,
     null, null, number
-from (select distinct nspname, relname, relkind, min(number) as number from matched where relkind in ('v', 'm', 'f') group by 1, 2, 3) as others
+from (
+    select nspname, relname, relkind, min(number) as number from matched where relkind in ('v', 'm', 'f') group by 1, 2, 3
+) as others
 cross join (select schema from installation) as schema_of
 
 union all
 select 0, 'refusal', t.nspname, t.relname, null, null, null, null, null, null,
-    format('the table "%s.%s" has the foreign table "%s.%s" below it, and PostgreSQL collects no changed rows from that', t.nspname, t.relname, n.nspname, c.relname),
+    format('the table "%s.%s" has the foreign table "%s.%s" below it, and PostgreSQL collects no changed rows from that',
+           t.nspname, t.relname, n.nspname, c.relname),
     'name the other partitions in rules of their own, or write triggers: none into the rule', null, null, t.number
-from below join tables t on t.relid = top join pg_class c on c.oid = below.relid and c.relkind = 'f' join pg_namespace n on n.oid = c.relnamespace
+from below
+join tables t on t.relid = top
+join pg_class c on c.oid = below.relid and c.relkind = 'f'
+join pg_namespace n on n.oid = c.relnamespace
 where not rows_level
 
 union all
@@ -43,7 +51,8 @@ where asked and not exists (select from columns where columns.relid = f.relid an
 
 union all
 select 0, 'refusal', t.nspname, t.relname, null, null, null, 'outdated', null, null,
-    format('"%s" of the table "%s.%s" is a path into a column of type %s', f.name, t.nspname, t.relname, format_type(declared, null)),
+    format('"%s" of the table "%s.%s" is a path into a column of type %s',
+           f.name, t.nspname, t.relname, format_type(declared, null)),
     'only json and jsonb have paths', null, null, t.number
 from fields f
 join tables t using (relid)
@@ -53,7 +62,8 @@ where asked and path is not null and type not in (114, 3802)
 
 union all
 select 0, 'note', null, null, null, null, 'prepared transactions', null, null, null,
-    'max_prepared_transactions is ' || current_setting('max_prepared_transactions') || ': PREPARE TRANSACTION fails after a change to these tables',
+    format('max_prepared_transactions is %s: PREPARE TRANSACTION fails after a change to these tables',
+           current_setting('max_prepared_transactions')),
     'PostgreSQL forbids it after NOTIFY; let no two-phase commit write to them', null, null, 0
 where current_setting('max_prepared_transactions')::int > 0
 
@@ -66,7 +76,8 @@ where sends_more or exists (select from fields where fields.relid = t.relid and 
 
 union all
 select 0, 'note', null, null, null, null, 'notification queue', case when usage > 0.5 then 'full' end, null, null,
-    format('the notification queue is %s %% full%s', round(usage::numeric * 100, 1), case when usage > 0.5 then ': only table-wide changes are sent; when it is full, commits fail' else '' end),
+    format('the notification queue is %s %% full%s', round(usage::numeric * 100, 1),
+           case when usage > 0.5 then ': only table-wide changes are sent; when it is full, commits fail' end),
     'look in pg_stat_activity for a session that listens and has a transaction open', null, null, 0
 from (select pg_notification_queue_usage() as usage) as queue
 where usage > 0.1
@@ -86,7 +97,8 @@ where not exists (select from listening) and exists (select from tables)
 
 union all
 select 0, 'note', null, null, null, null, 'replica sessions', null, null, null,
-    format('%s of these tables belong to others: what sessions with session_replication_role = replica change there is not heard', count(*)),
+    format('%s of these tables belong to others: what sessions with session_replication_role = replica change there'
+           ' is not heard', count(*)),
     'the owner of the tables can run this', null, null, 0
 from (select distinct onrel from triggers left join standing on tgrelid = onrel and standing.tgname = triggers.tgname
       where not owned and tgenabled is distinct from 'A') as others

@@ -31,7 +31,8 @@ matched as materialized (
     join pg_class c on c.relname = asked.name and c.relkind in ('r', 'p', 'v', 'm', 'f')
     join pg_namespace n on n.oid = c.relnamespace
     where level <> 'none'
-        and case when pattern is null then nspname = schema else nspname like pattern and nspname !~ '^(pg_|information_schema$)' end
+        and case when pattern is null then nspname = schema
+                 else nspname like pattern and nspname !~ '^(pg_|information_schema$)' end
 ),
 
 -- The functions of this installation that are there, and what they were written from.
@@ -85,10 +86,11 @@ tables as materialized (
 -- The fields of each table. What is only compared (not rendered) may travel as a digest.
 fields as materialized (
     select relid, name, attname, rendered, asked,
-        (select array_agg(step order by place) from jsonb_array_elements_text(steps) with ordinality as s (step, place)) as path
+        (select array_agg(step order by place)
+           from jsonb_array_elements_text(steps) with ordinality as s (step, place)) as path
     from (
-        select relid, field ->> 0 as name, field ->> 1 as attname, field -> 2 as steps, bool_or((field ->> 3)::bool) as rendered,
-            bool_or(asked) as asked
+        select relid, field ->> 0 as name, field ->> 1 as attname, field -> 2 as steps,
+            bool_or((field ->> 3)::bool) as rendered, bool_or(asked) as asked
         from (
             select relid, jsonb_array_elements(fields) as field, true as asked from matched join tables using (relid)
             union all
@@ -115,11 +117,11 @@ events (event, bit, old_table, new_table) as (
            ('delete', 8, 'old_rows', null), ('truncate', 32, null, null)
 ),
 triggers as materialized (
-    select t.nspname, t.relname, t.proname, t.rows_level, c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner,
-        pg_has_role(c.relowner, 'usage') as owned, event, old_table, new_table, by_row,
-        bit + by_row::int as type,
-        'invalidator_' || name || case when below.relid = t.relid then '' else '_' || substr(t.proname, length(name) + 2, 8) end
-            || '_' || event as tgname
+    select t.nspname, t.relname, t.proname, t.rows_level,
+        c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner, pg_has_role(c.relowner, 'usage') as owned,
+        event, old_table, new_table, by_row, bit + by_row::int as type,
+        concat_ws('_', 'invalidator', name,
+                  case when below.relid <> t.relid then substr(t.proname, length(name) + 2, 8) end, event) as tgname
     from below
     join tables t on t.relid = top
     join pg_class c on c.oid = below.relid and c.relkind in ('r', 'p')
@@ -146,10 +148,13 @@ support (name, arguments, returns, source) as (
         {altered}, version, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
         quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
         quote_literal(schema), quote_literal(of_functions), length(name) + 9,
-        quote_literal((select coalesce(jsonb_agg(jsonb_build_object('schema', asked.schema, 'name', asked.name, 'like', pattern)), '[]')
-                       from asked where level = 'none')) || '::jsonb',
+        quote_literal(untriggered) || '::jsonb',
         quote_literal('invalidator_' || name))
-    from installation
+    from installation, (
+        select coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'name', name, 'like', pattern)), '[]') as untriggered
+        from asked
+        where level = 'none'
+    ) as others
 ),
 listening (event_trigger, event, filter) as (
     select format('invalidator_%s_%s', name, suffix), event, filter
@@ -160,7 +165,8 @@ listening (event_trigger, event, filter) as (
 
 objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state, statement, trace, what, todo) as (
     select 0, 0, null, null, 'schema', null, null, schema, 'missing', format('create schema %I', schema), null,
-        case when not has_database_privilege(current_database(), 'create') then format('%s may not create the schema %I', current_user, schema) end,
+        case when not has_database_privilege(current_database(), 'create')
+             then format('%s may not create the schema %I', current_user, schema) end,
         format('grant create on database %I to %I', current_database(), current_user)
     from installation
     where namespace is null
@@ -168,10 +174,12 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     union all
     select 1, 0, null, null, 'function', null, null, s.name,
         case when p.oid is null then 'missing' when same then 'ok' else 'outdated' end,
-        case when not same then format('create or replace function %I.%I(%s) returns %s language plpgsql security invoker set search_path = pg_catalog, pg_temp as %s',
-            schema, s.name, arguments, returns, case when source ~ '\$invalidator\$' then quote_literal(source) else '$invalidator$' || source || '$invalidator$' end) end,
+        case when not same then format(
+            'create or replace function %I.%I(%s) returns %s language plpgsql security invoker'
+            ' set search_path = pg_catalog, pg_temp as %s', schema, s.name, arguments, returns, quoted) end,
         null,
-        case when not pg_has_role(p.proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, s.name) end,
+        case when not pg_has_role(p.proowner, 'usage')
+             then format('%s does not own the function %I.%I', current_user, schema, s.name) end,
         'run this as ' || quote_ident(pg_get_userbyid(p.proowner))
     from installation
     cross join support s
@@ -180,11 +188,16 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
         select p.oid is not null and (p.prosrc = source
             or p.prosrc ~ '^-- invalidator \d{1,6}:' and substring(p.prosrc from '\d+')::int > version) as same
     ) as compared
+    cross join lateral (
+        select case when source ~ '\$invalidator\$' then quote_literal(source)
+                    else '$invalidator$' || source || '$invalidator$' end as quoted
+    ) as quoting
 
     union all
     select 4, 0, null, null, 'event trigger', null, null, event_trigger,
         case when e.oid is null then 'missing' when e.evtenabled = 'D' then 'disabled' else 'ok' end,
-        case when e.oid is null then format('create event trigger %I on %s %sexecute function %I.%I()', event_trigger, event, filter, schema, name || '_altered')
+        case when e.oid is null then format('create event trigger %I on %s %sexecute function %I.%I()',
+                                            event_trigger, event, filter, schema, name || '_altered')
              when e.evtenabled = 'D' then format('alter event trigger %I enable', event_trigger) end,
         null, null, null
     from installation
@@ -195,19 +208,19 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     select 2, t.number, t.nspname, t.relname, 'function', null, null, w.proname,
         case when there.function is null then 'missing'
              when sealed_by is null or odd then 'tampered'
-             when sealed_by > version or there.prosrc = was.source and there.proconfig is not distinct from was.config then 'ok'
+             when sealed_by > version then 'ok'
+             when there.prosrc = was.source and there.proconfig is not distinct from was.config then 'ok'
              when there.prosrc = was.source then 'tampered'
              else 'outdated' end,
         case when there.function is null or odd or sealed_by is null
                 or sealed_by <= version and (there.prosrc <> w.source or there.proconfig is distinct from w.config)
-             then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s', schema, w.proname,
-                 (select coalesce(string_agg(format('set %s = %s', split_part(entry, '=', 1),
-                                           case when entry ~ '^search_path' then split_part(entry, '=', 2) else quote_literal(split_part(entry, '=', 2)) end) || ' ', ''), '')
-                  from unnest(w.config) as entry),
-                 case when w.source ~ '\$invalidator\$' then quote_literal(w.source) else '$invalidator$' || w.source || '$invalidator$' end) end,
-        format('%s:%s', there.function, there.xmin),
-        case when not pg_has_role(proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, w.proname)
-             when there.function is null and namespace is not null and not has_schema_privilege(namespace, 'create, usage')
+             then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s',
+                         schema, w.proname, pinned, quoted) end,
+        case when there.function is not null then format('%s:%s', there.function, there.xmin) end,
+        case when not pg_has_role(proowner, 'usage')
+             then format('%s does not own the function %I.%I', current_user, schema, w.proname)
+             when there.function is null and namespace is not null
+                 and not has_schema_privilege(namespace, 'create, usage')
              then format('%s may not create functions in the schema %I', current_user, schema) end,
         case when there.function is not null then format('run this as %I', pg_get_userbyid(proowner))
              else format('grant usage, create on schema %I to %I', schema, current_user) end
@@ -216,21 +229,33 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     join written w on w.relid = t.relid and not w.as_it_was
     join written was on was.relid = t.relid and was.as_it_was
     left join there on there.proname = t.proname
+    cross join lateral (
+        select coalesce(string_agg(
+            format('set %s = %s ', setting, case setting when 'search_path' then value else quote_literal(value) end),
+            ''), '') as pinned
+        from unnest(w.config) as entry, split_part(entry, '=', 1) as setting, split_part(entry, '=', 2) as value
+    ) as pins
+    cross join lateral (
+        select case when w.source ~ '\$invalidator\$' then quote_literal(w.source)
+                    else '$invalidator$' || w.source || '$invalidator$' end as quoted
+    ) as quoting
 
     union all
     select 3, 0, t.nspname, t.relname, 'trigger', on_schema, on_name, t.tgname,
         state,
         case when state in ('missing', 'tampered') or state = 'disabled' and not owned then
-                format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()', t.tgname, event, on_schema, on_name,
-                    case when by_row or event = 'truncate' then ''
-                         else 'referencing' || coalesce(' old table as ' || old_table, '') || coalesce(' new table as ' || new_table, '') || ' ' end,
-                    case when by_row then 'row' else 'statement' end, schema, t.proname)
-                || case when owned then '; ' || always else '' end
+                format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()%s',
+                       t.tgname, event, on_schema, on_name, referencing, case when by_row then 'row' else 'statement' end,
+                       schema, t.proname, case when owned then '; ' || always end)
              when owned and tgenabled <> 'A' then always end,
-        format('%s:%s%s', s.oid, s.xmin, tgenabled),
-        case when not has_table_privilege(onrel, 'trigger') then format('%s may not create triggers on %I.%I', current_user, on_schema, on_name)
-             when by_row and not owned and s.oid is null then format('%s does not own %I.%I, and only its owner can have row triggers fire for replicated changes', current_user, on_schema, on_name) end,
-        case when not has_table_privilege(onrel, 'trigger') then format('grant trigger on %I.%I to %I', on_schema, on_name, current_user)
+        case when s.oid is not null then format('%s:%s%s', s.oid, s.xmin, tgenabled) end,
+        case when not has_table_privilege(onrel, 'trigger')
+             then format('%s may not create triggers on %I.%I', current_user, on_schema, on_name)
+             when by_row and not owned and s.oid is null
+             then format('%s does not own %I.%I, and only its owner can have row triggers fire for replicated changes',
+                         current_user, on_schema, on_name) end,
+        case when not has_table_privilege(onrel, 'trigger')
+             then format('grant trigger on %I.%I to %I', on_schema, on_name, current_user)
              else format('run this as %I', pg_get_userbyid(relowner)) end
     from installation
     cross join triggers t
@@ -241,14 +266,21 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
                 when odd_trigger or tgfoid is distinct from function or tgtype <> type then 'tampered'
                 when tgenabled in ('D', 'R') or by_row and tgenabled <> 'A' then 'disabled'
                 else 'ok' end as state,
-            format('alter table %I.%I enable always trigger %I', on_schema, on_name, t.tgname) as always
-        from (select s.odd or not by_row and (tgoldtable is distinct from old_table or tgnewtable is distinct from new_table) as odd_trigger) as looked
+            format('alter table %I.%I enable always trigger %I', on_schema, on_name, t.tgname) as always,
+            case when by_row or event = 'truncate' then ''
+                 else 'referencing' || coalesce(' old table as ' || old_table, '')
+                     || coalesce(' new table as ' || new_table, '') || ' ' end as referencing
+        from (
+            select s.odd or not by_row and (
+                tgoldtable is distinct from old_table or tgnewtable is distinct from new_table) as odd_trigger
+        ) as looked
     ) as judged
 
     union all
     select 5, 0, n.nspname, c.relname, 'trigger', n.nspname, c.relname, s.tgname, 'orphaned',
         format('drop trigger %I on %I.%I', s.tgname, n.nspname, c.relname), null,
-        case when not pg_has_role(c.relowner, 'usage') then format('%s does not own %I.%I', current_user, n.nspname, c.relname) end,
+        case when not pg_has_role(c.relowner, 'usage')
+             then format('%s does not own %I.%I', current_user, n.nspname, c.relname) end,
         format('run this as %I', pg_get_userbyid(c.relowner))
     from standing s
     join pg_class c on c.oid = s.tgrelid
@@ -256,8 +288,10 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     where (s.tgrelid, s.tgname) not in (select onrel, tgname from triggers)
 
     union all
-    select 6, 0, null, null, 'function', null, null, there.proname, 'orphaned', format('drop function %I.%I()', schema, there.proname), null,
-        case when not pg_has_role(proowner, 'usage') then format('%s does not own the function %I.%I', current_user, schema, there.proname) end,
+    select 6, 0, null, null, 'function', null, null, there.proname, 'orphaned',
+        format('drop function %I.%I()', schema, there.proname), null,
+        case when not pg_has_role(proowner, 'usage')
+             then format('%s does not own the function %I.%I', current_user, schema, there.proname) end,
         format('run this as %I', pg_get_userbyid(proowner))
     from installation
     cross join there

@@ -2,7 +2,8 @@
 columns as materialized (
     select a.attrelid as relid, a.attname::text as attname, a.atttypid as declared,
         -- A virtual column is not in a transition table; what makes it is.
-        case when a.attgenerated = 'v' then '(' || pg_get_expr(d.adbin, d.adrelid) || ')' else quote_ident(a.attname) end as source,
+        case when a.attgenerated = 'v' then '(' || pg_get_expr(d.adbin, d.adrelid) || ')'
+             else quote_ident(a.attname) end as source,
         a.attgenerated = 'v' as virtual
     from tables
     join pg_attribute a on a.attrelid = relid and a.attnum > 0 and not a.attisdropped
@@ -20,14 +21,18 @@ types as materialized (
     select declared, t.oid as type, native,
         native is not null or t.typtype = 'e' or t.oid = any ('{18,19,25,26,114,1042,1043,1700,2950,3802}') as settled,
         native is not null or t.typtype = 'e' or t.typlen > 0 or t.oid in (650, 869, 1700) as small,
-        format(case when native is not null or t.oid in (25, 1043) then '%%s%1$s' else 'pg_catalog.textin(%2$I.%3$I(%%s%1$s))' end,
-            case when declared <> t.oid then format('::%I.%I', tn.nspname, t.typname) end, n.nspname, p.proname) as as_text
+        format(
+            case when native is not null or t.oid in (25, 1043) then '%%s%1$s'
+                 else 'pg_catalog.textin(%2$I.%3$I(%%s%1$s))' end,
+            case when declared <> t.oid then format('::%I.%I', tn.nspname, t.typname) end,  -- a domain
+            n.nspname, p.proname) as as_text
     from bases
     join pg_type t on t.oid = bases.type and t.typtype <> 'd'
     join pg_proc p on p.oid = t.typoutput
     join pg_namespace n on n.oid = p.pronamespace
     join pg_namespace tn on tn.oid = t.typnamespace
-    left join (values (16, 'boolean'), (21, 'smallint'), (23, 'integer'), (20, 'bigint')) as natives (oid, native) on natives.oid = t.oid
+    left join (values (16, 'boolean'), (21, 'smallint'), (23, 'integer'), (20, 'bigint')) as natives (oid, native)
+        on natives.oid = t.oid
 ),
 -- What a function collects into an array each: the fields, and what else of the key tells which old row became which new.
 sides as (
@@ -50,66 +55,91 @@ collected as materialized (
     select relid, sent, in_key, sort.settled,
         row_number() over (partition by relid order by sent desc, name collate "C", path is not null) as number,
         case when path is null and native is not null then native else 'pg_catalog.text' end || '[]' as array_type,
-        case when rendered or sort.small then to_json(name)::text else '"\u0000' || substr(to_json(name)::text, 2) end as name_json,
+        case when rendered or sort.small then to_json(name)::text
+             else '"\u0000' || substr(to_json(name)::text, 2) end as name_json,
+        -- From old and from new rows: some of them, and all of them.
         (select array_agg(
                 case when sort.small then format('array(select %s from %s limit %s)', value, rows, reach)
-                     else format('array(select case when pg_catalog.octet_length(value) operator(pg_catalog.>) %s then %s else value end from (select %s as value from %s limit %s) as image)',
-                                 longest, instead, value, rows, reach)
+                     else format('array(select case when %s then %s else value end'
+                                 ' from (select %s as value from %s limit %s) as image)',
+                                 is_long, instead, value, rows, reach)
                 end order by which, place)
-            from unnest(rows_of) with ordinality as sides (rows, place), unnest('{101,invalidator.reach}'::text[]) with ordinality as reaches (reach, which)
-        ) as collect  -- from old and new rows some, from old and new rows all
+            from unnest(rows_of) with ordinality as sides (rows, place),
+                unnest('{101,invalidator.reach}'::text[]) with ordinality as reaches (reach, which)
+        ) as collect
     from wanted_values
     join sides using (relid)
     join columns using (relid, attname)
     join types using (declared)
-    cross join lateral (select (path is not null or settled) and not virtual as settled, path is null and small as small) as sort
     cross join lateral (
-        select case when path is null then format(as_text, source) else format('%s operator(pg_catalog.#>>) %L', source, path) end as value
+        select (path is not null or settled) and not virtual as settled, path is null and small as small
+    ) as sort
+    cross join lateral (
+        select case when path is null then format(as_text, source)
+                    else format('%s operator(pg_catalog.#>>) %L', source, path) end as value
     ) as valued
+    -- A long value stays what it is to a comparison; one that is rendered stays too long for a notification.
     cross join lateral (
-        select case when rendered then 7900 else 64 end as longest,
+        select format('pg_catalog.octet_length(value) operator(pg_catalog.>) %s',
+                      case when rendered then 7900 else 64 end) as is_long,
             case when rendered then $$pg_catalog.repeat('x', 7900) operator(pg_catalog.||) $$ else '' end
-                || $$pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(value, pg_catalog.getdatabaseencoding())), 'hex')$$ as instead
+                || 'pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(value, pg_catalog.getdatabaseencoding())), '
+                || $$'hex')$$ as instead
     ) as digested
 ),
--- The blanks of function.sql; {side} is old or new.
-parts as materialized (
-    select relid, bool_and(settled) as settled, bool_or(array_type = 'boolean[]' and not sent and not in_key) as fieldless,
-        string_agg(format('old_%1$s %2$s; new_%1$s %2$s; part_old_%1$s %2$s; part_new_%1$s %2$s;', number, array_type), E'\n            ' order by number) as arrays,
-        string_agg(collect[1] || ' as old_' || number, E',\n                        ' order by number) as few_collect_old,
-        string_agg(collect[2] || ' as new_' || number, E',\n                        ' order by number) as few_collect_new,
-        string_agg(collect[3], E',\n                        ' order by number) as collect_old,
-        string_agg(collect[4], E',\n                        ' order by number) as collect_new,
-        string_agg('{side}_' || number, ', ' order by number) as all_arrays,
-        coalesce(string_agg('pg_catalog.pg_column_size({side}_' || number || ')', ' operator(pg_catalog.+) ' order by number) filter (where array_type = 'pg_catalog.text[]'), '0') as size,
-        string_agg(equal, ' and ' order by number) as same,
-        coalesce(string_agg(equal, ' and ' order by number) filter (where in_key), 'false') as key_same,
-        coalesce(string_agg(name_json, ',' order by number) filter (where sent), '') as names,
-        format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(format('pg_catalog.array_to_json({side}_%s)::pg_catalog.text', number), $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')) as few,
-        format($$case when part_{side}_1 is not null then pg_catalog.concat(',"{side}":[', %s, ']') end$$,
-            coalesce(string_agg(format('pg_catalog.array_to_json(part_{side}_%s[start : start operator(pg_catalog.+) step operator(pg_catalog.-) 1])::pg_catalog.text', number), $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')) as slice,
-        coalesce(string_agg(format('part_{side}_%1$s := {side}_%1$s[part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 1 : part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 2000];', number), E'\n            ' order by number) filter (where sent), 'null;') as cut
+-- What each array adds to the blanks of function.sql; {side} is old or new.
+pieces as (
+    select relid, number, sent, in_key, settled, array_type = 'pg_catalog.text[]' as is_text, name_json, collect,
+        format('old_%1$s %2$s; new_%1$s %2$s; part_old_%1$s %2$s; part_new_%1$s %2$s;', number, array_type) as arrays,
+        '{side}_' || number as variable,
+        format('pg_catalog.pg_column_size({side}_%s)', number) as size,
+        -- A column's own collation may take different text for equal.
+        format('old_%1$s operator(pg_catalog.=) new_%1$s', number)
+            || case when array_type = 'pg_catalog.text[]' then ' collate pg_catalog."C"' else '' end as equal,
+        format('pg_catalog.array_to_json({side}_%s)::pg_catalog.text', number) as json,
+        format('part_{side}_%1$s := {side}_%1$s[part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 1'
+               ' : part operator(pg_catalog.*) 2000 operator(pg_catalog.+) 2000];', number) as cut,
+        format('pg_catalog.array_to_json(part_{side}_%s[start : start operator(pg_catalog.+) step operator(pg_catalog.-) 1])'
+               '::pg_catalog.text', number) as slice
     from (
         select relid, sent, in_key, settled, number, array_type, name_json, collect from collected
         union all  -- nothing to tell rows apart by: that there are any is all that is heard
-        select relid, false, false, true, 1, 'boolean[]', '', array[format('array(select true from %s limit 1)', rows_of[1]), format('array(select true from %s limit 1)', rows_of[2]),
-            format('array(select true from %s limit 1)', rows_of[1]), format('array(select true from %s limit 1)', rows_of[2])]
-        from sides as tables where not exists (select from collected where collected.relid = tables.relid)
+        select relid, false, false, true, 1, 'boolean[]', '',
+            array(select format('array(select true from %s limit 1)', rows) from unnest(rows_of || rows_of) as rows)
+        from sides
+        where not exists (select from collected where collected.relid = sides.relid)
     ) as everything
-    -- A column's own collation may take different text for equal.
-    cross join lateral (
-        select format('old_%1$s operator(pg_catalog.=) new_%1$s', number)
-            || case when array_type = 'pg_catalog.text[]' then ' collate pg_catalog."C"' else '' end as equal
-    ) as compared
+),
+parts as materialized (
+    select relid, bool_and(settled) as settled, not bool_or(sent or in_key) as fieldless,
+        string_agg(arrays, E'\n            ' order by number) as arrays,
+        string_agg(collect[1] || ' as old_' || number, E',\n                        ' order by number) as few_old,
+        string_agg(collect[2] || ' as new_' || number, E',\n                        ' order by number) as few_new,
+        string_agg(collect[3], E',\n                        ' order by number) as all_old,
+        string_agg(collect[4], E',\n                        ' order by number) as all_new,
+        string_agg(variable, ', ' order by number) as all_arrays,
+        coalesce(string_agg(size, ' operator(pg_catalog.+) ' order by number) filter (where is_text), '0') as size,
+        string_agg(equal, ' and ' order by number) as same,
+        coalesce(string_agg(equal, ' and ' order by number) filter (where in_key), 'false') as key_same,
+        coalesce(string_agg(name_json, ',' order by number) filter (where sent), '') as names,
+        coalesce(string_agg(cut, E'\n                ' order by number) filter (where sent), 'null;') as cut,
+        format($$',"{side}":[', %s, ']'$$, coalesce(string_agg(
+            json, $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')
+        ) as few,
+        format($$case when part_{side}_1 is not null then pg_catalog.concat(',"{side}":[', %s, ']') end$$, coalesce(string_agg(
+            slice, $$ operator(pg_catalog.||) ',' operator(pg_catalog.||) $$ order by number) filter (where sent), 'null')
+        ) as slice
+    from pieces
     group by relid
 ),
 written as materialized (
     select tables.relid, tables.proname, bodies.as_it_was, config,
-        format('-- invalidator %s %s %s', version, left(encode(sha256(convert_to(bodies.spec || E'\n' || body, 'UTF8')), 'hex'), 16), bodies.spec) || E'\n' || body as source
+        format('-- invalidator %s %s %s', version, seal, bodies.spec) || E'\n' || body as source
     from tables
     join parts using (relid)
     left join (
-        select relid, jsonb_agg(jsonb_build_array(name, attname, coalesce(path, '{}'), rendered) order by name collate "C", path) as listed
+        select relid, jsonb_agg(
+            jsonb_build_array(name, attname, coalesce(path, '{}'), rendered) order by name collate "C", path) as listed
         from fields
         group by relid
     ) as lists using (relid)
@@ -118,13 +148,16 @@ written as materialized (
         select pairs and key is not null and key_holds as keyed,
             quote_literal('invalidator_' || i.name) as channel,
             quote_literal(format('{"v":%s,"t":%s,"o":"', version, json_build_array(nspname, relname))) as opening,
-            quote_literal('","c":[' || names || ']' || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
+            quote_literal('","c":[' || names || ']'
+                || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
     ) as how
     cross join lateral (
         select limits.old_limit as as_it_was,
-            jsonb_build_object('table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
+            jsonb_build_object(
+                'table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
                 'level', case when rows_level then 'row' else 'statement' end, 'bulk_limit', bulk_limit,
-                'fields', coalesce(listed, '[]'))::text as spec,
+                'fields', coalesce(listed, '[]')
+            )::text as spec,
             format(
                 {function},
                 -- in the order in which it names them first
@@ -132,18 +165,19 @@ written as materialized (
                 case when fieldless then 0 else least(limits.bulk_limit, 100) end,
                 same,
                 case when keyed and skips then 'null'
-                     else format($$pg_catalog.concat(%s, 'update', %s, %s, %s, '}')$$, opening, carried, case when keyed then $$',"p":true'$$ else 'null' end, replace(few, '{side}', 'new')) end,
+                     else format($$pg_catalog.concat(%s, 'update', %s, %s, %s, '}')$$, opening, carried,
+                                 case when keyed then $$',"p":true'$$ else 'null' end, replace(few, '{side}', 'new')) end,
                 opening,
                 carried,
                 case when keyed then key_same else 'false' end,
                 replace(few, '{side}', 'old'),
                 replace(few, '{side}', 'new'),
-                few_collect_old,
-                few_collect_new,
+                few_old,
+                few_new,
                 arrays,
                 case when fieldless then 0 else limits.bulk_limit end,
-                collect_old,
-                collect_new,
+                all_old,
+                all_new,
                 replace(all_arrays, '{side}', 'old'),
                 replace(all_arrays, '{side}', 'new'),
                 replace(size, '{side}', 'old'),
@@ -151,7 +185,7 @@ written as materialized (
                 case when keyed and skips then 'return null;'
                      when keyed then $$old_1 := null; head := pg_catalog.concat(head, ',"p":true');$$
                      else 'old_1 := null;' end,
-                replace(cut, '{side}', 'old') || E'\n            ' || replace(cut, '{side}', 'new'),
+                replace(cut, '{side}', 'old') || E'\n                ' || replace(cut, '{side}', 'new'),
                 replace(slice, '{side}', 'old'),
                 replace(slice, '{side}', 'new'),
                 quote_ident('invalidator_' || i.name),
@@ -160,7 +194,11 @@ written as materialized (
         from (select tables.bulk_limit, false union all select tables.old_limit, true) as limits (bulk_limit, old_limit)
     ) as bodies
     cross join lateral (
-        select case when not settled then
-            array['search_path=pg_catalog, pg_temp', 'DateStyle=ISO', 'IntervalStyle=postgres', 'TimeZone=UTC', 'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C', 'quote_all_identifiers=off'] end as config
+        select left(encode(sha256(convert_to(bodies.spec || E'\n' || body, 'UTF8')), 'hex'), 16) as seal
+    ) as sealed
+    cross join lateral (
+        select case when not settled then array[
+            'search_path=pg_catalog, pg_temp', 'DateStyle=ISO', 'IntervalStyle=postgres', 'TimeZone=UTC',
+            'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C', 'quote_all_identifiers=off'] end as config
     ) as configs
 )
