@@ -754,6 +754,8 @@ class TestRowLevel:
             "create table low partition of products default"
         )
         install(db, SHOP, rules("p:{id}:{name}", triggers="row", **PAIRED))
+        by_row = "select tgrelid::regclass::text, count(*) from pg_trigger where tgtype & 1 = 1 group by 1"
+        assert db.execute(by_row).fetchall() == [("low", 3)]  # on the parent too, they would be twice on the partition
         db.execute(f"insert into {named} values (1, 'a'), (2, 'a')")
         db.execute(f"update {named} set name = 'b'")
         db.execute(f"delete from {named} where id = 2")

@@ -500,6 +500,16 @@ class TestSettings:
         db.execute("update products set name = upper(name)")
         assert len({change.old["name"] + change.new["name"] for change in heard()}) == 2
 
+    def test_columns_that_a_key_includes_are_not_in_it(self, db, heard):
+        db.execute("create table products (id int, name text, primary key (id) include (name))")
+        install(db, SHOP, rules("p:{pk}", **PAIRED))
+        db.execute("insert into products values (1, 'a')")
+        db.execute("update products set name = 'b'")
+        assert heard() == [
+            Change(P, "insert", None, {"id": "1"}, ("id",)),
+            Change(P, "update", {"id": "1"}, {"id": "1"}, ("id",)),
+        ]
+
     def test_a_key_that_is_checked_at_commit_pairs_nothing(self, db, heard):
         db.execute("create table products (id int primary key deferrable initially deferred, name text)")
         install(db, SHOP, rules("n:{name}", changed=(Field("name"),)))
@@ -550,6 +560,11 @@ class TestTenants:
         ]
         db.execute("create schema tenant_new; create table tenant_new.products (id int)")
         assert drift(db, SHOP, wanted) == {Table("tenant_new", "products"): "missing"}
+
+    def test_temporary_tables_are_in_no_pattern(self, db):
+        db.execute("create temporary table products (id int)")
+        wanted = rules("{schema}:{id}", schema="*")
+        assert install(db, SHOP, wanted).tables() == {}
 
     def test_a_table_of_two_patterns_has_what_both_want(self, db, heard):
         db.execute("create schema t_1; create table t_1.products (id int primary key, a int, b int)")
