@@ -43,9 +43,9 @@ def ear(dsn: str) -> Iterator[Callable[[], list[Change]]]:
 
         def hear() -> list[Change]:
             connection.execute("notify mark")
-            while not notes or notes[-1].channel != "mark":
+            while all(note.channel != "mark" for note in notes):  # what others send may come behind it
                 connection.execute("select 1")
-            changes = [change for note in notes[:-1] for change in decode(note.payload)]
+            changes = [change for note in notes if note.channel != "mark" for change in decode(note.payload)]
             notes.clear()
             return changes
 

@@ -311,9 +311,10 @@ class TestChangedByHand:
         wanted = rules("p:{id}", "n:{name}")
         install(products, SHOP, wanted)
         products.execute("select invalidator.changed('public.products')")
+        products.execute("select invalidator.changed('public.products', '{}')")
         products.execute("""select invalidator.changed('public.products', '{"id": 42, "name": null}')""")
-        wide, narrow = heard()
-        assert wide == table_wide(P)
+        wide, empty, narrow = heard()
+        assert wide == empty == table_wide(P)
         assert narrow == Change(P, None, None, {"id": "42", "name": None})
         assert [e.key for e in wanted.evict([narrow])["cache"]] == ["p:42"]
 

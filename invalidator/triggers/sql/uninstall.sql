@@ -51,8 +51,8 @@ objects (stage, nspname, relname, name, statement, what, todo) as (
 
     union all
     select 4, null, null, schema, format('drop schema %I', schema), null, null
-    from installation join pg_namespace n on n.oid = namespace, others
-    where not others.any and pg_has_role(n.nspowner, 'usage') and not exists (
+    from installation join pg_namespace n on n.oid = namespace
+    where pg_has_role(n.nspowner, 'usage') and not exists (
         select from pg_depend
         where refclassid = 'pg_namespace'::regclass and refobjid = namespace and deptype = 'n'
             and not (classid = 'pg_proc'::regclass and (objid in (select oid from ours) or objid in (
