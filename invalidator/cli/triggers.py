@@ -60,10 +60,11 @@ def uninstall_triggers(config_file: str | None, sql_format: str | None) -> None:
     """Remove the triggers and functions of this installation from every table that has them."""
     from invalidator.service import installation
     from invalidator.triggers.install import uninstall
-    from invalidator.triggers.migration import removal
 
     config = load_config(config_file)
     if sql_format is not None:
+        from invalidator.triggers.migration import removal
+
         click.echo(removal(installation(config)), nl=False)
         return
     with _connection(config) as connection:

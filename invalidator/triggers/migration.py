@@ -17,6 +17,8 @@ from invalidator.triggers.plan import OLDEST
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load, plan
 
+_NOT_PRUNED: Final = "state is distinct from 'orphaned'"
+
 _ALEMBIC = '''"""{title}"""
 
 from alembic import op
@@ -66,9 +68,6 @@ def migration(sql_format: str, installation: Installation, rules: RuleSet, *, pr
 def removal(installation: Installation) -> str:
     """The script for psql that removes the installation."""
     return _psql(f"Removes the installation {installation.name} of invalidator.", _down(installation), "")
-
-
-_NOT_PRUNED: Final = "state is distinct from 'orphaned'"
 
 
 def _down(installation: Installation) -> str:

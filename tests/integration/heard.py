@@ -50,3 +50,22 @@ def ear(dsn: str) -> Iterator[Callable[[], list[Change]]]:
             return changes
 
         yield hear
+
+
+ID = rules("p:{id}")
+
+CATALOG = """
+    select 'trigger', t.tgrelid::regclass::text, pg_get_triggerdef(t.oid), t.tgenabled::text
+    from pg_trigger t where not t.tgisinternal
+    union all select 'function', p.proname, pg_get_functiondef(p.oid), coalesce(p.proacl::text, '')
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where n.nspname not in ('pg_catalog', 'information_schema')
+    union all select 'event trigger', evtname, format('%s %s %s', evtevent, evtenabled, evttags), evtfoid::regproc::text
+    from pg_event_trigger
+    union all select 'schema', nspname, coalesce(nspacl::text, ''), '' from pg_namespace where nspname !~ '^pg_'
+    order by 1, 2, 3, 4
+"""
+
+
+def catalog(db):
+    return db.execute(CATALOG).fetchall()
