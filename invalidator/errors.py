@@ -75,7 +75,11 @@ class AwayError(InvalidatorError):
 
 
 class SourceLost(AwayError):
-    """The source's feed ended; what happens until the next one opens is a gap."""
+    """The source's feed ended, or could not be opened; what happens until the next one opens is a gap."""
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "", reason: str = "connection") -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.reason = reason
 
 
 class TargetAway(AwayError):

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from invalidator.core.batch import Batch, Gap, Position
 from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.lookup import Answers, Lookup, Parameters
 
 
 class Feed(Protocol):
@@ -26,7 +27,11 @@ class Feed(Protocol):
         ...
 
     async def confirm(self, position: Position) -> None:
-        """Every target has answered for everything up to this position."""
+        """Every target has answered for everything up to this position, repeats included."""
+        ...
+
+    def probe(self) -> None:
+        """Find out at once how far the feed is: a batch with an `as_of` of now or later is to follow."""
         ...
 
 
@@ -35,6 +40,14 @@ class Source(Protocol):
 
     def open(self, position: Position | None) -> AbstractAsyncContextManager[Feed]:
         """Open a feed that goes on after `position`, or that begins with a gap."""
+        ...
+
+
+class Lookups(Protocol):
+    """Where columns that a change does not have are asked for."""
+
+    async def ask(self, lookup: Lookup, parameters: Sequence[Parameters]) -> Answers:
+        """The rows for each of these, in one query; AwayError when there is no answer, or too long a one."""
         ...
 
 

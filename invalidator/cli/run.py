@@ -14,17 +14,23 @@ from invalidator.logs import LEVELS, set_up
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to log."
 )
-def run(config_file: str | None, log_level: str, log_format: str) -> None:
-    """Keep the caches right, until SIGTERM or SIGINT."""
+@click.option("--observe", is_flag=True, help="Evict nothing; count what would be evicted, and how much of it exists.")
+def run(config_file: str | None, log_level: str, log_format: str, *, observe: bool) -> None:
+    """Keep the caches right, until SIGTERM or SIGINT. SIGHUP reads the configuration again."""
     import asyncio
 
     config = load_config(config_file)
     set_up(log_level, "json" if log_format == "json" else "text")
 
-    from invalidator.service import run as run_service
+    from invalidator.service.run import run as run_service
 
     started()
-    asyncio.run(run_service(config))
+    if observe:
+        from invalidator.service.observe import observe as watch
+
+        click.echo("\n".join(asyncio.run(watch(config))))
+    else:
+        asyncio.run(run_service(config, lambda: load_config(config_file)))
 
 
 COMMANDS = {"run": run}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from invalidator.config import models
 from invalidator.config.document import Path
 from invalidator.config.types import read_table
 from invalidator.core import glob
+from invalidator.core.change import Table
+from invalidator.core.channel import LONGEST_NAME, Channel, holes, parse_text
 from invalidator.core.digest import digest
 from invalidator.core.eviction import KINDS, Kind
 from invalidator.core.fields import parse_field
+from invalidator.core.lookup import parse_lookup
 from invalidator.core.rule import Conditions, Evict, Level, Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
-from invalidator.core.template import WORDS, Template, parse
+from invalidator.core.template import WORDS, Template, TemplateError, parse
 
 Say = Callable[[Path, str, str], None]
 """Takes a mistake: where, what, what to do."""
@@ -22,9 +25,32 @@ Say = Callable[[Path, str, str], None]
 
 def compile_rules(config: models.Config) -> RuleSet:
     """The rules of a valid configuration."""
-    level = config.triggers.level
-    rules = [compile_rule(number, rule, tuple(config.targets), level) for number, rule in enumerate(config.rules)]
+    told = {read_table(channel.table) for channel in config.channels.values()}
+    rules = [
+        compile_rule(
+            number,
+            rule,
+            tuple(config.targets),
+            "none" if read_table(rule.table) in told else config.triggers.level,
+        )
+        for number, rule in enumerate(config.rules)
+    ]
     return RuleSet(rules, config.targets)
+
+
+def compile_channels(config: models.Config) -> list[Channel]:
+    """The channels of a valid configuration."""
+    return [
+        Channel(
+            name=parse_text(name),
+            table=Table(*read_table(channel.table)),
+            op=parse_text(channel.op),
+            columns={column: parse_text(text) for column, text in channel.columns.items()},
+            if_=tuple((tuple(field.split(".")), frozenset(values)) for field, values in channel.if_.items()),
+            each=channel.each,
+        )
+        for name, channel in config.channels.items()
+    ]
 
 
 def target_digest(config: models.Config, target: str) -> str:
@@ -34,7 +60,8 @@ def target_digest(config: models.Config, target: str) -> str:
         "rules": [rule for rule in data["rules"] if rule["to"] is None or target in rule["to"]],
         "target": {key: data["targets"][target][key] for key in ("kind", "prefix", "flush")},
         "source": data["source"],
-        "triggers": data["triggers"],
+        "triggers": {key: data["triggers"][key] for key in ("schema", "level", "bulk_limit")},
+        "channels": data["channels"],
     }
     return digest(facts)
 
@@ -50,6 +77,7 @@ def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level
         if_=_conditions(rule.if_),
         not_=_conditions(rule.not_),
         owns=tuple(_pattern(pattern) for pattern in rule.owns),
+        lookup=parse_lookup(rule.lookup.sql, rule.lookup.none, rule.lookup.limit) if rule.lookup else None,
         triggers=rule.triggers or level,
     )
 
@@ -64,6 +92,62 @@ def check_entry(entry: models.Evict, path: Path, say: Say) -> bool:
     else:
         return True
     return False
+
+
+def check_lookup(rule: models.Rule, path: Path, say: Say) -> bool:
+    """Whether the lookup's SQL can be read; says what is wrong with it."""
+    try:
+        if rule.lookup is not None:
+            parse_lookup(rule.lookup.sql, rule.lookup.none)
+    except TemplateError as error:
+        say((*path, "lookup", "sql"), error.what, error.todo)
+        return False
+    return True
+
+
+def check_channel(name: str, channel: models.Channel, own: str, path: Path, say: Say) -> None:
+    """Say what is wrong with a channel whose parts are each right; `own` is the channel of our triggers."""
+    texts = [(path, name, True), ((*path, "op"), channel.op, False)]
+    texts += [((*path, "columns", column), text, False) for column, text in channel.columns.items()]
+    for where, text, is_key in texts:
+        try:
+            named = holes(parse_text(text))
+        except ValueError as error:
+            what, _, todo = str(error).partition("; ")
+            say(where, what, todo)
+            continue
+        if is_key and bool(named) != bool(channel.each):
+            what = "its name has a hole, and nothing to fill it" if named else "`each` fills no hole of its name"
+            say(path, what, "holes in the name and a query in `each` go together")
+    if name == own:
+        say(path, "this is the channel of our own triggers", "rename the installation, or the channel")
+    if not channel.each and len(name.encode()) > LONGEST_NAME:
+        say(path, "this name is too long", f"PostgreSQL's channels have at most {LONGEST_NAME} bytes")
+    if not read_table(channel.table).is_exact():
+        say((*path, "table"), f'"{channel.table}" is no single table', "name the schema without a *")
+
+
+def check_after(targets: Mapping[str, models.RedisTarget], say: Say) -> None:
+    """Say which targets follow one that is not there, or themselves."""
+    for name, target in targets.items():
+        for place, before in enumerate(target.after):
+            path: Path = ("targets", name, "after", place)
+            if before not in targets:
+                say(path, f'no target is named "{before}"', did_you_mean(before, targets))
+            elif name in _before(before, targets):
+                say(path, f'"{name}" would follow itself', "take it out")
+
+
+def _before(name: str, targets: Mapping[str, models.RedisTarget]) -> set[str]:
+    """The target and all that it follows."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one not in found and one in targets:
+            found.add(one)
+            waiting += targets[one].after
+    return found
 
 
 def check_rule(rule: models.Rule, path: Path, targets: dict[str, models.RedisTarget], say: Say) -> None:

@@ -29,12 +29,21 @@ def find(option: str | None, environ: Mapping[str, str]) -> str:
 def load(option: str | None, environ: Mapping[str, str]) -> Config:
     """Find, read and parse the configuration."""
     file = find(option, environ)
+    text = _read(file)
+    return parse(text, environ, lambda path: Path(path).read_text(encoding="utf-8"), file=file)
+
+
+def find_text(option: str | None, environ: Mapping[str, str]) -> str:
+    """The text of the configuration, unread."""
+    return _read(find(option, environ))
+
+
+def _read(file: str) -> str:
     try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
+        return Path(file).read_bytes().decode("utf-8-sig")
     except OSError as error:
         why = error.strerror or "it can't be read"
         raise ConfigError(file, [Mistake(0, 0, "", why.lower(), "check the path and its permissions")]) from error
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.start})"
         raise ConfigError(file, [Mistake(0, 0, "", what, "save it as plain UTF-8 text")]) from error
-    return parse(text, environ, lambda path: Path(path).read_text(encoding="utf-8"), file=file)

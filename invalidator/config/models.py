@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from invalidator.config.types import FieldName, OneOrMany, PostgresDsn, RedisUrl, Seconds, TableName, Version
+from invalidator.config.types import Address, FieldName, OneOrMany, PostgresDsn, RedisUrl, Seconds, TableName, Version
 from invalidator.core.change import OPS, Op
 from invalidator.core.eviction import KINDS, Kind
 from invalidator.core.rule import Level
@@ -26,6 +26,15 @@ class Postgres(Model):
         SecretStr(""),
         description="Any libpq connection string or URL; what it leaves out comes from libpq's own environment "
         "(PGHOST, PGPASSWORD, ...). A direct connection: LISTEN does not work through a transaction pooler.",
+    )
+    pooled_dsn: PostgresDsn = Field(
+        SecretStr(""), description="For lookups and canaries; it may go through a pooler. Default: `dsn`."
+    )
+    canary: Seconds = Field(
+        2.0, gt=0, description="How often a probe goes round through the channel, sent from a second connection."
+    )
+    canary_timeout: Seconds = Field(
+        3.0, gt=0, description="No answer to it for this long: the connection is dead, whatever TCP says."
     )
 
 
@@ -54,6 +63,9 @@ class Triggers(Model):
         description="statement: one call of a trigger for each statement; row: one for each row, which is slower but "
         "also hears what logical replication applies; none: no trigger, changes are said by hand.",
     )
+    install: Literal["manual", "auto"] = Field(
+        "manual", description="auto: `run` itself installs what is missing, at its start and at each look."
+    )
     bulk_limit: int = Field(
         100_000,
         ge=1,
@@ -75,6 +87,9 @@ class RedisTarget(Model):
     )
     repeat_after: Seconds = Field(
         1.0, description="Evict once more this long after, for readers that were loading while it changed. 0s: off."
+    )
+    after: OneOrMany[str] = Field(
+        [], description="Targets that this one follows: it is told when they have answered, or after `canary_timeout`."
     )
 
 
@@ -104,6 +119,16 @@ class Evict(Model):
         return [kind for kind in KINDS if getattr(self, kind) is not None]
 
 
+class Lookup(Model):
+    """Columns that a change does not have, asked for by a query."""
+
+    sql: str = Field(min_length=1, description="A select; its holes are columns of the change, bound as parameters.")
+    none: Literal["skip", "wildcard"] = Field(description="What no row means: nothing to evict, or anything.")
+    limit: int = Field(
+        10_000, ge=1, le=1_000_000, description="More questions or rows than this in a batch: a wildcard instead."
+    )
+
+
 Condition = dict[FieldName, OneOrMany[str | None]]
 
 
@@ -118,11 +143,35 @@ class Rule(Model):
     if_: Condition = Field({}, alias="if", description="Only rows whose old or new value is one of these.")
     not_: Condition = Field({}, alias="not", description="And not rows whose old and new values are all among these.")
     vars: dict[str, OneOrMany[str]] = Field({}, description="Names for holes; each value makes a key of its own.")
+    lookup: Lookup | None = Field(None, description="A query whose columns join the change's own.")
     evict: OneOrMany[Annotated[Evict, _OrText()]] = Field(min_length=1, description="Templates of what to evict.")
     triggers: Level | None = Field(None, description="statement, row or none; default: `triggers.level`.")
     to: OneOrMany[str] | None = Field(None, description="The targets that are told; default: all.")
     owns: OneOrMany[str] = Field(
         [], description="For a template that begins with a hole: the patterns that a flush may sweep instead."
+    )
+
+
+class Channel(Model):
+    """Somebody else's notifications, as they are. Holes name JSON fields; {payload} is the raw text."""
+
+    table: TableName = Field(description="The table that they are about; it need not exist.")
+    op: str = Field("", description="The operation, like {operation}; default, and what is none of ours: any.")
+    columns: dict[str, str] = Field(min_length=1, description="The columns that they tell, like id: {product_id}.")
+    if_: dict[str, OneOrMany[str | None]] = Field(
+        {}, alias="if", description="Other values of a field that can be read are not for us."
+    )
+    each: str = Field("", description="A select: one channel for each of its rows, whose columns are holes too.")
+
+
+class Listen(Model):
+    """Where we can be asked."""
+
+    api: Address = Field("127.0.0.1:9911", description="Status, purge, flush, barrier: host:port or unix:/path.")
+    token: SecretStr = Field(SecretStr(""), description="What `api` wants as a bearer token; required off loopback.")
+    probes: Address = Field(
+        "0.0.0.0:9912",
+        description="healthz, startupz, readyz and metrics.",
     )
 
 
@@ -138,4 +187,6 @@ class Config(Model):
     source: Source = Source()
     triggers: Triggers = Triggers()
     targets: dict[str, RedisTarget] = Field(min_length=1, description="Where evictions go, by name.")
+    listen: Listen = Listen()
     rules: list[Rule] = Field(min_length=1, description="What evicts what.")
+    channels: dict[str, Channel] = Field({}, description="Other people's notifications, by channel.")

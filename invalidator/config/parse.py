@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
-from invalidator.config.compile import check_entry, check_rule
+from invalidator.config.compile import check_after, check_channel, check_entry, check_lookup, check_rule
 from invalidator.config.document import Data, Document, Path, read
 from invalidator.config.interpolate import interpolate
+from invalidator.config.types import is_loopback
 from invalidator.core.eviction import KINDS
 from invalidator.core.suggest import did_you_mean
 from invalidator.core.template import TemplateError
@@ -195,10 +196,19 @@ def _moved(mistake: Mistake, source: str, offset: int, lines: list[str]) -> Mist
 def _check_together(document: Document, data: dict[str, Data]) -> None:
     """Check rules against targets, each as far as it is right by itself."""
     wrong = {mistake.path for mistake in document.mistakes}
+    channels = data.get("channels")
+    for name, raw in (channels if isinstance(channels, dict) else {}).items():
+        channel = _valid(models.Channel, raw)
+        if channel is not None:
+            own = f"invalidator_{data.get('name')}"
+            check_channel(name, channel, own, ("channels", name), document.mistake)
+    _check_listen(document, data.get("listen"))
     raw_targets, raw_rules = data.get("targets"), data.get("rules")
     if not isinstance(raw_targets, dict) or not isinstance(raw_rules, list):
         return
     targets = {name: made for name, raw in raw_targets.items() if (made := _valid(models.RedisTarget, raw)) is not None}
+    if len(targets) == len(raw_targets):
+        check_after(targets, document.mistake)
     for number, raw in enumerate(raw_rules):
         path: Path = ("rules", number)
         rule = _valid(models.Rule, raw)
@@ -207,9 +217,16 @@ def _check_together(document: Document, data: dict[str, Data]) -> None:
         listed = isinstance(raw, dict) and isinstance(raw.get("evict"), list)
         paths = [(*path, "evict", place) if listed else (*path, "evict") for place in range(len(rule.evict))]
         right = [check_entry(entry, where, document.mistake) for entry, where in zip(rule.evict, paths, strict=True)]
-        if all(right):
+        if all(right) and check_lookup(rule, path, document.mistake):
             known = targets if len(targets) == len(raw_targets) else _named(raw_targets, targets)
             check_rule(rule, path, known, document.mistake)
+
+
+def _check_listen(document: Document, raw: object) -> None:
+    listen = _valid(models.Listen, raw if raw is not None else {})
+    if listen is not None and not listen.token.get_secret_value() and not is_loopback(listen.api):
+        what = f'"{listen.api}" can be reached from outside, and whoever reaches it can evict'
+        document.mistake(("listen", "api"), what, "set listen.token, or listen on 127.0.0.1 or a Unix socket")
 
 
 def _named(raw_targets: dict[str, Data], targets: dict[str, models.RedisTarget]) -> dict[str, models.RedisTarget]:

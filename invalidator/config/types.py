@@ -89,6 +89,26 @@ Seconds = Annotated[
     PlainSerializer(write_duration),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$"}),
 ]
+_ADDRESS = re.compile(r"(unix:)(/.+)|(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):(\d{1,5})")
+
+
+def read_address(text: Any) -> Any:
+    """`host:port` or `unix:/path`, as it is."""
+    found = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if found is None or (found[4] and int(found[4]) > 65535):
+        raise ValueError("not an address; write host:port or unix:/path")
+    return text
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach it."""
+    host = address.rpartition(":")[0].strip("[]")
+    return (
+        address.startswith("unix:") or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    )
+
+
+Address = Annotated[str, BeforeValidator(read_address)]
 FieldName = Annotated[str, BeforeValidator(_field)]
 TableName = Annotated[str, BeforeValidator(_table)]
 

@@ -21,11 +21,15 @@ Answers = Mapping[Parameters, Sequence[Row]]
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """`sql` has `%s` for each of `holes`, in order; `none` is what no row means."""
+    """`sql` is the text around `holes`, one piece more than there are of these; `none` is what no row means.
 
-    sql: str
+    More than `limit` questions or answers at once are none: then the looked-up columns are unknown.
+    """
+
+    sql: tuple[str, ...]
     holes: tuple[Field, ...]
     none: Literal["skip", "wildcard"]
+    limit: int = 10_000
 
     def parameters(self, row: Row) -> Parameters | None:
         """What to ask for this row; None when one of the columns is unknown."""
@@ -42,17 +46,17 @@ class Lookup:
         return [] if found is not None and self.none == "skip" else [row]
 
 
-def parse_lookup(sql: str, none: Literal["skip", "wildcard"]) -> Lookup:
+def parse_lookup(sql: str, none: Literal["skip", "wildcard"], limit: int = 10_000) -> Lookup:
     """Read a lookup's SQL; its holes are plain columns, which become bound parameters."""
     template = parse(sql.replace("*", "\0"))
-    text: list[str] = []
+    pieces: list[str] = [""]
     fields: list[Field] = []
     for part in template.parts:
         if isinstance(part, str):
-            text.append(part.replace("\0", "*").replace("%", "%%"))
+            pieces[-1] += part.replace("\0", "*")
         elif part is not None:
             if part.field is None or part.filters or part.scope != "both":
                 raise TemplateError(sql.find("{"), f'"{{{part.source}}}" is no plain column', "name a column")
-            text.append("%s")
+            pieces.append("")
             fields.append(part.field)
-    return Lookup("".join(text), tuple(fields), none)
+    return Lookup(tuple(pieces), tuple(fields), none, limit)

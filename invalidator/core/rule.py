@@ -82,7 +82,8 @@ class Evict:
 class Rule:
     """A compiled rule; `number` is its place in the file, from 0.
 
-    `rendered` are the fields whose values it needs; the rest of `fields` are only compared, old with new.
+    `rendered` are the fields whose values it needs; the rest of `fields` are only compared, old with new. `looked_up`
+    are those that its lookup may bring, and that the table need not have.
     """
 
     number: int
@@ -98,17 +99,20 @@ class Rule:
     triggers: Level = "statement"
     rendered: frozenset[Field] = field(init=False)
     fields: frozenset[Field] = field(init=False)
+    looked_up: frozenset[Field] = field(init=False)
     uses_key: bool = field(init=False)
     compares_images: bool = field(init=False)
     _ops: frozenset[Op | None] = field(init=False)
 
     def __post_init__(self) -> None:
         templates = [template for evict in self.evicts for template in evict.templates]
-        used = {f for template in templates for f in template.fields}
-        used |= {f for f, _ in (*self.if_, *self.not_)}
-        used |= set(self.lookup.holes) if self.lookup else set()
+        shown = {f for template in templates for f in template.fields}
+        asked = {f for f, _ in (*self.if_, *self.not_)} | (set(self.lookup.holes) if self.lookup else set())
+        used = shown | asked
         object.__setattr__(self, "rendered", frozenset(used))
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
+        brought = shown - asked - set(self.changed) if self.lookup else set()
+        object.__setattr__(self, "looked_up", frozenset(brought))
         object.__setattr__(self, "uses_key", any(template.uses("pk") for template in templates))
         scoped = any(hole.scope != "both" for template in templates for hole in template.holes)
         object.__setattr__(self, "compares_images", bool(self.changed or self.if_ or self.not_ or scoped))

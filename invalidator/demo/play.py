@@ -49,7 +49,8 @@ class Demo:
         self.traffic = Traffic(self.dsn, redis.url, lambda: with_sidecar and not self.sidecar.ready.is_set())
         config = workspace.path / "shop.yaml"
         config.write_text(shop.CONFIG)
-        self.sidecar = Sidecar(config, {"DEMO_POSTGRES": self.dsn, "DEMO_REDIS": redis.url})
+        environ = {"DEMO_POSTGRES": self.dsn, "DEMO_REDIS": redis.url, "DEMO_SOCKETS": str(workspace.path)}
+        self.sidecar = Sidecar(config, environ)
         self.fault = self.servers = ""
         self.started = 0.0
         self.faults: dict[str, tuple[str, Callable[[], Awaitable[None]]]] = {

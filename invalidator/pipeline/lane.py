@@ -1,42 +1,24 @@
-"""A lane: one target's queue and state.
-
-What it promises. Everything that was put is answered for by the target before `answered` says so, or is covered by a
-flush that the target has answered. Nothing it is given makes it wait: when more waits than the bound allows, all of it
-collapses to a flush owed, which is an eviction too many at worst.
-
-Why that is right. The lane takes all that waits at once, and on failure puts all of it back before it does anything
-else; an eviction may so be carried out twice, never less than once. An owed flush is paid before anything else, and
-stays owed until it is answered. What was put while a flush was under way is kept: the flush may have passed its keys
-already.
-
-Repeats. A reader that loaded an old value before the change may store it after the eviction. So everything answered is
-carried out once more `repeat_after` later. Only what is new is repeated: a repeat is not.
-"""
+"""A lane at work: `core.lane` says what is told and what it means; here are the clock, the target and the retries."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.lane import BOUND, REPEAT, LaneState, Work
 from invalidator.errors import TargetAway
 from invalidator.logs import Log
+from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.ports import Target
-
-BOUND: Final = 500_000
-"""Evictions that may wait for a target, repeats included, before they collapse to a flush: some 60 MB of keys."""
-
-_REPEAT: Final = "repeat"
 
 
 class Lane:
-    """`owned` is what a flush of this target covers. `on_answer` is called whenever `answered` has moved on."""
+    """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered."""
 
     def __init__(
         self,
@@ -45,133 +27,90 @@ class Lane:
         *,
         repeat_after: float = 0.0,
         bound: int = BOUND,
+        metrics: LaneMetrics | None = None,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
-        self.target, self.answered = target, 0
-        self._owned, self._repeat_after, self._bound, self._on_answer = owned, repeat_after, bound, on_answer
-        self._fresh, self._again = Evictions(), Evictions()
-        self._owed = ""
-        self._due: deque[tuple[float, Evictions | None]] = deque()
-        self._due_size = 0
-        self._latest = 0
+        self.target, self.state = target, LaneState(repeat_after, bound)
+        self.failures, self.why = 0, ""
+        self._owned, self._on_answer = owned, on_answer
+        self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
         self._news = asyncio.Event()
-        self._backoff, self._failures = Backoff(), 0
+        self._backoff = Backoff()
         self._log = Log(target=target.name)
 
-    def put(self, evictions: Evictions | None, number: int) -> None:
-        """Take the evictions of a batch; `number` is what `answered` becomes when the target has answered for them."""
-        if evictions:
-            self._fresh.update(evictions)
-        self._latest = number
-        if len(self._fresh) + len(self._again) + self._due_size > self._bound:
-            self._collapse()
+    def put(self, evictions: Evictions | None, number: int, hold_until: float | None = None) -> None:
+        """Take the evictions of a batch; `number` is what is answered when the target has answered for them."""
+        state, collapses = self.state, self.state.collapses
+        state.put(evictions, number, _now(), hold_until)
+        if state.collapses > collapses:
+            self._log.warning(
+                "collapsed", "too much waits for the target: it is owed a flush instead", bound=state.bound
+            )
+        if evictions or hold_until is not None:
+            self._news.set()
+
+    def owe(self, reason: str, number: int, hold_until: float | None = None) -> None:
+        """Owe the target a flush."""
+        self.state.owe(reason, number, _now(), hold_until)
         self._news.set()
 
-    def owe(self, reason: str, number: int) -> None:
-        """Owe the target a flush."""
-        if self._owed in ("", _REPEAT):
-            self._owed = reason
-        self._latest = number
+    def release(self, number: int) -> None:
+        """The lanes that this one follows have answered up to here."""
+        self.state.release(number, _now())
         self._news.set()
 
     async def run(self) -> None:
         """Serve the target, until cancelled."""
         while True:
             stop_if_cancelled()
-            self._collect_due()
+            work = self.state.take(_now())
+            if work is None:
+                await self._wait()
+                continue
             try:
-                if self._owed:
-                    await self._pay()
-                elif self._fresh or self._again or self.answered < self._latest:
-                    await self._evict()
-                else:
-                    await self._wait()
+                existed = await self._tell(work)
             except TargetAway as error:
+                self.state.fail(_now())
                 await self._back_off(error)
             else:
-                self._recovered()
+                self.state.answer(_now())
+                self._answered(work, existed)
+                self._on_answer()
 
-    async def _pay(self) -> None:
-        """Flush. What waits is kept: a rule's `owns` may leave it out of the flush."""
-        reason, self._owed = self._owed, ""
-        try:
-            existed = await self.target.flush(self._owned)
-        except TargetAway:
-            self._owed = reason if self._owed in ("", _REPEAT) else self._owed
-            raise
-        if reason == _REPEAT:
+    async def _tell(self, work: Work) -> int:
+        if work.flush:
+            return await self.target.flush(self._owned)
+        return await self.target.evict(work.evictions)
+
+    def _answered(self, work: Work, existed: int) -> None:
+        if self.failures:
+            self._log.info("target_back", "the target answers again", after_failures=self.failures)
+            self.failures, self.why = 0, ""
+        self._metrics.answered(work, existed, _now())
+        if work.flush == REPEAT:
             self._log.debug("flush_repeated", "flushed once more", existed=existed)
-            return
-        self._log.info("flushed", "flushed what the rules own", reason=reason, existed=existed)
-        self._repeat_later(None)
-
-    async def _evict(self) -> None:
-        number = self._latest
-        fresh, again, self._fresh, self._again = self._fresh, self._again, Evictions(), Evictions()
-        everything = _together(fresh, again)
-        if everything:
-            try:
-                existed = await self.target.evict(everything)
-            except TargetAway:
-                self._fresh, self._again = _together(fresh, self._fresh), _together(again, self._again)
-                raise
-            self._log.debug("evicted", "the target has answered", evictions=len(everything), existed=existed)
-        if fresh:
-            self._repeat_later(fresh)
-        self.answered = number
-        self._on_answer()
+        elif work.flush:
+            self._log.info("flushed", "flushed what the rules own", reason=work.flush, existed=existed)
+        else:
+            told = len(work.fresh) + len(work.again)
+            self._log.debug("evicted", "the target has answered", evictions=told, existed=existed)
 
     async def _wait(self) -> None:
         self._news.clear()
-        until = self._due[0][0] - _now() if self._due else None
+        due = self.state.due()
         with suppress(TimeoutError):  # something is due
-            async with asyncio.timeout(until):
+            async with asyncio.timeout(None if due is None else due - _now()):
                 await self._news.wait()
 
-    def _repeat_later(self, evictions: Evictions | None) -> None:
-        """Carry these out once more, None for a flush, when late readers have stored what they had loaded."""
-        if self._repeat_after:
-            self._due.append((_now() + self._repeat_after, evictions))
-            self._due_size += len(evictions or ())
-
-    def _collect_due(self) -> None:
-        while self._due and self._due[0][0] <= _now():
-            _, evictions = self._due.popleft()
-            if evictions is None:
-                self._owed = self._owed or _REPEAT
-            else:
-                self._due_size -= len(evictions)
-                self._again.update(evictions)
-
-    def _collapse(self) -> None:
-        """Trade all that waits for one flush."""
-        self._log.warning("collapsed", "too much waits for the target: it is owed a flush instead", bound=self._bound)
-        self._fresh, self._again = Evictions(), Evictions()
-        self._due.clear()
-        self._due_size = 0
-        self._owed = self._owed if self._owed not in ("", _REPEAT) else "backlog"
-
     async def _back_off(self, error: TargetAway) -> None:
-        self._failures += 1
-        if self._failures == 1:
+        self.failures += 1
+        self.why = str(error)
+        self._metrics.failed(error)
+        if self.failures == 1:
             self._log.warning(
-                "target_away", "the target does not answer; it is tried again until it does", why=str(error)
+                "target_away", "the target does not answer; it is tried again until it does", why=self.why
             )
-        await asyncio.sleep(self._backoff.wait(self._failures, random.random()))
-
-    def _recovered(self) -> None:
-        if self._failures:
-            self._log.info("target_back", "the target answers again", after_failures=self._failures)
-            self._failures = 0
-
-
-def _together(first: Evictions, second: Evictions) -> Evictions:
-    """One set of both; may be either of them, when the other is empty."""
-    if not first or not second:
-        return first or second
-    both = Evictions(dict(first.keys), dict(first.others))
-    both.update(second)
-    return both
+        await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
 
 def _now() -> float:

@@ -1,114 +1,298 @@
 """The pipeline: it reads one source, renders its changes by the rules, and puts the evictions on the lanes.
 
-The order that everything hangs on: a position is confirmed to the source only when every lane has answered for all that
-came before it. A feed that is lost is opened again, from the position that was confirmed last; whatever it can't resume
-it says by a gap, and a gap is a flush owed to every lane.
+The order that everything hangs on: a position is confirmed to the source only when every lane has settled all that came
+before it, repeats included. A feed that is lost is opened again, from the position that was confirmed last; whatever it
+can't resume it says by a gap, and a gap is a flush owed to every lane.
 
-The pipeline never waits for a target, so the source is always drained.
+The pipeline waits for no target and for no lookup, so the source is always drained. Rules that look something up get
+their changes by way of `asking`; until those are answered, no claim and no position that came after them goes on.
+
+`as_of` moves by the source's marks. While there is a doubt (triggers that drifted), there are no marks: nobody can
+claim then that everything committed is evicted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
+from invalidator.core.eviction import Evictions
+from invalidator.core.ledger import Ledger
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import SourceLost
 from invalidator.logs import Log
+from invalidator.metrics import Metrics
+from invalidator.pipeline.asking import Asking
 from invalidator.pipeline.lane import Lane
-from invalidator.ports import Feed, Source, Target
+from invalidator.ports import Feed, Lookups, Source, Target
+
+Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
+"""Sees what is heard, and what each target is told of it."""
 
 
 class Pipeline:
-    """`targets` are open, one lane each; `repeat_after` is theirs by name, in seconds."""
+    """`targets` are open, one lane each; `repeat_after` (seconds) and `after` (other targets) are theirs by name."""
 
     def __init__(
-        self, source: Source, rules: RuleSet, targets: Sequence[Target], repeat_after: dict[str, float] | None = None
+        self,
+        source: Source,
+        rules: RuleSet,
+        targets: Sequence[Target],
+        *,
+        repeat_after: Mapping[str, float] | None = None,
+        after: Mapping[str, Sequence[str]] | None = None,
+        patience: float = 3.0,
+        lookups: Lookups | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        self._source, self._rules = source, rules
-        self._answered = asyncio.Event()
+        names = [target.name for target in targets]
+        self.metrics = metrics or Metrics(names)
+        self.doubts: dict[str, str] = {}
+        self.witnesses: set[Witness] = set()
+        self.failures, self.why = 0, "the source was not opened yet"
+        self._source, self._rules, self._patience = source, rules, patience
+        self._plain = RuleSet((rule for rule in rules.rules if rule.lookup is None), rules.targets)
         owned, repeats = rules.owned(), repeat_after or {}
         self.lanes = [
             Lane(
                 target,
                 owned[target.name],
                 repeat_after=repeats.get(target.name, 0.0),
-                on_answer=self._answered.set,
+                metrics=self.metrics.lane(target.name),
+                on_answer=self._moved_on,
             )
             for target in targets
         ]
-        self._taken: deque[tuple[int, Position]] = deque()
+        by_name = {lane.target.name: lane for lane in self.lanes}
+        self._follows = {by_name[name]: [by_name[one] for one in ones] for name, ones in (after or {}).items() if ones}
+        self._in_order = _in_order(self.lanes, self._follows)
+        self._asking = Asking(rules, lookups, self._put) if lookups else None
         self._number = 0
+        self._ledger = Ledger()
         self._confirmed: Position | None = None
         self._feed: Feed | None = None
+        self._moved, self._confirmable = asyncio.Event(), asyncio.Event()
         self._backoff = Backoff()
         self._log = Log()
 
     async def run(self) -> None:
         """Keep the targets right, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for lane in self.lanes:
-                group.create_task(lane.run(), name=f"lane {lane.target.name}")
+            self._start(group)
             group.create_task(self._read(), name="source")
-            group.create_task(self._confirm(), name="confirm")
+
+    async def run_until(self, stop: asyncio.Event, limit: Callable[[], float]) -> None:
+        """Keep the targets right until told to stop; then give the lanes so long to be done with what they have."""
+        async with asyncio.TaskGroup() as group:
+            tasks = self._start(group)
+            reading = group.create_task(self._read(), name="source")
+            await stop.wait()
+            reading.cancel()
+            left = [lane.target.name for lane in self.lanes if not lane.state.is_idle]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit()):
+                    await self._until(lambda: all(lane.state.is_idle for lane in self.lanes))
+                    left = []
+            if left:
+                self._log.warning("left", "stopped before these targets had answered", targets=", ".join(left))
+            for task in tasks:
+                task.cancel()
+
+    def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        tasks = [group.create_task(lane.run(), name=f"lane {lane.target.name}") for lane in self.lanes]
+        tasks.append(group.create_task(self._confirm(), name="confirm"))
+        if self._asking:
+            tasks.append(group.create_task(self._asking.run(), name="lookups"))
+        return tasks
+
+    # What is asked from outside
+
+    async def barrier(self, timeout: float) -> bool:
+        """Whether, within this time, everything committed before now is evicted from every target."""
+        asked = _now()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._until(lambda: self._feed is not None)
+                assert self._feed is not None
+                self._feed.probe()
+                await self._until(lambda: all((lane.state.as_of or 0.0) >= asked for lane in self.lanes))
+        except TimeoutError:
+            return False
+        return True
+
+    def purge(self, changes: Sequence[Change], evictions: Evictions | None = None) -> int:
+        """Evict for changes that somebody says, and these evictions everywhere; the number to wait for."""
+        if changes:
+            self._changes(changes)
+        if evictions:
+            self._put(dict.fromkeys((lane.target.name for lane in self.lanes), evictions))
+        return self._number
+
+    async def answered(self, number: int, timeout: float) -> bool:
+        """Whether all targets have answered for everything up to this number within this time."""
+        try:
+            async with asyncio.timeout(timeout):
+                if self._asking:
+                    await self._asking.until_idle()
+                    number = max(number, self._number)
+                await self._until(lambda: all(lane.state.answered >= number for lane in self.lanes))
+        except TimeoutError:
+            return False
+        return True
+
+    def gap(self, gap: Gap) -> int:
+        """Changes may have been missed; the number that is answered when it is settled."""
+        self.metrics.gaps.labels(gap.reason).inc()
+        self._log.warning(
+            "gap",
+            "changes may have been missed; what the rules own is flushed",
+            reason=gap.reason,
+            **({"tables": ", ".join(sorted(map(str, gap.tables)))} if gap.tables is not None else {}),
+        )
+        return self.flush(gap)
+
+    def flush(self, gap: Gap) -> int:
+        """Flush what covers a gap; the number that is answered when it is settled."""
+        for witness in self.witnesses:
+            witness(gap, {})
+        if gap.tables is not None:
+            self._changes([table_wide(table) for table in gap.tables])
+            return self._number
+        self._number += 1
+        for lane in self._in_order:
+            lane.owe(gap.reason, self._number, self._hold(lane))
+        return self._number
+
+    # From the source to the lanes
 
     async def _read(self) -> None:
-        failures = 0
         while True:
             try:
                 async with self._source.open(self._confirmed) as self._feed:
                     stop_if_cancelled()
+                    self.failures, self.why = 0, ""
+                    self._moved_on()
                     self._log.info("feed_open", "the source is open")
-                    failures = 0
                     async for item in self._feed:
                         self._take(item)
             except SourceLost as error:
-                failures += 1
-                log = self._log.warning if failures == 1 else self._log.debug
+                self.failures, self.why = self.failures + 1, str(error)
+                self.metrics.reconnects.labels(error.reason).inc()
+                log = self._log.warning if self.failures == 1 else self._log.debug
                 log("feed_lost", "the source is lost; it is opened again", why=str(error))
             finally:
                 self._feed = None
-                self._taken.clear()
+                self._ledger.forget()
             stop_if_cancelled()
-            await asyncio.sleep(self._backoff.wait(failures, random.random()))
+            await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
     def _take(self, item: Batch | Gap) -> None:
-        self._number += 1
-        if isinstance(item, Batch):
-            self._log.debug("batch", "heard changes", changes=len(item.changes), number=self._number)
-            self._put(item.changes)
-            if item.position is not None:
-                self._taken.append((self._number, item.position))
+        if isinstance(item, Gap):
+            self.gap(item)
             return
-        self._log.warning("gap", "changes may have been missed; what the rules own is flushed", reason=item.reason)
-        if item.tables is not None:
-            self._put([table_wide(table) for table in item.tables])
-            return
-        for lane in self.lanes:
-            lane.owe(item.reason, self._number)
+        if item.changes:
+            self._changes(item.changes)
+        if item.position is not None or item.as_of is not None:
+            self._afterwards(lambda: self._mark(item.position, item.as_of))
 
-    def _put(self, changes: Sequence[Change]) -> None:
-        evictions = self._rules.evict(changes)
-        for lane in self.lanes:
-            lane.put(evictions.get(lane.target.name), self._number)
+    def _changes(self, changes: Sequence[Change]) -> None:
+        self._count(changes)
+        self._put(self._plain.evict(changes), changes)
+        if self._asking:
+            self._asking.put(changes)
+        self._log.debug("batch", "heard changes", changes=len(changes), number=self._number)
+
+    def _put(self, evictions: Mapping[str, Evictions], changes: Sequence[Change] = ()) -> None:
+        self._number += 1
+        for witness in self.witnesses:
+            witness(changes, evictions)
+        for lane in self._in_order:
+            lane.put(evictions.get(lane.target.name), self._number, self._hold(lane))
+
+    def _hold(self, lane: Lane) -> float | None:
+        """Until when a lane that follows others holds what it is given; None when they have answered already."""
+        follows = self._follows.get(lane)
+        if not follows:
+            return None
+        answered = min(one.state.answered for one in follows)
+        lane.release(answered)
+        return None if answered >= self._number else _now() + self._patience
+
+    def _afterwards(self, then: Callable[[], None]) -> None:
+        """Do this when what is being looked up has been put."""
+        if self._asking:
+            self._asking.afterwards(then)
+        else:
+            then()
+
+    def _mark(self, position: Position | None, as_of: float | None) -> None:
+        if position is not None:
+            self._ledger.take(self._number, position)
+        if as_of is not None and not self.doubts:
+            for lane in self.lanes:
+                lane.state.mark(self._number, as_of)
+        self._moved_on()
+
+    def _count(self, changes: Sequence[Change]) -> None:
+        """Count by the first of them: a batch is one drain, and nearly always of few tables."""
+        metrics, start, end = self.metrics, 0, len(changes)
+        while start < end:
+            first, stop = changes[start], start + 1
+            while stop < end and changes[stop].table is first.table and changes[stop].op is first.op:
+                stop += 1
+            if not self._rules.about(first.table):
+                metrics.unmatched.inc(stop - start)
+            metrics.changes.labels(metrics.table(str(first.table)), first.op or "unknown").inc(stop - start)
+            if first.wide:
+                metrics.bulk_collapses.labels(metrics.table(str(first.table))).inc(stop - start)
+            start = stop
+
+    # From the lanes back
+
+    def _moved_on(self) -> None:
+        """A lane has answered, or a mark was passed."""
+        for lane, follows in self._follows.items():
+            lane.release(min(one.state.answered for one in follows))
+        self._confirmable.set()
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._moved.wait()
 
     async def _confirm(self) -> None:
         while True:
-            await self._answered.wait()
-            self._answered.clear()
-            answered = min(lane.answered for lane in self.lanes)
-            position = None
-            while self._taken and self._taken[0][0] <= answered:
-                _, position = self._taken.popleft()
+            await self._confirmable.wait()
+            self._confirmable.clear()
+            position = self._ledger.settle(lane.state.settled for lane in self.lanes)
             if position is not None and self._feed is not None:
                 try:
                     await self._feed.confirm(position)
                 except SourceLost:
                     continue  # its reader sees it too; what is not confirmed is read again
                 self._confirmed = position
+
+
+def _in_order(lanes: Sequence[Lane], follows: Mapping[Lane, Sequence[Lane]]) -> list[Lane]:
+    """The lanes, each behind those that it follows."""
+    ordered: dict[Lane, None] = {}
+
+    def add(lane: Lane) -> None:
+        for before in follows.get(lane, ()):
+            add(before)
+        ordered[lane] = None
+
+    for lane in lanes:
+        add(lane)
+    return list(ordered)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -51,6 +51,7 @@ class MemoryFeed:
         end = source._first + len(source._log)
         self._resumes = position is not None and source._first <= int(position) <= end
         self._next = int(position) if position is not None and self._resumes else end
+        self._probed: float | None = None
 
     async def __aiter__(self) -> AsyncIterator[Batch | Gap]:
         source = self._source
@@ -61,6 +62,10 @@ class MemoryFeed:
                 item = source._log[self._next - source._first]
                 self._next += 1
                 yield item if isinstance(item, Gap) else Batch(item, position=str(self._next))
+            if self._probed is not None:
+                as_of, self._probed = self._probed, None
+                yield Batch((), as_of=as_of)
+                continue
             if source._losses != self._losses:
                 raise SourceLost("the feed was cut", where="memory")
             source._news.clear()
@@ -68,3 +73,7 @@ class MemoryFeed:
 
     async def confirm(self, position: Position) -> None:
         self._source.confirmed = position
+
+    def probe(self) -> None:
+        self._probed = asyncio.get_running_loop().time()
+        self._source._news.set()

@@ -84,6 +84,39 @@ class RedisTarget:
         except (RedisError, OSError) as error:
             raise TargetAway(_said(error), where=self.name) from error
 
+    async def count(self, evictions: Evictions) -> int:
+        """How many keys there are of those that these would remove; removes nothing."""
+        try:
+            exact = [self._key(key) for key in evictions.keys]
+            exact += [self._key(eviction.key) for eviction in evictions.others if not eviction.glob]
+            found = 0
+            for start in range(0, len(exact), _KEYS_A_COMMAND):
+                found += await self._client.exists(*exact[start : start + _KEYS_A_COMMAND])
+            patterns = [self._pattern(eviction.key) for eviction in evictions.others if eviction.glob]
+            if patterns:
+                accepts = glob.matcher(patterns)
+                async for key in self._client.scan_iter(count=_SCAN_COUNT):
+                    found += accepts.fullmatch(key) is not None
+        except (RedisError, OSError) as error:
+            raise TargetAway(_said(error), where=self.name) from error
+        return found
+
+    async def check(self) -> list[str]:
+        """What stands in the way of evicting here; TargetAway when it can't be reached."""
+        try:
+            info = await self._client.info("replication")
+            found = ["it is a replica, and takes no evictions; name the primary"] if info["role"] != "master" else []
+            for command in (("UNLINK", "x"), ("SCAN", "0"), ("FLUSHDB",) if self._whole_database else ("TYPE", "x")):
+                try:
+                    answer = await self._client.execute_command("ACL DRYRUN", await self._client.acl_whoami(), *command)
+                except RedisError:
+                    continue  # a server without ACL DRYRUN
+                if answer not in (b"OK", "OK"):
+                    found.append(f"this user may not {command[0]}; grant it: ACL SETUSER ... +{command[0].lower()}")
+        except (RedisError, OSError) as error:
+            raise TargetAway(_said(error), where=self.name) from error
+        return found
+
     async def _carry_out(self, evictions: Iterable[Eviction]) -> int:
         exact: list[Eviction] = []
         sweep = _Sweep()

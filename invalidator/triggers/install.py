@@ -18,8 +18,9 @@ from psycopg.rows import class_row
 
 from invalidator.core.change import Table
 from invalidator.core.ruleset import RuleSet
+from invalidator.database import refuse_old
 from invalidator.errors import RefusedError
-from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare, refuse_old
+from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load
 

@@ -14,12 +14,10 @@ from psycopg.rows import class_row
 from invalidator.core.change import Table
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
+from invalidator.database import refuse_old
 from invalidator.errors import RefusedError
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import plan
-
-OLDEST: Final = 14
-"""The oldest major version of PostgreSQL that we install on."""
 
 STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
 """What a table can be, from well to worst; orphaned is apart: nobody's rules want that table any more."""
@@ -121,13 +119,6 @@ def prepare(connection: psycopg.Connection[Any], plan_setting: str) -> None:
     connection.execute("set local quote_all_identifiers = off")
     connection.execute("set local enable_nestloop = off")  # nobody can tell the planner how many tables the rules name
     connection.execute("select set_config('invalidator.plan', %s, true)", [plan_setting])
-
-
-def refuse_old(version: int) -> None:
-    """Refuse a server whose version (like 140002) is older than any that we know."""
-    if version < OLDEST * 10_000:
-        what = f"the server is PostgreSQL {version // 10_000}, and {OLDEST} is the oldest that this works with"
-        raise RefusedError(what, todo="upgrade the server")
 
 
 def _standing(rows: Sequence[Row]) -> Standing:

@@ -42,6 +42,7 @@ def setting(installation: Installation, rules: RuleSet, *, prune: bool = False) 
 def _entry(pattern: TablePattern, rules: list[Rule]) -> dict[str, object]:
     """One table or pattern; `number` is that of its first rule."""
     rendered = {field.name: field for rule in rules for field in rule.rendered}
+    of_the_table = {field.name for rule in rules for field in rule.fields - rule.looked_up}
     compared = {field.name: field for rule in rules for field in rule.fields if field.name not in rendered}
     return {
         "schema": pattern.schema,
@@ -51,7 +52,13 @@ def _entry(pattern: TablePattern, rules: list[Rule]) -> dict[str, object]:
         "key": any(rule.uses_key for rule in rules),
         "pairs": any(rule.compares_images for rule in rules),
         "skips": all(rule.changed for rule in rules),
-        "fields": [*_fields(rendered.values(), rendered=True), *_fields(compared.values(), rendered=False)],
+        "fields": [
+            *(
+                entry if entry[0] in of_the_table else [*entry, "looked up"]
+                for entry in _fields(rendered.values(), rendered=True)
+            ),
+            *_fields(compared.values(), rendered=False),
+        ],
     }
 
 

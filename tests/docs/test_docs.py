@@ -16,7 +16,9 @@ from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
 from invalidator.config.load import PLACES
 from invalidator.core import filters
+from invalidator.core.lane import LaneState
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
+from invalidator.metrics import Metrics, lane_gauges
 from invalidator.triggers.plan import STATES
 
 
@@ -28,7 +30,7 @@ def keys(model, prefix=""):
         if not inner:
             yield path
         for part in inner:
-            step = "[]" if path == "rules" else ".<name>" if path == "targets" else ""
+            step = "[]" if path == "rules" else ".<name>" if path in ("targets", "channels") else ""
             yield from keys(part, f"{path}{step}.")
 
 
@@ -57,7 +59,13 @@ def test_every_key_is_in_the_example(repo):
 def test_the_defaults_in_the_reference_are_the_codes(reference):
     defaults = dict(re.findall(r"^\| `([a-z_.\[\]<>]+)` \| `([^`]+)` \|", reference, re.MULTILINE))
     config = models.Config.model_validate(
-        {"version": "1", "name": "x", "targets": {"t": {"kind": "redis"}}, "rules": [{"table": "a.b", "evict": "c"}]}
+        {
+            "version": "1",
+            "name": "x",
+            "targets": {"t": {"kind": "redis"}},
+            "rules": [{"table": "a.b", "evict": "c", "lookup": {"sql": "select 1", "none": "skip"}}],
+            "channels": {"t": {"table": "a.b", "columns": {"a": "b"}}},
+        }
     ).model_dump(mode="json", by_alias=True)
     for key, default in defaults.items():
         value = config
@@ -107,6 +115,33 @@ def test_every_log_event_is_documented_with_its_level(repo):
             (e, level) for level, e in re.findall(r'\.(error|warning|info|debug)\(\s*"([a-z_]+)",', file.read_text())
         }
     assert written | {("feed_lost", "warning")} == documented
+
+
+def test_every_metric_is_documented_with_its_labels_and_no_other(repo):
+    text = (repo / "docs/http.md").read_text()
+    documented = set(re.findall(r"^\| `invalidator_([a-z_]+(?:\{[a-z,]+\})?)` \|", text, re.MULTILINE))
+    metrics = Metrics(["cache"], ["public.t"])
+    state = LaneState()
+    metrics.state = lambda: [
+        *lane_gauges("cache", state, 0.0, up=True),
+        ("source_up", {}, 1.0),
+        ("config_reload_success", {}, 1.0),
+        ("trigger_drift", {"state": "ok"}, 0.0),
+    ]
+    there = set()
+    for family in metrics.registry.collect():
+        suffix = "_total" if family.type == "counter" else ""
+        for labels in {tuple(sample.labels) for sample in family.samples if not sample.name.endswith("_created")}:
+            names = ",".join(name for name in labels if name != "le")
+            there.add(family.name.removeprefix("invalidator_") + suffix + (f"{{{names}}}" if names else ""))
+    assert there == documented
+
+
+def test_every_route_is_documented_and_no_other(repo):
+    documented = set(re.findall(r"^\| `((?:GET|POST) /[^`]+)` \|", (repo / "docs/http.md").read_text(), re.MULTILINE))
+    source = (repo / "invalidator/http/server.py").read_text()
+    there = {f"{method.upper()} {path}" for method, path in re.findall(r'web\.(get|post)\("([^"]+)"', source)}
+    assert there == documented
 
 
 def test_the_commands_in_the_readme_print_what_it_says(repo):

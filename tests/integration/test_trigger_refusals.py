@@ -8,11 +8,12 @@ import psycopg
 import pytest
 
 from invalidator.core.ruleset import RuleSet
+from invalidator.database import refuse_old
 from invalidator.demo.servers import PostgresServer
 from invalidator.demo.servers.postgres import find_postgres
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install, uninstall
-from invalidator.triggers.plan import look, refuse_old
+from invalidator.triggers.plan import look
 from tests.integration.heard import ID, PAIRED, SHOP, P, catalog, drift, rules
 from tests.support import until
 
@@ -197,7 +198,7 @@ class TestRefusals:
             refuse_old(130014)
         assert (
             str(caught.value)
-            == "the server is PostgreSQL 13, and 14 is the oldest that this works with; upgrade the server"
+            == "postgres: the server is PostgreSQL 13, and 14 is the oldest that this works with; upgrade the server"
         )
         refuse_old(140000)
 

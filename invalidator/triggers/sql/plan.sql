@@ -92,7 +92,9 @@ fields as materialized (
         select relid, field ->> 0 as name, field ->> 1 as attname, field -> 2 as steps,
             bool_or((field ->> 3)::bool) as rendered, bool_or(asked) as asked
         from (
-            select relid, jsonb_array_elements(fields) as field, true as asked from matched join tables using (relid)
+            -- What a lookup may bring need not be a column of the table.
+            select relid, field, coalesce(field ->> 4, '') <> 'looked up' as asked
+            from (select relid, jsonb_array_elements(fields) as field from matched join tables using (relid)) as every_field
             union all
             select relid, jsonb_array_elements(kept_fields), false from tables
             union all

@@ -173,7 +173,7 @@ class TestLookup:
         return rule("t:{slug}", lookup=lookup)
 
     def test_holes_become_parameters_and_the_rest_stays(self):
-        assert self.looked_up.sql == "select slug from products where id = %s and x like 'a*%%'"
+        assert self.looked_up.sql == ("select slug from products where id = ", " and x like 'a*%'")
         assert self.looked_up.parameters({"product_id": "7"}) == ("7",)
         assert self.looked_up.parameters({}) is None
 
@@ -192,6 +192,7 @@ class TestLookup:
 
     def test_its_columns_count_as_used(self):
         assert {field.name for field in self.tag_rule().fields} == {"slug", "product_id"}
+        assert {field.name for field in self.tag_rule().looked_up} == {"slug"}
 
     def test_a_filter_in_it_is_refused(self):
         with pytest.raises(ValueError, match="is no plain column"):

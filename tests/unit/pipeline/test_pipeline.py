@@ -137,11 +137,11 @@ class TestLane:
         lane = Lane(target, [])
         async with running(lane):
             lane.put(keys("a"), 1)
-            await eventually(lambda: lane._failures >= 2)
+            await eventually(lambda: lane.failures >= 2)
             lane.put(keys("b"), 2)
             target.store |= {"a": "old", "b": "old"}
             target.away = False
-            await eventually(lambda: lane.answered == 2)
+            await eventually(lambda: lane.state.answered == 2)
         assert not target.store
 
     async def test_collapses_to_a_flush_beyond_its_bound(self):
@@ -151,9 +151,9 @@ class TestLane:
         async with running(lane):
             for number in range(100):
                 lane.put(keys(f"p:{number}"), number + 1)
-            assert len(lane._fresh) <= 10
+            assert len(lane.state._fresh) <= 10
             target.away = False
-            await eventually(lambda: lane.answered == 100)
+            await eventually(lambda: lane.state.answered == 100)
         assert target.calls[0] == "flush"
 
     async def test_an_owed_flush_is_paid_before_anything_else(self):
@@ -164,7 +164,7 @@ class TestLane:
             lane.put(keys("a"), 1)
             lane.owe("reconnect", 2)
             target.away = False
-            await eventually(lambda: lane.answered == 2)
+            await eventually(lambda: lane.state.answered == 2)
         assert target.calls == ["flush", "evict"]
 
     async def test_evicts_once_more_for_readers_that_were_loading(self):
@@ -172,10 +172,10 @@ class TestLane:
         lane = Lane(target, [], repeat_after=0.05)
         async with running(lane):
             lane.put(keys("a"), 1)
-            await eventually(lambda: lane.answered == 1)
+            await eventually(lambda: lane.state.answered == 1)
             target.store["a"] = "stale fill"
             await eventually(lambda: "a" not in target.store)
-            await eventually(lambda: not lane._due)
+            await eventually(lambda: lane.state.is_idle)
         assert target.calls == ["evict", "evict"]
 
     async def test_flushes_once_more_for_readers_that_were_loading(self):
@@ -184,7 +184,7 @@ class TestLane:
         async with running(lane):
             lane.owe("start", 1)
             await eventually(lambda: target.calls == ["flush", "flush"])
-            await eventually(lambda: not lane._due and not lane._owed)
+            await eventually(lambda: lane.state.is_idle)
         assert target.calls == ["flush", "flush"]
 
     async def test_a_gap_while_a_repeat_is_owed_is_repeated_itself(self):
@@ -194,7 +194,7 @@ class TestLane:
             lane.owe("start", 1)
             await eventually(lambda: target.calls == ["flush"])
             target.away = True
-            await eventually(lambda: lane._failures)
+            await eventually(lambda: lane.failures)
             lane.owe("reconnect", 2)
             target.away = False
             await eventually(lambda: target.calls.count("flush") == 3)
@@ -232,5 +232,5 @@ class TestLane:
             await started.wait()
             lane.owe("reconnect", 2)
             go_on.set()
-            await eventually(lambda: lane.answered == 2)
+            await eventually(lambda: lane.state.answered == 2)
         assert target.calls == ["flush", "flush"]

@@ -1,0 +1,47 @@
+"""`invalidator check`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from invalidator.cli.options import config_option, load_config, output_option
+from invalidator.errors import AwayError, sentence
+
+_COLORS = {"ok": "green", "note": "cyan", "finding": "red", "away": "yellow"}
+
+
+@click.command()
+@config_option
+@output_option
+def check(config_file: str | None, output: str) -> None:
+    """Look at the database, the triggers, the queries and the targets, as `run` will meet them. Changes nothing.
+
+    Exits with 0 when all is well, 3 when somebody has to act, 4 when something could not be reached.
+    """
+    import asyncio
+
+    config = load_config(config_file)
+
+    from invalidator.service.check import Finding
+    from invalidator.service.check import check as look
+
+    async def collect() -> list[Finding]:
+        found = []
+        async for finding in look(config):
+            found.append(finding)
+            if output != "json":
+                level = click.style(f"{finding.level:8}", fg=_COLORS[finding.level])
+                click.echo(level + sentence(finding.where, finding.what, finding.todo))
+        return found
+
+    found = asyncio.run(collect())
+    if output == "json":
+        click.echo(json.dumps([finding._asdict() for finding in found], indent=2, ensure_ascii=False))
+    levels = {finding.level for finding in found}
+    if levels & {"away", "finding"}:
+        raise click.exceptions.Exit(AwayError.exit_code if "away" in levels else 3)
+
+
+COMMANDS = {"check": check}

@@ -1,0 +1,379 @@
+"""A lane without its clock and its wire: what one target is still to be told, and how far it has answered.
+
+What it promises. Everything that was put is answered for by the target before `answered` says so, or is covered by a
+flush that the target has answered. It never makes anybody wait: when more waits than the bound allows, all of it
+collapses to a flush owed, which is an eviction too many at worst.
+
+Why that is right. The table below has every state that the target can be in with us and all that can happen there.
+What is on its way is kept until it is answered, and on failure it waits again before anything else happens: an
+eviction may be carried out twice, never less than once. A flush that is owed goes before anything else, and is owed
+until it is answered. A gap that is said while a flush is on its way owes another: the flush may have passed its keys
+already. For the same reason what was put meanwhile is kept.
+
+Repeats. A reader that loaded an old value before the change may store it after the eviction. So everything answered is
+carried out once more `repeat_after` later; only what is new is repeated, a repeat is not.
+
+How far. Each thing put has a number. `answered` is the number up to which the target has answered, `settled` the one
+up to which it has answered the repeats too. A mark is a moment of which the source knows that everything committed
+before it had a lower number; `as_of` and `settled_as_of` are the last marks passed. A debt holds them all back.
+
+After. A lane that follows others (a local cache behind the shared one, or it would refill from there with what is
+stale) holds what it is given until they have answered it. It does not hold for ever: at the deadline it is told, and
+told again when they have answered; only that moves its `answered`.
+
+The model in `tests/unit/core/test_lane_model.py` walks every order of all this within a bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+from types import MappingProxyType
+from typing import Final
+
+from invalidator.core.eviction import Evictions
+
+BOUND: Final = 500_000
+"""Evictions that may wait for a target, repeats included, before they collapse to a flush: some 60 MB of keys."""
+
+REPEAT: Final = "repeat"
+"""The reason of a flush that only repeats another."""
+
+
+class State(Enum):
+    """How it stands between us and the target."""
+
+    QUIET = "nothing is owed, nothing on its way"
+    OWING = "a flush is owed"
+    EVICTING = "evictions are on their way"
+    EVICTING_OWING = "evictions are on their way, and a flush is owed"
+    FLUSHING = "a flush is on its way"
+    FLUSHING_OWING = "a flush is on its way, and another is owed"
+
+
+class Event(Enum):
+    """What can happen to a lane."""
+
+    OWE = "a flush became owed"
+    SEND = "what comes next was handed to the target"
+    ANSWER = "the target has answered for it"
+    FAIL = "the target has not"
+
+
+TABLE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType({
+    (State.QUIET, Event.OWE): State.OWING,
+    (State.QUIET, Event.SEND): State.EVICTING,
+    (State.OWING, Event.OWE): State.OWING,
+    (State.OWING, Event.SEND): State.FLUSHING,
+    (State.EVICTING, Event.OWE): State.EVICTING_OWING,
+    (State.EVICTING, Event.ANSWER): State.QUIET,
+    (State.EVICTING, Event.FAIL): State.QUIET,
+    (State.EVICTING_OWING, Event.OWE): State.EVICTING_OWING,
+    (State.EVICTING_OWING, Event.ANSWER): State.OWING,
+    (State.EVICTING_OWING, Event.FAIL): State.OWING,
+    (State.FLUSHING, Event.OWE): State.FLUSHING_OWING,
+    (State.FLUSHING, Event.ANSWER): State.QUIET,
+    (State.FLUSHING, Event.FAIL): State.OWING,
+    (State.FLUSHING_OWING, Event.OWE): State.FLUSHING_OWING,
+    (State.FLUSHING_OWING, Event.ANSWER): State.OWING,
+    (State.FLUSHING_OWING, Event.FAIL): State.OWING,
+})  # fmt: skip
+_IN_DEBT: Final = frozenset({State.OWING, State.EVICTING_OWING, State.FLUSHING, State.FLUSHING_OWING})
+_READY: Final = frozenset({State.QUIET, State.OWING})
+
+
+@dataclass(slots=True)
+class Work:
+    """What the target is told next: a flush, for a reason, or evictions."""
+
+    flush: str = ""
+    fresh: Evictions = field(default_factory=Evictions)
+    again: Evictions = field(default_factory=Evictions)
+    number: int = 0  # the newest thing in it
+    oldest: int = 0  # the oldest thing in it that is told for the first time
+    repeats: int = 0  # the oldest thing that it repeats
+    since: float = 0.0
+
+    @property
+    def evictions(self) -> Evictions:
+        return together(self.fresh, self.again)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a lane that follows others has not been told; None for a flush."""
+
+    number: int
+    evictions: Evictions | None
+    deadline: float
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class LaneState:
+    """One target's queue and state; every moment comes as an argument."""
+
+    repeat_after: float = 0.0
+    bound: int = BOUND
+    table: Mapping[tuple[State, Event], State] = field(default_factory=lambda: TABLE, repr=False)
+    state: State = State.QUIET
+    answered: int = 0
+    as_of: float | None = None
+    settled_as_of: float | None = None
+    collapses: int = 0
+    _latest: int = 0  # all up to this number is in what waits
+    _reason: str = ""
+    _fresh: Evictions = field(default_factory=Evictions)
+    _again: Evictions = field(default_factory=Evictions)
+    _fresh_from: int = 0  # the number of the oldest thing in `_fresh`; 0 where there is none
+    _again_from: int = 0
+    _owed_from: int = 0  # and of the oldest thing that the flush owed is for
+    _flush_from: int = 0  # and of the oldest that it repeats
+    _since: float = 0.0
+    _sent: Work | None = None
+    _due: deque[tuple[float, int, Evictions | None]] = field(default_factory=deque)
+    _due_size: int = 0
+    _held: deque[_Held] = field(default_factory=deque)
+    _held_size: int = 0
+    _told: int = 0  # how many of them had to be told before they were released
+    _marks: deque[tuple[int, float]] = field(default_factory=deque)
+    _settling: deque[tuple[int, float]] = field(default_factory=deque)
+
+    # What it is given
+
+    def put(self, evictions: Evictions | None, number: int, now: float, hold_until: float | None = None) -> None:
+        """Take the evictions of a batch; held back until `release`, or that moment, when there is one."""
+        if hold_until is not None and (evictions or self._held):
+            self._hold(_Held(number, evictions or Evictions(), hold_until))
+        else:
+            self._take(evictions, number, now)
+            self._latest = number
+        if self.depth > self.bound:
+            self._collapse(number, now)
+        self._reach_if_quiet()
+
+    def owe(self, reason: str, number: int, now: float, hold_until: float | None = None) -> None:
+        """Owe the target a flush."""
+        if hold_until is not None:
+            self._hold(_Held(number, None, hold_until, reason))
+        else:
+            self._owe(reason, number, now)
+            self._latest = number
+
+    def mark(self, number: int, as_of: float) -> None:
+        """Everything committed before this moment had a number up to this one."""
+        self._marks.append((number, as_of))
+        self._advance()
+
+    def release(self, number: int, now: float) -> None:
+        """The lanes that this one follows have answered for all up to this number."""
+        while self._held and self._held[0].number <= number:
+            held = self._held.popleft()
+            self._told = max(self._told - 1, 0)
+            self._held_size -= len(held.evictions or ())
+            self._tell(held, now)
+            self._latest = held.number
+        self._reach_if_quiet()
+
+    # What it gives
+
+    def take(self, now: float) -> Work | None:
+        """What to tell the target now; None while it has not answered, and when there is nothing to tell."""
+        self._collect(now)
+        if self.state not in _READY:
+            return None
+        since, self._since = self._since or now, 0.0
+        if self.state is State.OWING:
+            self._sent = Work(
+                self._reason, number=self._latest, oldest=self._owed_from, repeats=self._flush_from, since=since
+            )
+            self._reason, self._owed_from, self._flush_from = "", 0, 0
+        elif self._fresh or self._again:
+            self._sent = Work("", self._fresh, self._again, self._latest, self._fresh_from, self._again_from, since)
+            self._fresh, self._again = Evictions(), Evictions()
+            self._fresh_from, self._again_from = 0, 0
+        else:
+            return None
+        self._happen(Event.SEND)
+        return self._sent
+
+    def answer(self, now: float) -> None:
+        """The target has answered for what it was told."""
+        work = self._end(Event.ANSWER)
+        if work.flush and work.oldest:
+            self._repeat_later(None, _older(work.oldest, work.repeats), now)
+        elif work.fresh:
+            self._repeat_later(work.fresh, work.oldest, now)
+        if not work.flush:
+            self._reach(work.number)
+        self._reach_if_quiet()
+
+    def fail(self, now: float) -> None:
+        """It has not, and nothing of it may be taken as done."""
+        work = self._end(Event.FAIL)
+        self._since = work.since or now
+        if work.flush:
+            self._reason = work.flush if self._reason in ("", REPEAT) else self._reason
+            self._owed_from = _older(work.oldest, self._owed_from)
+            self._flush_from = _older(work.repeats, self._flush_from)
+        else:
+            self._fresh, self._again = together(work.fresh, self._fresh), together(work.again, self._again)
+            self._fresh_from = _older(work.oldest, self._fresh_from)
+            self._again_from = _older(work.repeats, self._again_from)
+
+    def due(self) -> float | None:
+        """The moment at which there will be something to tell without anything being put."""
+        moments = [self._due[0][0]] if self._due else []
+        if self._held:
+            moments += [held.deadline for held in islice(self._held, self._told, self._told + 1)]
+        return min(moments, default=None)
+
+    # How it stands
+
+    @property
+    def owed(self) -> str:
+        """Why a flush is owed or on its way; empty when none is. A repeat is no debt."""
+        sent = self._sent.flush if self._sent else ""
+        return next((reason for reason in (self._reason, sent, self._held_reason()) if reason not in ("", REPEAT)), "")
+
+    @property
+    def depth(self) -> int:
+        """Evictions that wait, repeats included; what is on its way counts."""
+        sent = len(self._sent.fresh) + len(self._sent.again) if self._sent else 0
+        return len(self._fresh) + len(self._again) + self._due_size + self._held_size + sent
+
+    @property
+    def settled(self) -> int:
+        """The number up to which the target has answered for all, repeats included."""
+        repeats = (
+            self._again_from,
+            self._flush_from,
+            self._sent.repeats if self._sent else 0,
+            self._due[0][1] if self._due else 0,
+        )
+        return min([self.answered, *(number - 1 for number in repeats if number)])
+
+    @property
+    def is_idle(self) -> bool:
+        return self.state is State.QUIET and not self.depth and not self._due and not self._held
+
+    def oldest(self) -> float | None:
+        """When the oldest thing that is not answered was put; repeats that are not due do not count."""
+        return (self._sent.since if self._sent else self._since) or None
+
+    # Inside
+
+    def _happen(self, event: Event) -> None:
+        self.state = self.table[self.state, event]
+
+    def _end(self, event: Event) -> Work:
+        work, self._sent = self._sent, None
+        assert work is not None, "the target was told nothing"
+        self._happen(event)
+        return work
+
+    def _take(self, evictions: Evictions | None, number: int, now: float) -> None:
+        if evictions:
+            self._fresh.update(evictions)
+            self._fresh_from = self._fresh_from or number
+            self._since = self._since or now
+
+    def _owe(self, reason: str, number: int, now: float) -> None:
+        if self._reason in ("", REPEAT):
+            self._reason = reason
+        self._owed_from = self._owed_from or number
+        self._since = self._since or now
+        self._happen(Event.OWE)
+
+    def _hold(self, held: _Held) -> None:
+        last = self._held[-1] if len(self._held) > self._told else None
+        nothing = Evictions()
+        if last is not None and last.evictions == held.evictions == nothing:
+            last.number = held.number  # nothing after nothing: one entry says both
+        else:
+            self._held.append(held)
+            self._held_size += len(held.evictions or ())
+
+    def _tell(self, held: _Held, now: float) -> None:
+        if held.evictions is None:
+            self._owe(held.reason, held.number, now)
+        else:
+            self._take(held.evictions, held.number, now)
+
+    def _collect(self, now: float) -> None:
+        """Put in what is due: repeats, and what was held for too long."""
+        while self._due and self._due[0][0] <= now:
+            _, number, evictions = self._due.popleft()
+            if evictions is None:
+                self._flush_from = _older(number, self._flush_from)
+                self._owe(REPEAT, 0, now)
+            else:
+                self._again_from = _older(number, self._again_from)
+                self._due_size -= len(evictions)
+                self._again.update(evictions)
+                self._since = self._since or now
+        while self._told < len(self._held) and self._held[self._told].deadline <= now:
+            self._tell(self._held[self._told], now)
+            self._told += 1
+
+    def _repeat_later(self, evictions: Evictions | None, number: int, now: float) -> None:
+        if self.repeat_after:
+            if self._due and self._due[-1][1] > number:  # after a collapse: `settled` asks only the first
+                self._due = deque((moment, min(before, number), what) for moment, before, what in self._due)
+            self._due.append((now + self.repeat_after, number, evictions))
+            self._due_size += len(evictions or ())
+
+    def _collapse(self, number: int, now: float) -> None:
+        """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
+        self.collapses += 1
+        self._flush_from = _older(self._flush_from, self._again_from, *(due for _, due, _ in self._due))
+        self._owed_from = _older(self._owed_from, self._fresh_from)
+        self._fresh, self._again = Evictions(), Evictions()
+        self._fresh_from, self._again_from = 0, 0
+        self._due.clear()
+        self._due_size = 0
+        if self._held:
+            self._held = deque([_Held(number, None, now, "backlog")])
+            self._held_size, self._told = 0, 1
+        else:
+            self._latest = number
+        self._owe("backlog", number, now)
+
+    def _held_reason(self) -> str:
+        return next((held.reason for held in self._held if held.reason), "")
+
+    def _reach_if_quiet(self) -> None:
+        if self.state is State.QUIET and not self._fresh:
+            self._reach(self._latest)
+
+    def _reach(self, number: int) -> None:
+        self.answered = max(self.answered, number)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Pass the marks that are behind us; those of a lane in debt stay where they are."""
+        if self.state in _IN_DEBT and self.owed:
+            return
+        while self._marks and self._marks[0][0] <= self.answered:
+            self._settling.append(self._marks.popleft())
+            self.as_of = self._settling[-1][1]
+        settled = self.settled
+        while self._settling and self._settling[0][0] <= settled:
+            self.settled_as_of = self._settling.popleft()[1]
+
+
+def _older(*numbers: int) -> int:
+    """The lowest of the numbers that are there; 0 stands for none."""
+    return min(filter(None, numbers), default=0)
+
+
+def together(first: Evictions, second: Evictions) -> Evictions:
+    """One set of both; may be either of them, when the other is empty."""
+    if not first or not second:
+        return first or second
+    both = Evictions(dict(first.keys), dict(first.others))
+    both.update(second)
+    return both

@@ -1,0 +1,56 @@
+"""Who may ask: checks that stand before every route.
+
+A page in some browser on this machine can send us requests, though it may not read the answers; with a name that it
+makes point here (DNS rebinding) it could read them too. So every route refuses a Host that is a name other than our
+own, and a route that changes something refuses the Origin of another page, and a body that a plain form could send.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def guard(address: str, token: str = "") -> Middleware:
+    """The checks for what listens at this address."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not address.startswith("unix:") and not is_ours(request.host, address):
+            raise _refusal(web.HTTPForbidden, "a foreign Host")
+        if request.method not in ("GET", "HEAD"):
+            origin = request.headers.get("Origin")
+            if origin is not None and urlsplit(origin).netloc != request.host:
+                raise _refusal(web.HTTPForbidden, "a foreign Origin")
+            if request.can_read_body and request.content_type != "application/json":
+                raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
+        if token and not hmac.compare_digest(
+            request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
+        ):
+            raise _refusal(web.HTTPUnauthorized, "send the token: Authorization: Bearer ...")
+        return await handler(request)
+
+    return check
+
+
+def is_ours(host: str, address: str) -> bool:
+    """Whether a Host header names us: an address, localhost, or the name that we listen on."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name in ("localhost", address.rpartition(":")[0].strip("[]")):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(kind: type[web.HTTPException], why: str) -> web.HTTPException:
+    return kind(text=f'{{"error": "{why}"}}\n', content_type="application/json")

@@ -1,0 +1,147 @@
+"""`check`: a look at all that a sidecar will need, before it runs: every finding with its remedy. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Literal, NamedTuple
+
+import psycopg
+
+from invalidator.config.compile import compile_channels, compile_rules
+from invalidator.config.models import Config
+from invalidator.core.ruleset import RuleSet
+from invalidator.database import connect, within
+from invalidator.errors import AwayError, InvalidatorError, RefusedError
+from invalidator.service import wiring
+from invalidator.sources.channels import Subscriptions
+from invalidator.triggers.plan import Plan, look
+
+_QUEUE_IS_FULL: float = 0.5
+
+
+class Finding(NamedTuple):
+    """`ok` and `note` need nobody; a `finding` needs somebody; what is `away` could not be looked at."""
+
+    level: Literal["ok", "note", "finding", "away"]
+    where: str
+    what: str
+    todo: str = ""
+
+
+async def check(config: Config) -> AsyncIterator[Finding]:
+    """What there is to find, in the order in which it is looked at."""
+    rules = compile_rules(config)
+    reachable = False
+    async for finding in _postgres(config):
+        reachable |= finding.level == "ok"
+        yield finding
+    if reachable:
+        for finding in await asyncio.to_thread(_triggers, config, rules):
+            yield finding
+        async for finding in _queries(config, rules):
+            yield finding
+    for name, part in config.targets.items():
+        async with wiring.target(name, part) as target:
+            try:
+                found = await target.check()
+            except AwayError as error:
+                yield Finding("away", f"target {name}", error.what, "start it, or correct its url")
+                continue
+        for what in found:
+            yield Finding("finding", f"target {name}", *_split(what))
+        if not found:
+            yield Finding("ok", f"target {name}", "answers, and takes evictions")
+
+
+async def _postgres(config: Config) -> AsyncIterator[Finding]:
+    """What `run` would meet: connecting, LISTEN, and a canary's way round."""
+    where = "postgres"
+    try:
+        async with wiring.source(config).open(None):
+            yield Finding("ok", where, "a notification sent from a second connection is heard")
+        dsn = config.postgres.dsn.get_secret_value()
+        patience = config.postgres.canary_timeout
+        connection = await connect(dsn, wiring.application_name(config), patience)
+        try:
+            query = "select pg_backend_pid(), pg_notification_queue_usage()"
+            cursor = await within(patience, connection, connection.execute(query))
+            pid, usage = await cursor.fetchone() or (0, 0.0)
+            pooled = pid != connection.info.backend_pid
+        finally:
+            connection.pgconn.finish()
+    except RefusedError as error:
+        yield Finding("finding", where, error.what, error.todo)
+        return
+    except AwayError as error:
+        yield Finding("away", where, error.what, error.todo)
+        return
+    if pooled:
+        what = "a pooler in session mode stands between"
+        yield Finding("note", where, what, "it works; a direct connection has one part less that can fail")
+    if usage > _QUEUE_IS_FULL:
+        what = f"the notification queue is {usage:.0%} full: at 100 % commits fail"
+        yield Finding("finding", where, what, "find the session that listens and is idle in a transaction, and end it")
+
+
+def _triggers(config: Config, rules: RuleSet) -> list[Finding]:
+    if all(rule.triggers == "none" for rule in rules.rules):
+        return [Finding("ok", "triggers", "no rule needs any")]
+    try:
+        with wiring.connect(config) as connection:
+            return list(_standings(look(connection, wiring.installation(config), rules)))
+    except psycopg.OperationalError as error:
+        return [Finding("away", "triggers", str(error).strip().partition("\n")[0])]
+    except (psycopg.Error, InvalidatorError) as error:
+        return [Finding("finding", "triggers", str(error).strip().partition("\n")[0])]
+
+
+def _standings(plan: Plan) -> list[Finding]:
+    found = []
+    for table, standing in plan.tables().items():
+        where = f"triggers of {table}"
+        if standing.state == "ok":
+            found.append(Finding("ok", where, "ok"))
+        elif standing.state == "orphaned":
+            found.append(Finding("note", where, "no rule wants them", "install-triggers --prune removes them"))
+        else:
+            why = "; ".join(standing.why)
+            todo = "" if "; " in why else "run install-triggers"
+            found.append(Finding("finding", where, f"{standing.state}: {why}" if why else standing.state, todo))
+    return found + [Finding("note", "triggers", note.what, note.todo) for note in plan.notes()]
+
+
+async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
+    """The SQL of the configuration: lookups and `each`."""
+    asking = wiring.lookups(config, rules)
+    if asking is not None:
+        async with asking:
+            for rule in rules.rules:
+                if rule.lookup is not None:
+                    where = f"rules[{rule.number}].lookup"
+                    try:
+                        await asking.check(rule.lookup)
+                    except AwayError as error:
+                        yield Finding("finding", where, error.what, "correct its SQL, or grant SELECT")
+                    else:
+                        yield Finding("ok", where, "can be asked")
+    channels = compile_channels(config)
+    patience = config.postgres.canary_timeout
+    dsn = config.postgres.dsn.get_secret_value()
+    subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), patience)
+    for name, channel in zip(config.channels, channels, strict=True):
+        where = f"channels.{name}"
+        if channel.each:
+            try:
+                rows = await subscriptions.rows(channel.each)
+            except AwayError as error:
+                yield Finding("finding", f"{where}.each", error.what, "correct its SQL, or grant SELECT")
+                continue
+            if any(channel.called(row) is None for row in rows):
+                yield Finding("finding", f"{where}.each", "a row leaves a hole of the name empty", "correct its SQL")
+            yield Finding("ok", where, f"{len(rows)} channels")
+
+
+def _split(what: str) -> tuple[str, str]:
+    said, _, todo = what.partition("; ")
+    return said, todo

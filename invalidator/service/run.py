@@ -1,0 +1,99 @@
+"""The life of `run`: signals, reloads, and what listens while it lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from invalidator.config.models import Config
+from invalidator.errors import ConfigError, RefusedError, UsageError
+from invalidator.http.server import Server
+from invalidator.logs import Log
+from invalidator.service.sidecar import DRAIN, Sidecar
+
+_RELOAD_DRAIN: Final = 2.0
+_log: Final = Log()
+
+
+async def run(config: Config, read_again: Callable[[], Config]) -> None:
+    """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Server(config.listen))
+        last_good: Config | None = None
+        while not stop.is_set():
+            sidecar = Sidecar(config)
+            server.show(sidecar)
+            try:
+                following = await _generation(sidecar, stop, reload, read_again)
+            except RefusedError as error:
+                if last_good is None:
+                    raise
+                _log.error(
+                    "reload_refused", "the new configuration can't be served; the old one is kept", why=str(error)
+                )
+                config, last_good = last_good, None
+                continue
+            if following is not None and following.listen != config.listen:
+                await stack.aclose()
+                server = await stack.enter_async_context(Server(following.listen))
+            last_good, config = config, following or config
+    _log.info("stopped", "stopped")
+
+
+async def _generation(
+    sidecar: Sidecar, stop: asyncio.Event, reload: asyncio.Event, read_again: Callable[[], Config]
+) -> Config | None:
+    """Run one configuration until it ends; the one to go on with, None to end."""
+    following: list[Config] = []
+    ending = asyncio.Event()
+
+    async def await_stop() -> None:
+        await stop.wait()
+        ending.set()
+
+    async def await_reload() -> None:
+        while not following:
+            await reload.wait()
+            reload.clear()
+            read = _read_again(sidecar, read_again)
+            if read is not None:
+                following.append(read)
+        ending.set()
+
+    waiting = [asyncio.ensure_future(await_stop()), asyncio.ensure_future(await_reload())]
+    try:
+        await sidecar.run(ending, lambda: _RELOAD_DRAIN if following else DRAIN)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    return following[0] if following and not stop.is_set() else None
+
+
+def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | None:
+    """The configuration when it is another and right; else what is there goes on."""
+    sidecar.look()
+    try:
+        config = read_again()
+    except (ConfigError, UsageError) as error:
+        sidecar.reloaded = False
+        _log.error("reload_refused", "the new configuration is wrong; the old one is kept", why=str(error))
+        return None
+    sidecar.reloaded = True
+    if config == sidecar.config:
+        _log.info("reload_unchanged", "the configuration is the same as before")
+        return None
+    _log.info("reloading", "taking over the new configuration")
+    return config
+
+
+async def serve(config: Config) -> None:
+    """Keep the configured caches right until cancelled; nothing listens."""
+    await Sidecar(config).run(asyncio.Event())

@@ -1,0 +1,216 @@
+"""A sidecar at work on one configuration: its parts together, what it says of itself, and what it can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from invalidator import __version__
+from invalidator.config.compile import compile_rules, target_digest
+from invalidator.config.models import Config
+from invalidator.core.batch import Gap
+from invalidator.core.change import Change, Table
+from invalidator.core.eviction import Evictions
+from invalidator.core.link import Phase
+from invalidator.core.ruleset import RuleSet
+from invalidator.errors import RefusedError
+from invalidator.logs import Log
+from invalidator.metrics import Metrics, lane_gauges
+from invalidator.pipeline.lane import Lane
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.ports import Target
+from invalidator.service import wiring
+from invalidator.service.tail import Tail
+from invalidator.service.watch import Watch
+
+DRAIN: Final = 8.0
+"""Seconds that lanes are given when we are told to end."""
+
+_STARTED: Final = 10.0
+_log: Final = Log()
+
+
+class Sidecar:
+    """Opened once; `run` keeps the targets right until told to stop."""
+
+    def __init__(self, config: Config, *, observed: tuple[RuleSet, Sequence[Target]] | None = None) -> None:
+        self.config = config
+        self.rules = observed[0] if observed else compile_rules(config)
+        self._given = observed[1] if observed else None
+        self.metrics = Metrics(self.rules.targets, dict.fromkeys(str(rule.table) for rule in self.rules.rules))
+        self.metrics.state = self._gauges
+        self.reloaded = True
+        self._source = wiring.source(config, self.metrics)
+        self._pipeline: Pipeline | None = None
+        self._watch: Watch | None = None
+        self._began = 0.0
+
+    async def run(self, stop: asyncio.Event, drain: Callable[[], float] = lambda: DRAIN) -> None:
+        """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
+        self._began = _now()
+        for name in self.config.targets:
+            _log.info(
+                "starting", "starting", name=self.config.name, target=name, digest=target_digest(self.config, name)
+            )
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                assert self._pipeline is not None
+                assert self._watch is not None
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(self._watch.run(), name="triggers")
+                    await self._pipeline.run_until(stop, drain)
+                    watching.cancel()
+        except* RefusedError as group_of_one:
+            raise group_of_one.exceptions[0] from None
+        finally:
+            self._pipeline = None
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        made = self._given or [wiring.target(name, part) for name, part in config.targets.items()]
+        lookups = wiring.lookups(config, self.rules)
+        if lookups is not None:
+            await stack.enter_async_context(lookups)
+        observed = self._given is not None
+        self._pipeline = Pipeline(
+            self._source,
+            self.rules,
+            [await stack.enter_async_context(one) for one in made],
+            repeat_after={} if observed else {name: part.repeat_after for name, part in config.targets.items()},
+            after={} if observed else {name: part.after for name, part in config.targets.items()},
+            patience=config.postgres.canary_timeout,
+            lookups=lookups,
+            metrics=self.metrics,
+        )
+        self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts)
+
+    # What it says of itself
+
+    @property
+    def hears(self) -> bool:
+        return self._source.link.phase is Phase.HEARING
+
+    @property
+    def _lanes(self) -> list[Lane]:
+        return self._pipeline.lanes if self._pipeline else []
+
+    def started(self) -> bool:
+        """Whether we listen and the targets are settled; a target that is away must not keep an app from starting."""
+        settled = bool(self._lanes) and all(lane.state.as_of is not None for lane in self._lanes)
+        return (self.hears and settled) or _now() - self._began > _STARTED
+
+    def doubts(self) -> list[str]:
+        """Why the promise can't be kept now; nothing when it is."""
+        if self._pipeline is None:
+            return ["not running"]
+        reasons = [] if self.hears else [f"source: {self._pipeline.why}"]
+        stale = self.config.postgres.canary + self.config.postgres.canary_timeout + 1.0
+        for lane in self._lanes:
+            state, name = lane.state, lane.target.name
+            if lane.failures:
+                reasons.append(f"{name}: {lane.why}")
+            if state.owed:
+                reasons.append(f"{name}: owed a flush ({state.owed})")
+            elif self.hears and not self._pipeline.doubts and (age := self._age(state.as_of)) and age > stale:
+                reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
+        return reasons + [f"{what}: {state}" for what, state in self._pipeline.doubts.items()]
+
+    def status(self) -> dict[str, Any]:
+        """All of it, as data."""
+        doubts = self.doubts()
+        return {
+            "name": self.config.name,
+            "version": __version__,
+            "ready": not doubts,
+            "doubts": doubts,
+            "source": {"kind": self.config.source.kind, "state": self._source.link.phase.name.lower()},
+            "targets": {lane.target.name: self._lane_status(lane) for lane in self._lanes},
+            "triggers": {
+                table: standing.state for table, standing in (self._watch.states() if self._watch else {}).items()
+            },
+            "config_reloaded": self.reloaded,
+        }
+
+    def _lane_status(self, lane: Lane) -> dict[str, Any]:
+        state, oldest = lane.state, lane.state.oldest()
+        return {
+            "up": not lane.failures,
+            "why": lane.why,
+            "waiting": state.depth,
+            "oldest_seconds": None if oldest is None else round(_now() - oldest, 3),
+            "owed": state.owed or None,
+            "as_of_seconds": _rounded(self._age(state.as_of)),
+            "settled_seconds": _rounded(self._age(state.settled_as_of)),
+        }
+
+    def _age(self, moment: float | None) -> float | None:
+        return None if moment is None else _now() - moment
+
+    def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        yield "source_up", {}, float(self.hears)
+        yield "config_reload_success", {}, float(self.reloaded)
+        for lane in self._lanes:
+            yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.failures)
+        if self._watch is not None:
+            yield from self._watch.gauges()
+
+    # What it can be asked
+
+    async def barrier(self, timeout: float) -> bool:
+        """Whether, within this time, everything committed before now is evicted."""
+        return self._pipeline is not None and await self._pipeline.barrier(timeout)
+
+    async def purge(self, evictions: Evictions, changes: Sequence[Change], timeout: float) -> tuple[int, bool]:
+        """Evict; how many evictions that were, and whether all targets have answered within this time."""
+        if self._pipeline is None:
+            return 0, False
+        told: list[int] = []
+
+        def count(_: Sequence[Change] | Gap, made: Mapping[str, Evictions]) -> None:
+            told.extend(len(one) for one in made.values())
+
+        self._pipeline.witnesses.add(count)
+        try:
+            number = self._pipeline.purge(changes, evictions)
+            answered = await self._pipeline.answered(number, timeout)
+        finally:
+            self._pipeline.witnesses.discard(count)
+        return sum(told), answered
+
+    async def flush(self, timeout: float) -> bool:
+        """Flush what the rules own; whether all targets have answered within this time."""
+        if self._pipeline is None:
+            return False
+        return await self._pipeline.answered(self._pipeline.flush(Gap("asked")), timeout)
+
+    @asynccontextmanager
+    async def tail(self) -> AsyncIterator[Tail]:
+        """What is heard from now on, and what becomes of it."""
+        tail = Tail()
+        pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.witnesses.add(tail.see)
+        try:
+            yield tail
+        finally:
+            if pipeline is not None:
+                pipeline.witnesses.discard(tail.see)
+
+    def look(self) -> None:
+        """Look at the triggers at once."""
+        if self._watch is not None:
+            self._watch.ask()
+
+    def tables(self) -> list[Table]:
+        return [Table(*rule.table) for rule in self.rules.rules]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,61 @@
+"""What is heard and evicted, as records for whoever watches; one that watches too slowly misses some, and is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby, islice
+from typing import Any, Final
+
+from invalidator.core.batch import Gap
+from invalidator.core.change import Change
+from invalidator.core.eviction import Evictions
+
+_WAITING: Final = 1000
+_KEYS: Final = 20
+
+
+class Tail:
+    """A bounded queue of records."""
+
+    def __init__(self) -> None:
+        self._records: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING)
+        self._missed = 0
+
+    async def next(self) -> dict[str, Any]:
+        record = await self._records.get()
+        if self._missed:
+            record, self._missed = {**record, "missed": self._missed}, 0
+        return record
+
+    def see(self, heard: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
+        """What the pipeline hands its witnesses."""
+        record: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        if isinstance(heard, Gap):
+            record |= {"gap": heard.reason}
+            if heard.tables is not None:
+                record |= {"tables": sorted(map(str, heard.tables))}
+        else:
+            record |= {"changes": [_counted(*group) for group in _grouped(heard)]}
+            record |= {"evict": {name: _shown(made) for name, made in evictions.items()}}
+        try:
+            self._records.put_nowait(record)
+        except asyncio.QueueFull:
+            self._missed += 1
+
+
+def _grouped(changes: Sequence[Change]) -> list[tuple[Change, int]]:
+    groups = (list(group) for _, group in groupby(changes, lambda change: (change.table, change.op, change.wide)))
+    return [(group[0], len(group)) for group in groups]
+
+
+def _counted(change: Change, rows: int) -> dict[str, Any]:
+    said: dict[str, Any] = {"table": str(change.table), "op": change.op or "unknown"}
+    return said | ({"whole_table": True} if change.wide else {"rows": rows})
+
+
+def _shown(evictions: Evictions) -> dict[str, Any]:
+    keys = [f"{made.key}#{made.field}" if made.field else made.key for made in islice(evictions, _KEYS)]
+    more = len(evictions) - len(keys)
+    return {"keys": keys} | ({"more": more} if more else {})

@@ -1,0 +1,62 @@
+"""From a configuration to its parts: the one place that knows the concrete ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from invalidator.config.compile import compile_channels
+from invalidator.config.models import Config
+from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.core.ruleset import RuleSet
+from invalidator.lookups import PostgresLookups
+from invalidator.metrics import Metrics
+from invalidator.sources.notify import NotifySource
+from invalidator.targets.redis import RedisTarget
+from invalidator.triggers.spec import Installation
+
+
+def installation(config: Config) -> Installation:
+    return Installation(config.name, config.triggers.schema_, config.triggers.bulk_limit)
+
+
+def connect(config: Config) -> psycopg.Connection[Any]:
+    """A plain connection to the configured database, for commands and for looks at the catalog."""
+    return psycopg.connect(
+        config.postgres.dsn.get_secret_value(),
+        autocommit=True,
+        connect_timeout=5,
+        fallback_application_name=f"{application_name(config)} command",
+    )
+
+
+def application_name(config: Config) -> str:
+    return f"invalidator {config.name}"
+
+
+def source(config: Config, metrics: Metrics | None = None) -> NotifySource:
+    postgres = config.postgres
+    return NotifySource(
+        postgres.dsn.get_secret_value(),
+        installation(config).channel,
+        application_name(config),
+        pooled_dsn=postgres.pooled_dsn.get_secret_value(),
+        canary=postgres.canary,
+        canary_timeout=postgres.canary_timeout,
+        channels=compile_channels(config),
+        metrics=metrics,
+    )
+
+
+def lookups(config: Config, rules: RuleSet) -> PostgresLookups | None:
+    """Where lookups are asked, when a rule has one."""
+    if all(rule.lookup is None for rule in rules.rules):
+        return None
+    postgres = config.postgres
+    dsn = postgres.pooled_dsn.get_secret_value() or postgres.dsn.get_secret_value()
+    return PostgresLookups(dsn, application_name(config), postgres.canary_timeout)
+
+
+def target(name: str, config: RedisConfig) -> RedisTarget:
+    return RedisTarget(name, config.url.get_secret_value(), config.prefix, whole_database=config.flush == "database")

@@ -1,0 +1,163 @@
+"""The canary: our own probe through the channel, sent from a second connection.
+
+It says two things. That the listening connection hears: no answer within the timeout and it is dead, whatever TCP says.
+Sent on the listening connection it would be answered even where LISTEN is swallowed, so it never is. And how far we
+are: when it is heard, everything committed before it was sent has been heard, because PostgreSQL delivers in commit
+order.
+
+Every half minute the second connection is made anew. It goes where the name points then: when that is another server
+than the one we listen to, an old primary for one, its canaries do not come back either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from invalidator.database import connect, within
+from invalidator.errors import AwayError, RefusedError, SourceLost
+
+HEAD: Final = b'{"v":1,"canary":"'
+"""What the payload of every canary begins with, ours and those of others."""
+
+RENEWED: Final = 30.0
+_RETRY: Final = 0.2
+_TOO_MANY: Final = "too many clients|remaining connection slots|too many connections"
+
+
+class Canary:
+    """`heard(as_of, took, usage)` is called when one comes back; `silent` when none did in time."""
+
+    def __init__(
+        self,
+        dsn: str,
+        application_name: str,
+        channel: str,
+        *,
+        period: float,
+        timeout: float,
+    ) -> None:
+        self._dsn, self._application_name, self._channel = dsn, application_name, channel
+        self._period, self._timeout = period, timeout
+        self.heard: Callable[[float, float, float | None], None] = lambda *_: None
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._opened = 0.0
+        self._nonce, self._numbers = secrets.token_hex(8), count(1)
+        self._sent: dict[bytes, float] = {}
+        self._usage: float | None = None
+        self._asked, self._back = asyncio.Event(), asyncio.Event()
+
+    def ask(self) -> None:
+        """Send one at once."""
+        self._asked.set()
+
+    def hear(self, payload: bytes) -> None:
+        """A canary has come through the channel, maybe ours."""
+        sent = self._sent.pop(payload, None)
+        if sent is not None:
+            for older in [one for one, at in self._sent.items() if at <= sent]:
+                del self._sent[older]
+            self._back.set()
+            self.heard(sent, _now() - sent, self._usage)
+
+    async def first(self) -> None:
+        """Send one, and wait until it is back; AwayError when it could not be sent, SourceLost when it is not back."""
+        self._back.clear()
+        await self._send()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._back.wait()
+        except TimeoutError as error:
+            raise self._silence() from error
+
+    async def run(self, drain: Callable[[], None]) -> SourceLost:
+        """Send one each period, until one does not come back; what that means. `drain` hears what waits."""
+        sent, failing = _now(), 0.0
+        while True:
+            now = _now()
+            if self._is_overdue(now):
+                drain()  # after we were frozen ourselves, the answer lies in the socket
+                if self._is_overdue(now):
+                    return self._silence()
+            if self._asked.is_set() or now >= sent + self._period:
+                self._asked.clear()
+                try:
+                    await self._send()
+                    sent, failing = now, 0.0
+                except (AwayError, RefusedError) as error:
+                    failing = failing or now
+                    if _now() >= failing + self._timeout:
+                        return SourceLost(
+                            f"no canary could be sent for {self._timeout:g} s: {error.what}",
+                            where="postgres",
+                            reason="canary",
+                        )
+                    self._asked.set()
+                    await asyncio.sleep(_RETRY)
+                    continue
+            await self._wait(sent + self._period)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+            self._connection = None
+
+    async def _send(self) -> None:
+        await self._renew()
+        assert self._connection is not None
+        payload = HEAD + f'{self._nonce}-{next(self._numbers)}"}}'.encode()
+        query = sql.SQL("notify {}, {}; select pg_notification_queue_usage()").format(
+            sql.Identifier(self._channel), sql.Literal(payload.decode())
+        )
+        self._sent[payload] = _now()
+        try:
+            cursor = await within(self._timeout, self._connection, self._connection.execute(query))
+        except BaseException:
+            self._sent.pop(payload, None)
+            await self.close()
+            raise
+        cursor.nextset()
+        row = await cursor.fetchone()
+        self._usage = float(row[0]) if row else None
+
+    async def _renew(self) -> None:
+        """A second connection that is not older than half a minute."""
+        if self._connection is not None and _now() < self._opened + RENEWED:
+            return
+        try:
+            fresh = await connect(self._dsn, self._application_name, self._timeout)
+        except (AwayError, RefusedError) as error:
+            if self._connection is not None and _is_crowded(error.what):
+                self._opened = _now()  # the server is there and full: no reason to lose what we have
+                return
+            raise
+        await self.close()
+        self._connection, self._opened = fresh, _now()
+
+    def _is_overdue(self, now: float) -> bool:
+        return any(now >= sent + self._timeout for sent in self._sent.values())
+
+    def _silence(self) -> SourceLost:
+        return SourceLost(f"no canary came back within {self._timeout:g} s", where="postgres", reason="canary")
+
+    async def _wait(self, until: float) -> None:
+        moment = min([until, *(sent + self._timeout for sent in self._sent.values())])
+        try:
+            async with asyncio.timeout(max(moment - _now(), 0.0)):
+                await self._asked.wait()
+        except TimeoutError:
+            pass
+
+
+def _is_crowded(text: str) -> bool:
+    return any(words in text for words in _TOO_MANY.split("|"))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

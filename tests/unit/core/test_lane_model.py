@@ -1,0 +1,497 @@
+"""Every order of changes, losses, answers, failures, reconnects and crashes within a bound, on the real tables.
+
+The world below is a database with one row, a wire that carries notifications, lanes as `core/lane.py` has them, a
+cache behind each, and readers that fill caches, some of them slowly. `explore` walks all that can happen, each state
+once. From every state that it reaches, the world is let come to rest: connections come back, targets answer, repeats
+fall due. Then no cache may hold anything but the row as it is. On the way `as_of` may not claim what is not so.
+
+That the model can fail is shown below it: each transition bent, and each of the old mistakes put in, is caught.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from invalidator.core import lane, link
+from invalidator.core.eviction import Evictions
+from invalidator.core.lane import LaneState, State
+from invalidator.core.ledger import Ledger
+from invalidator.core.link import Link, Phase, Step
+
+FINE = ("send", "perform", "answer", "fail", "fill", "load", "store")
+COARSE = ("serve", "refuse", "fill")
+KEY = Evictions({"row": None})
+
+
+class Violation(AssertionError):
+    pass
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How much of each may happen; of everything else, any number."""
+
+    changes: int = 2
+    losses: int = 1
+    crashes: int = 0
+    probes: int = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is modelled, and what is broken in it on purpose."""
+
+    lanes: int = 1
+    follows: bool = False  # the last lane is a local cache, filled from the others'
+    warm: bool = False  # begin at rest, connected
+    durable: bool = False  # the source keeps a log, and resumes after the position that was confirmed
+    size: int = 100  # the lanes' bound
+    coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
+    repeat_after: float = 1.0
+    bound: Bound = Bound()
+    lane_table: object = field(default_factory=lambda: lane.TABLE, repr=False)
+    link_table: object = field(default_factory=lambda: link.TABLE, repr=False)
+    gap: object = link.GAP
+    no_gap: bool = False
+    confirm_early: bool = False
+    no_hold: bool = False
+    own_canary: bool = False
+    deaf: bool = False  # a pooler swallows LISTEN
+    facts: bool = False  # also ask whether a lane's state says what is owed and on its way
+
+
+class Cache:
+    """A target's contents, and for each state of the row since when it was evicted, and whether twice."""
+
+    def __init__(self):
+        self.value, self.loading, self.evicted = None, None, {}
+        self.on_its_way, self.performed = None, False
+
+    def evict(self, row, now, repeat_after):
+        self.value = None
+        for seen in range(row + 1):
+            first, _ = self.evicted.get(seen, (now, False))
+            self.evicted[seen] = (first, now >= first + repeat_after)
+
+
+class World:
+    def __init__(self, setting):
+        self.setting, self.left = setting, vars(setting.bound).copy()
+        self.row, self.now, self.wire = 0, 1, ()
+        self.log, self.confirmed = (), 0
+        self.connected = self.listening = False  # as it is, whatever the link believes
+        self.caches = [Cache() for _ in range(setting.lanes)]
+        self.start()
+
+    def start(self):
+        setting = self.setting
+        self.lanes = [
+            LaneState(repeat_after=setting.repeat_after, bound=setting.size, table=setting.lane_table)
+            for _ in range(setting.lanes)
+        ]
+        self.link, self.ledger, self.number = Link(setting.link_table, setting.gap), Ledger(), 0
+        for cache in self.caches:
+            cache.on_its_way = None
+
+    def copy(self):
+        twin = copy.copy(self)
+        twin.left = dict(self.left)
+        twin.caches = [copy.copy(cache) for cache in self.caches]
+        for cache in twin.caches:
+            cache.evicted = cache.evicted.copy()
+        twin.lanes = [copied(one) for one in self.lanes]
+        twin.link, twin.ledger = copy.copy(self.link), copy.copy(self.ledger)
+        twin.ledger._taken = self.ledger._taken.copy()
+        return twin
+
+    def key(self):
+        """What tells this state from others: moments only as far as they are from now."""
+        return (
+            self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
+            self.link.phase, *self.ledger._taken,
+            *((c.value, c.loading, c.performed, self.ages(c), self.work(c.on_its_way)) for c in self.caches),
+            *map(self.queue, self.lanes),
+        )  # fmt: skip
+
+    def ages(self, cache):
+        return tuple((row, min(self.now - first, 1), twice) for row, (first, twice) in cache.evicted.items())
+
+    def work(self, work):
+        return work and (work.flush, bool(work.fresh), bool(work.again), work.number, work.oldest, work.repeats)
+
+    def queue(self, one):
+        return (
+            one.state, one.answered, one.as_of, one.settled_as_of, one._latest, one._reason, bool(one._fresh),
+            bool(one._again), one._fresh_from, one._again_from, one._owed_from, one._flush_from, one._told,
+            tuple((max(at - self.now, 0), number, what is None) for at, number, what in one._due),
+            tuple((h.number, max(h.deadline - self.now, 0), h.evictions is None, bool(h.evictions)) for h in one._held),
+            *one._marks, *one._settling,
+        )  # fmt: skip
+
+    # What can happen
+
+    def moves(self):
+        for name in ("change", "lose", "crash", "probe", "tick", "connect", "deliver", "confirm"):
+            yield name, None
+        for number in range(self.setting.lanes):
+            for name in COARSE if self.setting.coarse else FINE:
+                yield name, number
+
+    def make(self, name, number):
+        """Whether the move can be made now; it is made."""
+        return getattr(self, name)(*(() if number is None else (number,)))
+
+    def spend(self, what):
+        self.left[what] -= 1
+        return self.left[what] >= 0
+
+    def change(self):
+        if not self.spend("changes"):
+            return False
+        self.row += 1
+        if self.setting.durable:
+            self.log += (self.row,)
+        self.say("change")
+        return True
+
+    def say(self, what):
+        if self.listening:
+            self.wire += ((what, self.row if what == "mark" else len(self.log)),)
+        return self.listening
+
+    def probe(self):
+        if self.link.phase is not Phase.HEARING or not self.spend("probes"):
+            return False
+        return self.say("mark")
+
+    def lose(self):
+        if not self.connected or not self.spend("losses"):
+            return False
+        self.link.happen(Step.LOST)
+        self.connected, self.listening, self.wire = False, False, ()
+        self.ledger.forget()
+        return True
+
+    def crash(self):
+        if not self.spend("crashes"):
+            return False
+        self.connected, self.listening, self.wire = False, False, ()
+        self.start()
+        return True
+
+    def connect(self):
+        """The next step of coming back."""
+        phase = self.link.phase
+        if phase is Phase.HEARING:
+            return False
+        if phase is Phase.AWAY:
+            self.connected, step = True, Step.CONNECTED
+        elif phase is Phase.DEAF:
+            self.listening, step = self.connected and not self.setting.deaf, Step.LISTENING
+            if self.setting.durable:
+                self.wire = tuple(("change", number) for number in range(self.confirmed + 1, len(self.log) + 1))
+        elif self.listening or (self.connected and self.setting.own_canary):
+            step = Step.CANARY
+        else:
+            return False  # it never comes
+        before, says_gap = self.row, self.link.happen(step)
+        if says_gap and not self.setting.no_gap and not (self.setting.durable and self.number + self.confirmed):
+            self.number += 1
+            for which, one in enumerate(self.lanes):
+                one.owe("gap", self.number, self.now, self.hold(which))
+        if phase is Phase.UNPROVEN:
+            # What the canary was sent before is on the wire, or was heard, or is covered by the gap.
+            self.wire += (("mark", before),)
+        return True
+
+    def hold(self, which):
+        return self.now + 1 if self.follows(which) and not self.setting.no_hold else None
+
+    def follows(self, which):
+        return self.setting.follows and which == self.setting.lanes - 1
+
+    def deliver(self):
+        if not self.wire:
+            return False
+        (what, about), *rest = self.wire
+        self.wire = tuple(rest)
+        if what == "mark":
+            for one in self.lanes:
+                one.mark(self.number, about)
+            return True
+        self.number += 1
+        for which, one in enumerate(self.lanes):
+            one.put(KEY, self.number, self.now, self.hold(which))
+        if self.setting.durable:
+            self.ledger.take(self.number, about)
+        return True
+
+    def confirm(self):
+        far = [one.settled for one in self.lanes]
+        position = self.ledger.settle([self.number] if self.setting.confirm_early else far)
+        if position is None:
+            return False
+        self.confirmed = position
+        return True
+
+    def tick(self):
+        """A second goes by; whoever was loading has stored by then, which is what the promise supposes."""
+        if any(cache.loading is not None for cache in self.caches):
+            return False
+        self.now += 1
+        return True
+
+    def send(self, which):
+        one, cache = self.lanes[which], self.caches[which]
+        if cache.on_its_way is not None:
+            return False
+        if self.follows(which):
+            one.release(min(before.answered for before in self.lanes[:which]), self.now)
+        work = one.take(self.now)
+        if work is None:
+            return False
+        if not work.flush and not work.evictions:
+            raise Violation("the target was told nothing")
+        cache.on_its_way, cache.performed = work, False
+        return True
+
+    def serve(self, which):
+        return self.send(which) and self.perform(which) and self.answer(which)
+
+    def refuse(self, which):
+        return self.send(which) and self.fail(which)
+
+    def perform(self, which):
+        cache = self.caches[which]
+        if cache.on_its_way is None or cache.performed:
+            return False
+        cache.evict(self.row, self.now, self.setting.repeat_after)
+        cache.performed = True
+        return True
+
+    def answer(self, which):
+        cache = self.caches[which]
+        if cache.on_its_way is None or not cache.performed:
+            return False
+        cache.on_its_way = None
+        self.lanes[which].answer(self.now)
+        return True
+
+    def fail(self, which):
+        cache = self.caches[which]
+        if cache.on_its_way is None:
+            return False
+        cache.on_its_way = None
+        self.lanes[which].fail(self.now)
+        return True
+
+    def seen(self, which):
+        """What a reader that misses finds: the row, or, behind shared caches, the oldest that they hold."""
+        shared = [cache.value for cache in self.caches[:which] if cache.value is not None]
+        return min(shared) if self.follows(which) and shared else self.row
+
+    def fill(self, which):
+        cache = self.caches[which]
+        if cache.value is not None:
+            return False
+        cache.value = self.seen(which)
+        return True
+
+    def load(self, which):
+        cache = self.caches[which]
+        if cache.loading is not None or not self.setting.repeat_after:
+            return False
+        cache.loading = self.seen(which)
+        return True
+
+    def store(self, which):
+        cache = self.caches[which]
+        if cache.loading is None:
+            return False
+        cache.value, cache.loading = cache.loading, None
+        return True
+
+    # What must hold
+
+    def check_claims(self):
+        for one, cache in zip(self.lanes, self.caches, strict=True):
+            if one.as_of is not None and one.as_of not in cache.evicted:
+                raise Violation(f"as_of claims {one.as_of}, evicted were {cache.evicted}")
+            if one.settled_as_of is not None and not cache.evicted[one.settled_as_of][1]:
+                raise Violation(f"settled claims {one.settled_as_of}, evicted were {cache.evicted}")
+
+    def check_facts(self):
+        for one, cache in zip(self.lanes, self.caches, strict=True):
+            way = cache.on_its_way
+            facts = ("FLUSHING" if way.flush else "EVICTING") if way else ""
+            facts = "_".join(filter(None, (facts, "OWING" if one._reason else ""))) or "QUIET"
+            if self.setting.facts and one.state.name != facts:
+                raise Violation(f"the state is {one.state.name}, the facts are {facts}")
+
+    def rest(self, rested):
+        """Let everything come to rest; nothing may be stale then, and nobody in debt."""
+        self.left = dict.fromkeys(self.left, 1000)
+        way = {}
+        while (key := self.key()) not in rested:
+            if key in way or len(way) > 100:
+                raise Violation("it does not come to rest")
+            way[key] = None
+            for which in range(self.setting.lanes):
+                self.store(which)
+            busy = self.connect() or self.deliver()
+            for which in range(self.setting.lanes):
+                busy |= self.send(which) or self.perform(which) or self.answer(which)
+            self.confirm()
+            self.check_claims()
+            if not busy:
+                if all(one.is_idle for one in self.lanes):
+                    self.check_rest()
+                    break
+                self.tick()
+        rested.update(way)
+
+    def check_rest(self):
+        for which, (one, cache) in enumerate(zip(self.lanes, self.caches, strict=True)):
+            if cache.value not in (None, self.row):
+                raise Violation(f"cache {which} holds {cache.value}, the row is {self.row}")
+            if one.owed:
+                raise Violation(f"lane {which} owes a flush")
+            if one.answered < self.number:
+                raise Violation(f"lane {which} has answered {one.answered} of {self.number}")
+            if one.as_of is None and not self.setting.durable:
+                raise Violation(f"lane {which} claims nothing")
+
+
+def copied(one):
+    twin = copy.copy(one)
+    twin._fresh, twin._again = (Evictions(dict(e.keys), dict(e.others)) for e in (one._fresh, one._again))
+    twin._due, twin._marks, twin._settling = one._due.copy(), one._marks.copy(), one._settling.copy()
+    twin._held = deque(replace(held) for held in one._held)
+    return twin
+
+
+def told(way):
+    """The moves of a way, each of which knows the one before."""
+    steps = []
+    while way:
+        way, name, number = way
+        steps.append(name if number is None else f"{name} {number}")
+    return ", ".join(reversed(steps))
+
+
+def explore(setting):
+    """Walk every order of moves, each state once; how many states there were."""
+    first = World(setting)
+    if setting.warm:
+        first.rest(set())
+        first.left = vars(setting.bound).copy()
+    seen, rested, waiting = {(first.key(), *first.left.values())}, set(), deque([(first, ())])
+    while waiting:
+        world, path = waiting.popleft()
+        for name, number in world.moves():
+            twin = world.copy()
+            try:
+                if not twin.make(name, number):
+                    continue
+                key = (twin.key(), *twin.left.values())
+                if key in seen:
+                    continue
+                seen.add(key)
+                twin.check_facts()
+                twin.check_claims()
+                twin.copy().rest(rested)
+            except (Violation, KeyError, AssertionError) as error:
+                raise Violation(f"{error!r} after: {told((path, name, number))}") from error
+            waiting.append((twin, (path, name, number)))
+    return len(seen)
+
+
+ONE = Setting(repeat_after=0, bound=Bound(changes=2, losses=0, probes=0))
+SETTINGS = {
+    "one lane": ONE,
+    "losses": Setting(repeat_after=0, bound=Bound(changes=1, losses=1, probes=0)),
+    "repeats": Setting(bound=Bound(changes=1, losses=0, probes=0)),
+    "repeats and losses": Setting(coarse=True, bound=Bound(changes=1, losses=1, probes=1)),
+    "a bound of nothing": replace(ONE, size=0),
+    "a collapse of repeats": Setting(size=0, coarse=True, bound=Bound(changes=2, losses=0, probes=1)),
+    "a log, and crashes": Setting(durable=True, coarse=True, bound=Bound(changes=1, losses=1, crashes=1)),
+    "crashes": Setting(coarse=True, repeat_after=0, bound=Bound(changes=1, losses=1, crashes=1)),
+    "a lane that follows": Setting(
+        lanes=2, follows=True, coarse=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
+    "and collapses": Setting(
+        lanes=2, follows=True, coarse=True, size=0, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
+    "three lanes": Setting(
+        lanes=3, follows=True, warm=True, coarse=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_nothing_is_stale_when_all_is_quiet_and_no_claim_is_false(setting):
+    assert explore(setting) > 100
+
+
+CHEAP = (
+    Setting(repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)),
+    Setting(repeat_after=0, bound=Bound(changes=1, losses=1, probes=0)),
+    Setting(bound=Bound(changes=0, losses=0, probes=0)),
+    Setting(size=0, repeat_after=0, bound=Bound(changes=2, losses=0, probes=0)),
+)
+"""Enough to catch every bent transition, and quick."""
+
+
+def named(pair):
+    return f"{pair[0].name} {pair[1].name}"
+
+
+def caught(*settings):
+    for setting in settings:
+        try:
+            explore(setting)
+        except Violation:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("transition", [pair for pair in lane.TABLE if lane.TABLE[pair] is not pair[0]], ids=named)
+def test_each_transition_of_a_lane_that_is_taken_out_is_caught(transition):
+    without = {**lane.TABLE, transition: transition[0]}
+    assert caught(*(replace(setting, lane_table=without) for setting in CHEAP))
+
+
+@pytest.mark.parametrize("transition", lane.TABLE, ids=named)
+def test_each_transition_of_a_lane_that_is_bent_is_caught(transition):
+    for state in State:
+        if state is not lane.TABLE[transition]:
+            bent = {**lane.TABLE, transition: state}
+            assert caught(*(replace(setting, lane_table=bent, facts=True) for setting in CHEAP)), state
+
+
+@pytest.mark.parametrize("transition", link.TABLE, ids=named)
+def test_each_transition_of_a_link_that_is_bent_is_caught(transition):
+    for phase in Phase:
+        if phase is not link.TABLE[transition]:
+            bent = {**link.TABLE, transition: phase}
+            assert caught(*(replace(setting, link_table=bent) for setting in CHEAP)), phase
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"gap": (Phase.AWAY, Step.CONNECTED)},
+        {"no_gap": True},
+        {"deaf": True, "own_canary": True},
+        {"confirm_early": True, "durable": True, "coarse": True, "bound": Bound(changes=1, losses=0, crashes=1)},
+        {"no_hold": True, "lanes": 2, "follows": True, "coarse": True},
+    ],
+    ids=["flush before LISTEN", "no flush", "canary on the own connection",
+         "confirm before delivery", "local cache beside the shared one"],
+)  # fmt: skip
+def test_each_old_mistake_is_caught(mistake):
+    assert caught(replace(CHEAP[0], **mistake))
