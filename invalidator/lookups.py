@@ -21,6 +21,7 @@ from invalidator.core.values import Row
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError
 
+_BOOLEAN: Final = 16
 _SETTINGS: Final = (
     "set local timezone = 'UTC'; set local datestyle = 'ISO, MDY'; set local intervalstyle = 'postgres'; "
     "set local extra_float_digits = 1; set local bytea_output = 'hex'"
@@ -73,8 +74,8 @@ class PostgresLookups:
                 values = [result.get_value(number, at) for at in range(result.nfields)]
                 asked = parameters[int(values[0] or b"1") - 1]
                 row = {
-                    name: None if value is None else value.decode()
-                    for name, value in zip(names, values[1:], strict=True)
+                    name: _text(value, result.ftype(at))
+                    for at, (name, value) in enumerate(zip(names, values[1:], strict=True), start=1)
                 }
                 answers[asked].append(row)
         return answers
@@ -125,8 +126,15 @@ def _query(lookup: Lookup, types: Sequence[str]) -> sql.Composed:
     ).format(asked=asked, source=source, query=sql.Composed(pieces), limit=sql.Literal(lookup.limit + 1))
 
 
+def _text(value: bytes | None, kind: int) -> str | None:
+    """A value as a cast to text has it; what comes over the wire differs for booleans."""
+    if value is None:
+        return None
+    return {"t": "true", "f": "false"}[value.decode()] if kind == _BOOLEAN else value.decode()
+
+
 def _literally(text: str) -> sql.SQL:
-    return sql.SQL(_trimmed(text).replace("%", "%%").replace("{", "{{").replace("}", "}}"))
+    return sql.SQL(_trimmed(text).replace("%", "%%"))
 
 
 def _trimmed(text: str) -> str:

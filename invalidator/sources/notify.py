@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import pq, sql
@@ -34,6 +34,8 @@ from invalidator.logs import Log
 from invalidator.metrics import Metrics
 from invalidator.sources.canary import HEAD, Canary
 from invalidator.sources.channels import Subscriptions
+
+_UNREADABLE: Final = Gap("unreadable payload")
 
 
 class NotifySource:
@@ -156,6 +158,7 @@ class NotifyFeed:
         self._items: list[Batch | Gap] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
+        self._complained = False
         self._news = asyncio.Event()
         self._log = Log(source="notify")
 
@@ -224,6 +227,7 @@ class NotifyFeed:
 
     def drain(self) -> None:
         """Take in all that has come."""
+        self._complained = False
         try:
             self._pgconn.consume_input()
             while notification := self._pgconn.notifies():
@@ -253,10 +257,7 @@ class NotifyFeed:
     def _read(self, channel: Channel, row: Row, payload: str) -> list[Change]:
         changes, readable = channel.read(payload, row)
         if not readable:
-            self._metrics.payload_errors.labels("channel").inc()
-            self._log.warning(
-                "payload_unreadable", "a notification can't be read", why="not a JSON object", table=str(channel.table)
-            )
+            self._unreadable("channel", f"not a JSON object, on a channel about {channel.table}")
         return changes
 
     def _decode(self, payload: bytes) -> list[Change]:
@@ -264,14 +265,19 @@ class NotifyFeed:
         try:
             return decode(payload.decode("utf-8", "surrogateescape"))
         except UnreadableError as error:
-            self._metrics.payload_errors.labels("ours").inc()
-            self._log.warning("payload_unreadable", "a notification can't be read", why=str(error))
+            self._unreadable("ours", str(error))
             if error.table is not None:
                 return [table_wide(error.table)]
-            self._flush_changes()
-            self._items.append(Gap("unreadable payload"))
-            self._news.set()
+            if self._changes or not self._items or self._items[-1] != _UNREADABLE:  # one gap says as much as many
+                self.say(_UNREADABLE)
             return []
+
+    def _unreadable(self, whose: str, why: str) -> None:
+        """Count each, and say it once for all that came at once: whoever may NOTIFY could fill a disk with logs."""
+        self._metrics.payload_errors.labels(whose).inc()
+        if not self._complained:
+            self._complained = True
+            self._log.warning("payload_unreadable", "a notification can't be read", why=why)
 
 
 @asynccontextmanager

@@ -1,0 +1,382 @@
+"""The table of faults, each injected for real: what is detected, what is flushed, and that nothing stays stale.
+
+A proxy stands between the sidecar and PostgreSQL, so that a line can be cut, stalled, led elsewhere. Every fault lasts
+until it was noticed, where it can be noticed; meanwhile a row changes. When it is over, that row's key and one that
+nobody said anything about have to be right, and a further change has to be heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from invalidator.config.compile import compile_rules
+from invalidator.config.parse import parse
+from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
+from invalidator.service import installation, watch
+from invalidator.service.sidecar import Sidecar
+from invalidator.sources import canary
+from invalidator.triggers.install import install
+from tests.support import eventually, until
+from tests.support.pgbouncer import PgBouncer
+from tests.support.proxy import Proxy
+
+CONFIG = """
+version: 1
+name: faults
+postgres: {{dsn: "{dsn}", canary: 200ms, canary_timeout: 700ms}}
+targets:
+  cache: {{kind: redis, url: "{redis}", repeat_after: 50ms}}
+rules:
+  - {{table: public.products, evict: "p:{{id}}"}}
+"""
+TERMINATE = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{}'"
+TABLE = "create table products (id serial primary key, name text)"
+
+
+class Standby(PostgresServer):
+    """A hot standby of another server."""
+
+    def __init__(self, workspace, primary):
+        self._primary = primary
+        super().__init__(workspace, primary.binaries)
+
+    def _initdb(self):
+        command = [
+            self.binaries.folder / "pg_basebackup",
+            "-D",
+            self.data,
+            "-d",
+            self._primary.dsn(),
+            "-c",
+            "fast",
+            "-R",
+        ]
+        user = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+        subprocess.run(command, check=True, cwd="/", capture_output=True, **user)
+
+
+class World:
+    def __init__(self, workspace):
+        self.workspace = workspace
+        self.postgres, self.redis = PostgresServer(workspace), RedisServer(workspace)
+        self.postgres.start()
+        self.redis.start()
+        self.dsn = self.postgres.create_database()
+        self.proxy = Proxy(self.postgres.port).__enter__()
+        self.config = parse(CONFIG.format(dsn=self.through(self.proxy.port), redis=self.redis.url), {}, str)
+        self.cache = redis.Redis.from_url(self.redis.url, decode_responses=True)
+        self.execute(TABLE)
+        self.install()
+
+    def through(self, port):
+        return psycopg.conninfo.make_conninfo(self.dsn, port=port, connect_timeout=2)
+
+    def execute(self, statement):
+        with psycopg.connect(self.dsn, autocommit=True) as db:
+            return db.execute(statement)
+
+    def install(self):
+        with psycopg.connect(self.dsn, autocommit=True) as db:
+            install(db, installation(self.config), compile_rules(self.config))
+
+    def change(self):
+        """Cache a row that is about to change; its key."""
+        (number,) = self.execute("select nextval('products_id_seq')").fetchone()
+        self.cache.set(f"p:{number}", "stale")
+        self.execute(f"insert into products values ({number})")
+        return f"p:{number}"
+
+    @asynccontextmanager
+    async def serving(self):
+        sidecar, stop = Sidecar(self.config), asyncio.Event()
+        task = asyncio.create_task(sidecar.run(stop))
+        try:
+            await eventually(lambda: not sidecar.doubts())
+            await eventually(lambda: sidecar._lanes[0].state.is_idle)
+            yield sidecar
+            assert not task.done()
+        finally:
+            stop.set()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def is_right_again(self, sidecar):
+        await eventually(lambda: not sidecar.doubts(), 20)
+        key = await asyncio.to_thread(self.change)
+        await eventually(lambda: not self.cache.exists(key))
+
+    def lost(self, sidecar):
+        return {
+            sample.labels["reason"]
+            for family in sidecar.metrics.reconnects.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total") and sample.value
+        }
+
+
+@pytest.fixture(scope="module")
+def world():
+    with Workspace() as workspace:
+        made = World(workspace)
+        yield made
+        made.cache.close()
+        made.proxy.__exit__()
+
+
+@pytest.fixture(autouse=True)
+def fresh(world, monkeypatch):
+    monkeypatch.setattr(canary, "RENEWED", 0.3)
+    monkeypatch.setattr(watch, "PERIOD", 0.2)
+    world.cache.flushdb()
+    yield
+    world.proxy.flow()
+    world.proxy.target = world.postgres.port
+
+
+def backends(world):
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent(path) == world.postgres.pid]
+
+
+def parent(path):
+    with suppress(OSError):
+        return int(path.read_text().rpartition(") ")[2].split()[1])
+
+
+class Terminate:
+    notices = frozenset({"connection"})
+
+    def inject(self, world):
+        world.execute(TERMINATE.format("invalidator faults"))
+
+    def heal(self, world):
+        pass
+
+
+class Crash(Terminate):
+    """SIGKILL of the server, and a start after it."""
+
+    notices = frozenset({"connection"})
+    how = signal.SIGKILL
+
+    def inject(self, world):
+        gone = backends(world)
+        world.postgres.stop(self.how)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in gone))
+
+    def heal(self, world):
+        world.postgres.start()
+
+
+class Immediate(Crash):
+    how = signal.SIGQUIT
+
+
+class Freeze(Terminate):
+    """SIGSTOP of the server and all its processes."""
+
+    notices = frozenset({"canary"})
+
+    def inject(self, world):
+        self.pids = [world.postgres.pid, *backends(world)]
+        for pid in self.pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def heal(self, world):
+        for pid in reversed(self.pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+class Cut(Terminate):
+    def inject(self, world):
+        world.proxy.cut()
+
+
+class HalfClose(Terminate):
+    def inject(self, world):
+        world.proxy.half_close()
+
+
+class Stall(Terminate):
+    """Nothing passes any more, and no packet says so."""
+
+    notices = frozenset({"canary"})
+
+    def inject(self, world):
+        world.proxy.stall()
+
+    def heal(self, world):
+        world.proxy.flow()
+
+
+class Blackhole(Stall):
+    """What is open is dead for ever; what is opened anew works."""
+
+    def inject(self, world):
+        world.proxy.blackhole()
+
+
+FAULTS = [Terminate, Crash, Immediate, Freeze, Cut, HalfClose, Stall, Blackhole]
+
+
+@pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+async def test_a_lost_line_is_noticed_and_what_was_missed_is_flushed(world, kind):
+    async with world.serving() as sidecar:
+        fault, unsaid = kind(), "p:unsaid"
+        world.cache.set(unsaid, "stale")
+        await asyncio.to_thread(fault.inject, world)
+        if kind in (Stall, HalfClose, Cut, Terminate, Blackhole):
+            await asyncio.to_thread(world.change)
+        await eventually(lambda: world.lost(sidecar) & fault.notices, 10)
+        await asyncio.to_thread(fault.heal, world)
+        await eventually(lambda: not world.cache.keys("p:*"), 20)
+        await world.is_right_again(sidecar)
+
+
+async def test_a_lost_canary_alone_is_no_gap(world):
+    async with world.serving() as sidecar:
+        kept = "p:kept"
+        world.cache.set(kept, "right")
+        world.execute(TERMINATE.format("invalidator faults canary"))
+        before = sidecar._lanes[0].state.as_of
+        await eventually(lambda: sidecar._lanes[0].state.as_of > before + 0.5)
+        assert world.cache.exists(kept)
+        assert not world.lost(sidecar)
+
+
+async def test_redis_away_while_the_line_is_cut(world):
+    async with world.serving() as sidecar:
+        world.cache.set("p:unsaid", "stale")
+        world.redis.freeze()
+        try:
+            world.proxy.cut()
+            world.execute("insert into products default values")
+            await eventually(lambda: any("owed a flush" in doubt for doubt in sidecar.doubts()))
+        finally:
+            world.redis.thaw()
+        await eventually(lambda: not world.cache.keys("p:*"))
+        await world.is_right_again(sidecar)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+async def test_a_pooler_that_comes_between_is_said_and_what_was_missed_is_flushed(world, mode):
+    pooler = PgBouncer(world.workspace, world.postgres.port, mode)
+    pooler.start()
+    async with world.serving() as sidecar:
+        world.proxy.target = pooler.port
+        world.proxy.cut()
+        await eventually(lambda: any("LISTEN is swallowed" in doubt for doubt in sidecar.doubts()), 20)
+        await asyncio.to_thread(world.change)
+        world.proxy.target = world.postgres.port
+        await eventually(lambda: not world.cache.keys("p:*"), 20)
+        await world.is_right_again(sidecar)
+    pooler.stop()
+
+
+async def test_an_old_primary_behind_a_moved_name_is_left(world):
+    """The old one still answers on every connection that it has, and hears nothing of what happens on the new one."""
+    standby = Standby(world.workspace, world.postgres)
+    standby.start()
+    async with world.serving() as sidecar:
+        with psycopg.connect(psycopg.conninfo.make_conninfo(world.dsn, port=standby.port), autocommit=True) as new:
+            new.execute("select pg_promote()")
+            await eventually(lambda: new.execute("select pg_is_in_recovery()").fetchone() == (False,))
+            world.cache.set("p:1000000", "stale")
+            world.proxy.target = standby.port
+            new.execute("insert into products values (1000000)")
+            await eventually(lambda: not world.cache.exists("p:1000000"), 10)
+            assert world.lost(sidecar) == {"canary"}
+            await eventually(lambda: not sidecar.doubts(), 10)
+            world.cache.set("p:1000001", "stale")
+            new.execute("insert into products values (1000001)")
+            await eventually(lambda: not world.cache.exists("p:1000001"))
+    standby.stop()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "state"),
+    [
+        ("drop trigger {trigger} on products", "missing"),
+        ("alter table products disable trigger user", "disabled"),
+        (
+            "create or replace function {function}() returns trigger language plpgsql as 'begin return null; end'",
+            "tampered",
+        ),
+        ("drop table products; " + TABLE, "missing"),
+    ],
+    ids=["dropped", "disabled", "replaced", "table recreated"],
+)
+@pytest.mark.parametrize("install_by", ["hand", "us"])
+async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(world, break_it, state, install_by):
+    (function, trigger) = world.execute(
+        "select tgfoid::regproc, quote_ident(tgname) from pg_trigger where tgrelid = 'products'::regclass"
+        " and not tgisinternal and tgtype & 4 > 0"
+    ).fetchone()
+    auto = world.config.triggers.model_copy(update={"install": "auto"})
+    config = world.config.model_copy(update={"triggers": auto}) if install_by == "us" else world.config
+    world_config, world.config = world.config, config
+    try:
+        async with world.serving() as sidecar:
+            world.execute(break_it.format(trigger=trigger, function=function))
+            world.execute("insert into products default values")
+            world.cache.set("p:unheard", "stale")
+            if install_by == "hand":
+                await eventually(lambda: f"triggers of public.products: {state}" in sidecar.doubts())
+                await eventually(lambda: not world.cache.exists("p:unheard"))
+                world.cache.set("p:unheard again", "stale")
+                as_of = sidecar._lanes[0].state.as_of
+                await eventually(lambda: not world.cache.exists("p:unheard again"))
+                assert sidecar._lanes[0].state.as_of == as_of
+                await asyncio.to_thread(world.install)
+            else:
+                await eventually(lambda: not world.cache.exists("p:unheard"))
+            await world.is_right_again(sidecar)
+    finally:
+        world.config = world_config
+        world.install()
+
+
+async def test_a_trigger_that_was_disabled_and_enabled_between_two_looks_is_flushed(world):
+    async with world.serving() as sidecar:
+        await eventually(sidecar._watch.states)
+        world.cache.set("p:unheard", "stale")
+        world.execute(
+            "begin; alter table products disable trigger user; insert into products default values;"
+            " alter table products enable trigger user; commit"
+        )
+        await eventually(lambda: not world.cache.exists("p:unheard"))
+        world.install()
+        await world.is_right_again(sidecar)
+
+
+async def test_a_target_that_is_away_holds_up_neither_the_queue_nor_vacuum(world):
+    """The socket is drained and no transaction is open, whatever becomes of what was heard."""
+    async with world.serving():
+        world.redis.freeze()
+        try:
+            wide = "repeat('x', 3000)"
+            world.execute("create table if not exists wide (id text)")
+            for _ in range(20):
+                much = f"select pg_notify('invalidator_faults', {wide} || g) from generate_series(1, 500) g"
+                await asyncio.to_thread(world.execute, much)
+            # Held up, the queue would be 0.4 % full by now. Its end moves on only when somebody sends some pages more.
+            some = f"select pg_notify('invalidator_faults', {wide} || g) from generate_series(1, 20) g"
+            usage = "select pg_notification_queue_usage()"
+            await eventually(lambda: world.execute(some) and world.execute(usage).fetchone() < (0.001,))
+            rows = world.execute(
+                "select application_name, backend_xmin, state from pg_stat_activity"
+                " where application_name in ('invalidator faults', 'invalidator faults canary')"
+            ).fetchall()
+            assert {name for name, *_ in rows} == {"invalidator faults", "invalidator faults canary"}
+            assert all(horizon is None and state == "idle" for _, horizon, state in rows)
+        finally:
+            world.redis.thaw()
