@@ -63,10 +63,10 @@ def purge(
     timeout: float,
 ) -> None:
     """Evict keys, or what the rules make of a table or row, on every target."""
-    if not (keys or patterns or table):
-        raise UsageError("nothing to purge", todo="give keys, --pattern, or --table")
     if row is not None and not table:
         raise UsageError("--id is of no table", todo="give --table too")
+    if not (keys or patterns or table):
+        raise UsageError("nothing to purge", todo="give keys, --pattern, or --table")
     body: dict[str, Any] = {"keys": list(keys), "patterns": list(patterns), "timeout": timeout}
     body |= ({"table": table} if table else {}) | ({"id": row} if row is not None else {})
     answer = _ask_api(config_file, "POST", "/v1/purge", body, timeout)

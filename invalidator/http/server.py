@@ -95,6 +95,8 @@ class Server:
         self._ending.set()
         for runner in self._runners:
             await runner.cleanup()
+        for address in (self._listen.api, self._listen.probes):
+            _clear(address)
 
     async def _start(self, name: str, address: str, token: str, routes: Sequence[web.RouteDef]) -> None:
         app = web.Application(middlewares=[guard(address, token)], client_max_size=_LARGEST_BODY)
@@ -118,10 +120,8 @@ class Server:
 
     def _site(self, runner: web.AppRunner, address: str) -> web.BaseSite:
         if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            if path.is_socket():
-                path.unlink()  # left behind by one that was killed
-            return web.UnixSite(runner, str(path))
+            _clear(address)  # one that was killed leaves its socket behind
+            return web.UnixSite(runner, address.removeprefix("unix:"))
         host, _, port = address.rpartition(":")
         return web.TCPSite(runner, host.strip("[]"), int(port))
 
@@ -197,6 +197,12 @@ class Server:
             finally:
                 ending.cancel()
         return response
+
+
+def _clear(address: str) -> None:
+    path = Path(address.removeprefix("unix:"))
+    if address.startswith("unix:") and path.is_socket():
+        path.unlink()
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

@@ -60,11 +60,13 @@ async def observe(config: Config) -> list[str]:
         loop.add_signal_handler(number, stop.set)
     rules, observers = observed(config)
     sidecar = Sidecar(config, observed=(rules, observers))
-    async with Server(config.listen) as server, asyncio.TaskGroup() as group:
+    async with Server(config.listen) as server:
         server.show(sidecar)
-        telling = group.create_task(_tell(observers))
-        await sidecar.run(stop)
-        telling.cancel()
+        telling = asyncio.ensure_future(_tell(observers))
+        try:
+            await sidecar.run(stop)
+        finally:
+            telling.cancel()
     return lines(observers)
 
 

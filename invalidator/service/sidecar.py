@@ -63,8 +63,11 @@ class Sidecar:
                     watching = group.create_task(self._watch.run(), name="triggers")
                     await self._pipeline.run_until(stop, drain)
                     watching.cancel()
-        except* RefusedError as group_of_one:
-            raise group_of_one.exceptions[0] from None
+        except BaseExceptionGroup as group:
+            refused = _leaf(group.subgroup(RefusedError))
+            if refused is None:
+                raise
+            raise refused from None
         finally:
             self._pipeline = None
 
@@ -206,6 +209,13 @@ class Sidecar:
 
     def tables(self) -> list[Table]:
         return [Table(*rule.table) for rule in self.rules.rules]
+
+
+def _leaf(error: BaseException | None) -> BaseException | None:
+    """The first of the errors that groups within groups hold."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -65,6 +65,7 @@ class Watch:
     async def _look(self) -> None:
         """Look in a thread; where it takes too long, or we are to end, its connection is taken from it."""
         task = asyncio.ensure_future(asyncio.to_thread(self._read))
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be there to ask
         try:
             done, _ = await asyncio.wait({task}, timeout=_TIMEOUT)
         finally:
