@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from invalidator import __version__
-from invalidator.core.change import OPS
+from invalidator.core.change import OPS, Op, Table
 from invalidator.core.eviction import KINDS
 from invalidator.core.lane import REPEAT, LaneState, Work
 
@@ -80,15 +80,24 @@ class Metrics:
             self.commit_to_evict.labels(target)
         self.state: State = tuple
         self.canary_took = 0.0
+        self._heard: dict[tuple[Table, Op | None], tuple[Counter, Counter]] = {}
         self._known_tables = frozenset(self._tables)
         self.registry.register(_Asked(self))
 
     def lane(self, target: str) -> LaneMetrics:
         return LaneMetrics(self, target)
 
-    def table(self, table: str) -> str:
-        """The label for a table."""
-        return table if table in self._known_tables else UNMATCHED
+    def heard(self, table: Table, op: Op | None, number: int, *, wide: bool) -> None:
+        """Changes of a table were heard."""
+        children = self._heard.get((table, op))
+        if children is None:
+            label = str(table) if str(table) in self._known_tables else UNMATCHED
+            children = self.changes.labels(label, op or "unknown"), self.bulk_collapses.labels(label)
+            if label != UNMATCHED:
+                self._heard[table, op] = children
+        children[0].inc(number)
+        if wide:
+            children[1].inc(number)
 
     def canary(self, took: float, usage: float | None) -> None:
         """A canary came back."""

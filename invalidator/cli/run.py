@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
 import click
 
 from invalidator.cli.options import config_option, load_config, started
@@ -22,15 +26,17 @@ def run(config_file: str | None, log_level: str, log_format: str, *, observe: bo
     config = load_config(config_file)
     set_up(log_level, "json" if log_format == "json" else "text")
 
+    from invalidator.service.observe import observe as observe_service
     from invalidator.service.run import run as run_service
 
+    run_loop: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
+    with suppress(ImportError):  # the extra `fast`
+        from uvloop import run as run_loop
     started()
     if observe:
-        from invalidator.service.observe import observe as watch
-
-        click.echo("\n".join(asyncio.run(watch(config))))
+        click.echo("\n".join(run_loop(observe_service(config))))
     else:
-        asyncio.run(run_service(config, lambda: load_config(config_file)))
+        run_loop(run_service(config, lambda: load_config(config_file)))
 
 
 COMMANDS = {"run": run}

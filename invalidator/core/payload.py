@@ -35,6 +35,8 @@ BUDGET: Final = 7800
 _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
 _TEXT_OF = {True: "true", False: "false"}
 _TEXT = frozenset((str, type(None)))
+_NAMES = frozenset((str,))
+_LIST = frozenset((list,))
 
 
 class UnreadableError(PayloadError):
@@ -47,10 +49,13 @@ class UnreadableError(PayloadError):
 
 def decode(text: str) -> list[Change]:
     """The changes in a payload; UnreadableError says what was wrong with it."""
+    text = text.strip()
     try:
-        message = _decoder.decode(text)
+        message, end = _decoder.raw_decode(text)  # `decode` looks for white space at a greater cost
     except (ValueError, RecursionError) as error:
         raise UnreadableError("not JSON") from error
+    if end != len(text):
+        raise UnreadableError("not JSON alone")
     if not isinstance(message, dict):
         raise UnreadableError("not a JSON object")
     table = _table(message.get("t"))
@@ -66,7 +71,12 @@ def decode(text: str) -> list[Change]:
 
 
 def _table(names: object) -> Table:
-    if isinstance(names, list) and len(names) == 2 and all(isinstance(n, str) and encodable(n) for n in names):
+    if (
+        isinstance(names, list)
+        and len(names) == 2
+        and _NAMES.issuperset(map(type, names))
+        and all(map(encodable, names))
+    ):
         return Table(*names)
     raise UnreadableError("it names no table")
 
@@ -89,7 +99,7 @@ def _rows(message: dict[str, Any], table: Table, op: Op | None, *, plain: bool) 
 
 
 def _names(names: object, table: Table) -> list[str]:
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+    if isinstance(names, list) and _NAMES.issuperset(map(type, names)):
         return names
     raise UnreadableError("its fields are not named", table)
 
@@ -97,9 +107,9 @@ def _names(names: object, table: Table) -> list[str]:
 def _images(columns: object, fields: list[str], table: Table, *, plain: bool) -> list[Row]:
     if columns is None:
         return []
-    if not isinstance(columns, list) or len(columns) != len(fields) or not all(isinstance(c, list) for c in columns):
+    if not isinstance(columns, list) or len(columns) != len(fields) or not _LIST.issuperset(map(type, columns)):
         raise UnreadableError("its columns don't fit its fields", table)
-    if len({len(column) for column in columns}) > 1:
+    if len(set(map(len, columns))) > 1:
         raise UnreadableError("its columns are not of one length", table)
     known = [column if plain and _TEXT.issuperset(map(type, column)) else [*map(_value, column)] for column in columns]
     return [dict(zip(fields, values, strict=True)) for values in zip(*known, strict=True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
@@ -98,9 +97,12 @@ class Lane:
     async def _wait(self) -> None:
         self._news.clear()
         due = self.state.due()
-        with suppress(TimeoutError):  # something is due
-            async with asyncio.timeout(None if due is None else due - _now()):
-                await self._news.wait()
+        alarm = None if due is None else asyncio.get_running_loop().call_at(due, self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     async def _back_off(self, error: TargetAway) -> None:
         self.failures += 1

@@ -17,6 +17,9 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
@@ -31,6 +34,8 @@ from invalidator.metrics import Metrics
 from invalidator.pipeline.asking import Asking
 from invalidator.pipeline.lane import Lane
 from invalidator.ports import Feed, Lookups, Source, Target
+
+_KIND: Final = attrgetter("table", "op", "wide")
 
 Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
 """Sees what is heard, and what each target is told of it."""
@@ -202,8 +207,8 @@ class Pipeline:
             self._afterwards(lambda: self._mark(item.position, item.as_of))
 
     def _changes(self, changes: Sequence[Change]) -> None:
-        self._count(changes)
         self._put(self._plain.evict(changes), changes)
+        asyncio.get_running_loop().call_soon(self._count, changes)  # when the lanes have sent
         if self._asking:
             self._asking.put(changes)
         self._log.debug("batch", "heard changes", changes=len(changes), number=self._number)
@@ -240,18 +245,11 @@ class Pipeline:
         self._moved_on()
 
     def _count(self, changes: Sequence[Change]) -> None:
-        """Count by the first of them: a batch is one drain, and nearly always of few tables."""
-        metrics, start, end = self.metrics, 0, len(changes)
-        while start < end:
-            first, stop = changes[start], start + 1
-            while stop < end and changes[stop].table is first.table and changes[stop].op is first.op:
-                stop += 1
-            if not self._rules.about(first.table):
-                metrics.unmatched.inc(stop - start)
-            metrics.changes.labels(metrics.table(str(first.table)), first.op or "unknown").inc(stop - start)
-            if first.wide:
-                metrics.bulk_collapses.labels(metrics.table(str(first.table))).inc(stop - start)
-            start = stop
+        for (table, op, wide), group in groupby(changes, _KIND):
+            number = sum(1 for _ in group)
+            self.metrics.heard(table, op, number, wide=wide)
+            if not self._rules.about(table):
+                self.metrics.unmatched.inc(number)
 
     # From the lanes back
 

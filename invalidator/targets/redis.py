@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -158,6 +158,9 @@ class RedisTarget:
     async def _unlink(self, keys: Iterable[bytes]) -> int:
         existed = 0
         rest = iter(keys)
+        if len(first := list(islice(rest, _KEYS_A_COMMAND))) < _KEYS_A_COMMAND:
+            return int(await self._client.unlink(*first)) if first else 0  # nearly always: no pipeline to set up
+        rest = chain(first, rest)
         while batch := list(islice(rest, _KEYS_A_COMMAND * _COMMANDS_IN_FLIGHT)):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for start in range(0, len(batch), _KEYS_A_COMMAND):

@@ -7,6 +7,8 @@ import shutil
 import socket
 from pathlib import Path
 
+import pytest
+
 from invalidator.demo.servers.workspace import Server
 
 PROGRAM = shutil.which("pgbouncer") or next(iter(map(str, Path("/usr/sbin").glob("pgbouncer"))), None)
@@ -14,6 +16,8 @@ PROGRAM = shutil.which("pgbouncer") or next(iter(map(str, Path("/usr/sbin").glob
 
 class PgBouncer(Server):
     def __init__(self, workspace, port, mode):
+        if PROGRAM is None:
+            pytest.skip("pgbouncer is not installed")
         super().__init__(workspace, "pgbouncer")
         self._file = self.folder / "pgbouncer.ini"
         self._file.write_text(
