@@ -134,6 +134,41 @@ async def test_a_lost_feed_raises_and_forgets_nothing_that_it_has_heard(harness,
             await take()
 
 
+async def test_a_probe_is_answered_behind_everything_that_was_committed_before_it(harness):
+    async with harness.source.open(None) as feed:
+        items = aiter(feed)
+        harness.publish(1, 2)
+        asked = asyncio.get_running_loop().time()
+        feed.probe()
+        heard, reached = [], None
+        async with asyncio.timeout(5):
+            while reached is None or reached < asked:
+                item = await anext(items)
+                if isinstance(item, Batch):
+                    heard += ids(item)
+                    reached = item.as_of if item.as_of is not None else reached
+        assert heard == ["1", "2"]
+        assert reached <= asyncio.get_running_loop().time()
+        await items.aclose()
+
+
+async def test_no_moment_is_claimed_before_the_gap_was_said(harness):
+    async with harness.source.open(None) as feed:
+        items = aiter(feed)
+        assert isinstance(await anext(items), Gap)
+        await items.aclose()
+
+
+async def test_a_feed_that_is_lost_and_opened_again_says_whether_it_resumes(harness):
+    async with reading(harness) as (_, take):
+        await take()
+    async with reading(harness) as (_, take):
+        gap = await take()
+        assert isinstance(gap, Gap)
+        assert gap.reason in ("start", "reconnect")
+        assert gap.tables is None
+
+
 async def test_what_was_missed_while_away_is_replayed_or_announced(harness):
     position = None
     async with reading(harness) as (feed, take):
