@@ -35,6 +35,8 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.rendering
 	$(BIN)/python -m bench.writers
 	$(BIN)/python -m bench.install
+	$(BIN)/python -m bench.listeners
+	$(BIN)/python -m bench.faults
 
 schema: .venv/dev  ## Write docs/config.schema.json anew
 	$(BIN)/invalidator config schema > docs/config.schema.json

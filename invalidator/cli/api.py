@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -116,15 +117,18 @@ COMMANDS = {"status": status, "wait": wait, "purge": purge, "flush": flush, "tai
 
 def _configured_probes(config_file: str | None) -> str:
     """Where the configuration has the probes, found without judging the rest of it: this runs every few seconds."""
-    from invalidator.config.load import find_text
+    from invalidator.config.document import read
+    from invalidator.config.find import find, read_text
+    from invalidator.config.interpolate import interpolate
 
     try:
-        text = find_text(config_file, os.environ)
+        text = read_text(find(config_file, os.environ))
     except UsageError:
         return _DEFAULT_PROBES
-    if "probes:" not in text:
-        return _DEFAULT_PROBES
-    return load_config(config_file).listen.probes
+    data = read(text, lambda scalar: interpolate(scalar, os.environ, lambda path: Path(path).read_text())).data
+    listen = data.get("listen") if isinstance(data, dict) else None
+    probes = listen.get("probes") if isinstance(listen, dict) else None
+    return probes if isinstance(probes, str) else _DEFAULT_PROBES
 
 
 def _require(answer: dict[str, Any], otherwise: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from invalidator.config.models import Config
+if TYPE_CHECKING:
+    from invalidator.config.models import Config
 
 F = TypeVar("F", bound=Callable[..., Any])
 

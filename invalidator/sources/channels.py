@@ -50,8 +50,8 @@ class Subscriptions:
                 except AwayError as error:
                     return SourceLost(f"can't listen: {error.what}", where="postgres")
 
-    async def look(self, feed: NotifyFeed) -> None:
-        """Listen to what there is now; what is new, or unknown, is a gap of its table."""
+    async def look(self, feed: NotifyFeed, *, first: bool = False) -> None:
+        """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
         unknown = await self._ask()
         readers: _Readers = {}
         for channel in self._plain:
@@ -68,9 +68,9 @@ class Subscriptions:
             await feed.listen([name.decode() for name in new], [name.decode() for name in gone])
         self._readers = readers
         tables = frozenset(channel.table for name in new for channel, _ in readers[name])
-        if tables:
+        if tables and not first:
             feed.say(Gap("channels changed", tables))
-        if unknown:
+        if unknown and not first:
             feed.say(Gap("channels unknown", frozenset(channel.table for channel in unknown)))
 
     async def _ask(self) -> list[Channel]:

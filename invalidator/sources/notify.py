@@ -114,7 +114,7 @@ class NotifySource:
             cursor = await within(self._timeout, connection, connection.execute("select pg_backend_pid()"))
             pooled = (await cursor.fetchone() or (0,))[0] != connection.info.backend_pid
             await feed.listen([self._channel])
-            await subscriptions.look(feed)
+            await subscriptions.look(feed, first=True)
             self.link.happen(Step.LISTENING)
             await canary.first()
         except SourceLost as error:

@@ -14,7 +14,7 @@ from invalidator import __version__
 from invalidator.cli.main import _COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
-from invalidator.config.load import PLACES
+from invalidator.config.find import PLACES
 from invalidator.core import filters
 from invalidator.core.lane import LaneState
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError

@@ -242,6 +242,25 @@ async def test_a_lost_line_is_noticed_and_what_was_missed_is_flushed(world, kind
         await world.is_right_again(sidecar)
 
 
+async def test_what_commits_between_connecting_and_listening_is_flushed(world):
+    """The flush has to begin after LISTEN was answered; one that begins before is over when this is committed."""
+    async with world.serving() as sidecar:
+        world.proxy.hold_on = b"listen "
+        try:
+            world.cache.set("p:early", "stale")
+            world.proxy.cut()
+            await eventually(world.proxy.holds.is_set)
+            with suppress(AssertionError):
+                await eventually(lambda: not world.cache.exists("p:early"), 0.4)  # a flush that comes too early
+            key = await asyncio.to_thread(world.change)
+        finally:
+            world.proxy.hold_on = None
+            world.proxy.holds.clear()
+            world.proxy.flow()
+        await world.is_right_again(sidecar)
+        assert not world.cache.exists(key, "p:early")
+
+
 async def test_a_lost_canary_alone_is_no_gap(world):
     async with world.serving() as sidecar:
         kept = "p:kept"

@@ -18,6 +18,7 @@ class Proxy:
         self._flows = threading.Event()
         self._flows.set()
         self._lock = threading.Lock()
+        self.hold_on, self.holds = None, threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
@@ -88,6 +89,9 @@ class Proxy:
     def _pump(self, one, other, line):
         with suppress(OSError):
             while data := one.recv(65536):
+                if self.hold_on is not None and self.hold_on in data:
+                    self._flows.clear()
+                    self.holds.set()
                 self._flows.wait()
                 if len(line) > 2:
                     continue  # swallowed

@@ -93,8 +93,11 @@ fields as materialized (
             bool_or((field ->> 3)::bool) as rendered, bool_or(asked) as asked
         from (
             -- What a lookup may bring need not be a column of the table.
-            select relid, field, coalesce(field ->> 4, '') <> 'looked up' as asked
-            from (select relid, jsonb_array_elements(fields) as field from matched join tables using (relid)) as every_field
+            select relid, field, true as asked
+            from (select relid, jsonb_array_elements(fields) as field from matched join tables using (relid)) as named
+            where field ->> 4 is null or exists (
+                select from pg_attribute a where a.attrelid = relid and a.attname = field ->> 1 and not a.attisdropped
+            )
             union all
             select relid, jsonb_array_elements(kept_fields), false from tables
             union all
