@@ -19,7 +19,7 @@ from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.logs import Log
 
 if TYPE_CHECKING:
-    from invalidator.sources.notify import NotifyFeed
+    from invalidator.sources.feed import NotifyFeed
 
 ASKED: Final = 60.0
 _Readers = dict[bytes, list[tuple[Channel, Row]]]

@@ -100,6 +100,70 @@ async def test_a_position_is_confirmed_only_after_every_target_has_answered(sour
         assert "evict" in slow.calls
 
 
+async def test_a_position_is_confirmed_only_after_its_repeats(source):
+    target = MemoryTarget()
+    async with running(make(source, target, repeat_after={"memory": 0.05})):
+        await eventually(lambda: target.calls.count("flush") == 2)
+        source.publish([insert(1)])
+        await eventually(lambda: "evict" in target.calls)
+        assert source.confirmed is None
+        await eventually(lambda: source.confirmed == "1")
+        assert target.calls.count("evict") == 2
+
+
+async def test_a_target_that_follows_is_told_when_the_other_has_answered(source):
+    first, second = MemoryTarget("first"), MemoryTarget("second")
+    pipeline = make(source, second, first, after={"second": ["first"]}, patience=60)
+    async with running(pipeline):
+        await eventually(lambda: "flush" in second.calls)
+        assert first.calls == ["flush"]
+        first.away = True
+        second.store["p:1"] = "old"
+        source.publish([insert(1)])
+        await eventually(lambda: pipeline.lanes[1].failures)
+        assert "p:1" in second.store
+        first.away = False
+        await eventually(lambda: "p:1" not in second.store)
+
+
+async def test_a_target_that_follows_does_not_wait_for_ever_and_is_told_again(source):
+    first, second = MemoryTarget("first"), MemoryTarget("second")
+    pipeline = make(source, second, first, after={"second": ["first"]}, patience=0.05)
+    async with running(pipeline):
+        await eventually(lambda: "flush" in second.calls)
+        first.away = True
+        second.store["p:1"] = "old"
+        source.publish([insert(1)])
+        await eventually(lambda: "p:1" not in second.store)
+        second.store["p:1"] = "filled again from the first"
+        first.away = False
+        await eventually(lambda: "p:1" not in second.store)
+
+
+async def test_a_barrier_waits_for_every_target_and_gives_up_in_time(source):
+    quick, slow = MemoryTarget("quick"), MemoryTarget("slow")
+    pipeline = make(source, quick, slow)
+    async with running(pipeline):
+        assert await pipeline.barrier(5)
+        slow.away = True
+        slow.store["p:1"] = "old"
+        source.publish([insert(1)])
+        await eventually(lambda: pipeline.lanes[1].failures)
+        assert not await pipeline.barrier(0.05)
+        slow.away = False
+        assert await pipeline.barrier(5)
+        assert not slow.store
+
+
+async def test_nothing_is_claimed_while_there_is_a_doubt(source):
+    pipeline = make(source, MemoryTarget())
+    async with running(pipeline):
+        pipeline.doubts["triggers of public.products"] = "disabled"
+        assert not await pipeline.barrier(0.05)
+        pipeline.doubts.clear()
+        assert await pipeline.barrier(5)
+
+
 async def test_a_lost_feed_is_resumed_after_the_last_confirmed_position(source):
     target = MemoryTarget()
     async with running(make(source, target)):
