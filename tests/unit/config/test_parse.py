@@ -352,3 +352,70 @@ def test_any_text_gives_mistakes_and_never_a_traceback(text):
         except ConfigError as error:
             assert error.mistakes
             assert len(str(error).splitlines()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("channels: {c: {columns: {id: x}}}", "channels.c.table: this key is required; add it"),
+        ("channels: {c: {table: a.b, columns: {}}}", "channels.c.columns: there is nothing in it; add at least one"),
+        ("channels: {c: {table: a.b, columns: {id: '{x'}}}", 'channels.c.columns.id: "{x" has a "{" alone; '),
+        ("channels: {c: {table: a.b, columns: {id: '{}'}}}", 'channels.c.columns.id: "{}" names no field; '),
+        ("channels: {c: {table: a.b, op: '{a..b}', columns: {id: x}}}", 'channels.c.op: "{a..b}" names no field; '),
+        ("channels: {'c_{t}': {table: a.b, columns: {id: x}}}", "its name has a hole, and nothing to fill it; "),
+        ("channels: {c: {table: a.b, each: select 1, columns: {id: x}}}", "`each` fills no hole of its name; "),
+        ("channels: {invalidator_x: {table: a.b, columns: {id: x}}}", "this is the channel of our own triggers; "),
+        ("channels: {" + "c" * 64 + ": {table: a.b, columns: {id: x}}}", "this name is too long; "),
+        ("channels: {c: {table: 'a*.b', columns: {id: x}}}", 'channels.c.table: "a*.b" is no single table; '),
+        ("listen: {api: here}", "listen.api: not an address; write host:port or unix:/path"),
+        ("listen: {probes: 'h:99999'}", "listen.probes: not an address; write host:port or unix:/path"),
+        ("listen: {api: '0.0.0.0:9911'}", "whoever reaches it can evict; set listen.token, or listen on 127.0.0.1"),
+        ("listen: {api: 'example.com:9911'}", "whoever reaches it can evict; "),
+        ("postgres: {canary: 0s}", "postgres.canary: input should be greater than 0"),
+        ("postgres: {canary: 2}", 'postgres.canary: not a duration; write a number and its unit, like "500ms"'),
+        ("triggers: {install: often}", 'triggers.install: "often" is not known here; '),
+    ],
+)
+def test_mistakes_in_channels_and_listeners(more, line):
+    (said,) = mistakes(f"{GOOD}{more}\n".replace("name: shop", "name: x"))
+    assert line in said
+
+
+@pytest.mark.parametrize("api", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x", "127.8.8.8:1"])
+def test_an_api_that_only_this_machine_reaches_needs_no_token(api):
+    assert read(f"{GOOD}listen: {{api: '{api}'}}\n").listen.api == api
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("lookup: {sql: 'select {a|lower}', none: skip}", "is no plain column; name a column"),
+        ("lookup: {sql: 'select {a', none: skip}", 'lookup.sql: a "{" that is not closed; '),
+        ("lookup: {sql: select 1}", "lookup.none: this key is required; add it"),
+        ("lookup: {sql: select 1, none: maybe}", 'lookup.none: "maybe" is not known here; '),
+        ("lookup: {sql: '', none: skip}", "lookup.sql: there is nothing in it; add at least one"),
+        ("lookup: {sql: select 1, none: skip, limit: 0}", "lookup.limit: input should be greater than or equal to 1"),
+    ],
+)
+def test_mistakes_in_lookups(rule, line):
+    (said,) = mistakes(GOOD + f"    {rule}\n")
+    assert line in said
+
+
+@pytest.mark.parametrize(
+    ("after", "line"),
+    [
+        ("[d]", 'targets.cache.after[0]: no target is named "d"; '),
+        ("[cache]", 'targets.cache.after[0]: "cache" would follow itself; '),
+    ],
+)
+def test_mistakes_in_after(after, line):
+    text = GOOD.replace("kind: redis", f"kind: redis, after: {after}")
+    assert text != GOOD
+    (said,) = mistakes(text)
+    assert line in said
+
+
+def test_a_table_that_somebody_elses_notifications_tell_of_gets_no_triggers_unless_the_rule_says_so():
+    text = GOOD + "channels: {c: {table: public.products, columns: {id: '{id}'}}}\n"
+    assert [rule.triggers for rule in compile_rules(read(text)).rules] == ["none"]
