@@ -72,12 +72,10 @@ async def observe(config: Config) -> list[str]:
 
 def observed(config: Config) -> tuple[RuleSet, list[Observer]]:
     """The rules, each sent to observers of its own."""
+    targets = {name: wiring.target(name, part) for name, part in config.targets.items()}
     rules, observers = [], []
     for rule in compile_rules(config).rules:
-        mine = [
-            Observer(f"rules[{rule.number}] {name}", wiring.target(name, config.targets[name]), str(rule.table))
-            for name in rule.to
-        ]
+        mine = [Observer(f"rules[{rule.number}] {name}", targets[name], str(rule.table)) for name in rule.to]
         observers += mine
         rules.append(replace(rule, to=tuple(observer.name for observer in mine)))
     return RuleSet(rules, [observer.name for observer in observers]), observers

@@ -102,7 +102,7 @@ class Sidecar:
 
     def started(self) -> bool:
         """Whether we listen and the targets are settled; a target that is away must not keep an app from starting."""
-        settled = bool(self._lanes) and all(lane.state.as_of is not None for lane in self._lanes)
+        settled = bool(self._lanes) and all(lane.state.answered for lane in self._lanes)
         return (self.hears and settled) or _now() - self._began > _STARTED
 
     def doubts(self) -> list[str]:
@@ -176,12 +176,9 @@ class Sidecar:
             told.extend(len(one) for one in made.values())
 
         self._pipeline.witnesses.add(count)
-        try:
-            number = self._pipeline.purge(changes, evictions)
-            answered = await self._pipeline.answered(number, timeout)
-        finally:
-            self._pipeline.witnesses.discard(count)
-        return sum(told), answered
+        number = self._pipeline.purge(changes, evictions)
+        self._pipeline.witnesses.discard(count)  # what others are told from now on is not ours
+        return sum(told), await self._pipeline.answered(number, timeout)
 
     async def flush(self, timeout: float) -> bool:
         """Flush what the rules own; whether all targets have answered within this time."""

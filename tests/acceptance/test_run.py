@@ -51,13 +51,19 @@ class Home:
             timeout=timeout,
         )
 
+    def is_settled(self):
+        """Whether it is ready, and the flush of its start and the repeat of that are over."""
+        answer = self("status", "-o", "json")
+        targets = json.loads(answer.stdout)["targets"].values() if answer.returncode == 0 else []
+        return bool(targets) and all(target["settled_seconds"] is not None for target in targets)
+
     @contextmanager
     def running(self, *arguments, ready=True):
         command = [sys.executable, "-m", "invalidator", "run", "--log-format", "json", "-c", self.file, *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 if ready:
-                    until(lambda: self("health", "--ready").returncode == 0 or process.poll() is not None, 20)
+                    until(lambda: self.is_settled() or process.poll() is not None, 20)
                     assert process.poll() is None, process.stderr.read()
                 yield process
             finally:

@@ -364,6 +364,22 @@ async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(wo
         world.install()
 
 
+async def test_what_is_mended_without_touching_a_trigger_is_flushed_once_more(world, monkeypatch):
+    monkeypatch.setattr(watch, "PERIOD", 3600)
+    async with world.serving() as sidecar:
+        await eventually(sidecar._watch.states)
+        world.execute("alter table products rename id to number")
+        sidecar.look()
+        await eventually(lambda: "triggers of public.products: outdated" in sidecar.doubts())
+        await eventually(lambda: sidecar._lanes[0].state.is_idle)
+        world.execute("alter table products rename number to id")
+        await eventually(lambda: sidecar._lanes[0].state.is_idle)
+        world.cache.set("p:unheard", "stale")
+        sidecar.look()
+        await eventually(lambda: not world.cache.exists("p:unheard"))
+        await world.is_right_again(sidecar)
+
+
 async def test_a_trigger_that_was_disabled_and_enabled_between_two_looks_is_flushed(world):
     async with world.serving() as sidecar:
         await eventually(sidecar._watch.states)
