@@ -313,7 +313,10 @@ class LaneState:
             else:
                 self._again_from = _older(number, self._again_from)
                 self._due_size -= len(evictions)
-                self._again = together(self._again, evictions)
+                if self._again:
+                    self._again.update(evictions)
+                else:
+                    self._again = evictions  # nobody else has it any more
                 self._since = self._since or now
         while self._told < len(self._held) and self._held[self._told].deadline <= now:
             self._tell(self._held[self._told], now)
