@@ -169,7 +169,7 @@ class RedisTarget:
     async def _sent(self, commands: Sequence[tuple[str | bytes, ...]]) -> int:
         """Send these in one go on a connection of our own, and read every reply; the sum of them.
 
-        It spares the library's way through pool, retries and hooks, which costs more than all the rest of an eviction.
+        It spares the library's way through pool, retries and hooks, which was a good part of an eviction's cost.
         A connection on which anything went wrong, being cancelled too, may still have replies under way: it is closed.
         """
         if self._connection is None:
