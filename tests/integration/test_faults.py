@@ -272,6 +272,24 @@ async def test_a_lost_canary_alone_is_no_gap(world):
         assert not world.lost(sidecar)
 
 
+async def test_a_server_without_a_free_slot_is_no_reason_to_lose_what_we_have(world, monkeypatch):
+    monkeypatch.setattr(watch, "PERIOD", 3600)
+    world.execute("create role plain login")
+    dsn = psycopg.conninfo.make_conninfo(world.config.postgres.dsn.get_secret_value(), user="plain")
+    before, world.config = world.config, parse(CONFIG.format(dsn=dsn, redis=world.redis.url), {}, str)
+    try:
+        async with world.serving() as sidecar:
+            await eventually(sidecar._watch.states)
+            world.execute("alter role plain connection limit 0")
+            reached = sidecar._lanes[0].state.as_of
+            await eventually(lambda: sidecar._lanes[0].state.as_of > reached + 1.5)  # five times as old as it may get
+            assert not world.lost(sidecar)
+            await world.is_right_again(sidecar)
+    finally:
+        world.config = before
+        world.execute("drop role plain")
+
+
 async def test_redis_away_while_the_line_is_cut(world):
     async with world.serving() as sidecar:
         world.cache.set("p:unsaid", "stale")
