@@ -133,8 +133,7 @@ class LaneMetrics:
             if work.flush == REPEAT:
                 self._repeats.inc()
             else:
-                reason = work.flush if work.flush in FLUSHES else "asked"
-                self._metrics.flushes.labels(self._target, reason).inc()
+                self._metrics.flushes.labels(self._target, work.flush).inc()
             return
         if work.again:
             self._repeats.inc(len(work.again))

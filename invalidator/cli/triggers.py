@@ -158,19 +158,20 @@ def _connection(config: Config) -> Iterator[psycopg.Connection[Any]]:
     """A connection whose errors are sentences of ours."""
     import psycopg
 
+    from invalidator.database import first_line
     from invalidator.service import connect
 
     try:
         connection = connect(config)
     except psycopg.OperationalError as error:
-        what = str(error).strip().partition("\n")[0]
-        raise AwayError(what, where="postgres.dsn", todo="check the address, and that the server is up") from error
+        raise AwayError(
+            first_line(error), where="postgres.dsn", todo="check the address, and that the server is up"
+        ) from error
     with connection:
         try:
             yield connection
         except psycopg.OperationalError as error:
-            what = str(error).strip().partition("\n")[0]
-            raise AwayError(what, where="postgres", todo="nothing was changed; try again") from error
+            raise AwayError(first_line(error), where="postgres", todo="nothing was changed; try again") from error
         except psycopg.Error as error:
             primary = error.diag.message_primary or str(error).strip()
             raise RefusedError(primary, where="postgres", todo=error.diag.message_hint or "") from error

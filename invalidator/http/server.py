@@ -101,7 +101,6 @@ class Server:
     async def _start(self, name: str, address: str, token: str, routes: Sequence[web.RouteDef]) -> None:
         app = web.Application(middlewares=[guard(address, token)], client_max_size=_LARGEST_BODY)
         app.add_routes(routes)
-        app.on_shutdown.append(self._on_shutdown)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_WORDS)
         await runner.setup()
         self._runners.append(runner)
@@ -114,9 +113,6 @@ class Server:
             raise RefusedError(what, where=f"listen.{name}", todo="free the address, or give another") from error
         places = [str(place) if isinstance(place, str) else "{}:{}".format(*place[:2]) for place in runner.addresses]
         _log.info("listening", "listening", what=name, at=", ".join(places))
-
-    async def _on_shutdown(self, _: web.Application) -> None:
-        self._ending.set()
 
     def _site(self, runner: web.AppRunner, address: str) -> web.BaseSite:
         if address.startswith("unix:"):

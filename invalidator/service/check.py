@@ -11,7 +11,7 @@ import psycopg
 from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config
 from invalidator.core.ruleset import RuleSet
-from invalidator.database import connect, within
+from invalidator.database import connect, first_line, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError
 from invalidator.service import wiring
 from invalidator.sources.channels import Subscriptions
@@ -91,9 +91,9 @@ def _triggers(config: Config, rules: RuleSet) -> list[Finding]:
         with wiring.connect(config) as connection:
             return list(_standings(look(connection, wiring.installation(config), rules)))
     except psycopg.OperationalError as error:
-        return [Finding("away", "triggers", str(error).strip().partition("\n")[0])]
+        return [Finding("away", "triggers", first_line(error))]
     except (psycopg.Error, InvalidatorError) as error:
-        return [Finding("finding", "triggers", str(error).strip().partition("\n")[0])]
+        return [Finding("finding", "triggers", first_line(error))]
 
 
 def _standings(plan: Plan) -> list[Finding]:

@@ -33,7 +33,6 @@ class Observer:
     table: str
     evictions: int = 0
     existed: int = 0
-    flushes: int = 0
 
     async def __aenter__(self) -> Observer:
         await self.target.__aenter__()
@@ -49,7 +48,6 @@ class Observer:
         return existed
 
     async def flush(self, owned: Sequence[Eviction]) -> int:
-        self.flushes += 1
         return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
-from invalidator.config.models import Config
+from invalidator.config.models import Config, Listen
 from invalidator.errors import ConfigError, RefusedError, UsageError
 from invalidator.http.server import Server
 from invalidator.logs import Log
@@ -25,12 +25,16 @@ async def run(config: Config, read_again: Callable[[], Config]) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(Server(config.listen))
         last_good: Config | None = None
+        listening: Listen | None = None
         while not stop.is_set():
             sidecar = Sidecar(config)
-            server.show(sidecar)
             try:
+                if config.listen != listening:
+                    listening = None
+                    await stack.aclose()
+                    server, listening = await stack.enter_async_context(Server(config.listen)), config.listen
+                server.show(sidecar)
                 following = await _generation(sidecar, stop, reload, read_again)
             except RefusedError as error:
                 if last_good is None:
@@ -40,9 +44,6 @@ async def run(config: Config, read_again: Callable[[], Config]) -> None:
                 )
                 config, last_good = last_good, None
                 continue
-            if following is not None and following.listen != config.listen:
-                await stack.aclose()
-                server = await stack.enter_async_context(Server(following.listen))
             last_good, config = config, following or config
     _log.info("stopped", "stopped")
 

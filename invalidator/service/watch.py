@@ -18,6 +18,7 @@ from invalidator.config.models import Config
 from invalidator.core.batch import Gap
 from invalidator.core.change import Table
 from invalidator.core.ruleset import RuleSet
+from invalidator.database import first_line
 from invalidator.errors import InvalidatorError
 from invalidator.logs import Log
 from invalidator.service.wiring import connect, installation
@@ -79,9 +80,7 @@ class Watch:
         except psycopg.OperationalError:
             return  # the database is away, which the source says
         except (psycopg.Error, InvalidatorError) as error:
-            self._log.warning(
-                "triggers_unseen", "the triggers can't be looked at", why=str(error).strip().partition("\n")[0]
-            )
+            self._log.warning("triggers_unseen", "the triggers can't be looked at", why=first_line(error))
             return
         self._compare(plan)
 

@@ -215,6 +215,22 @@ def test_sighup_takes_over_a_right_configuration_and_keeps_the_old_for_a_wrong_o
         assert process.wait(10) == 0
 
 
+def test_a_reload_to_an_address_that_is_taken_keeps_the_old_one(home, db, cache, dsn, redis_url):
+    old = home.file.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as taken, home.running() as process:
+        home.file.write_text(old.replace(home.api, f"127.0.0.1:{taken.getsockname()[1]}"))
+        process.send_signal(signal.SIGHUP)
+        while (line := json.loads(process.stderr.readline()))["event"] != "reload_refused":
+            pass
+        assert "can't listen on 127.0.0.1:" in line["why"]
+        home.file.write_text(old)
+        until(home.is_settled)
+        cache.set("p:1", "x")
+        db.execute("insert into products values (1)")
+        assert home("wait").returncode == 0
+        assert not cache.exists("p:1")
+
+
 def test_killed_and_started_again_flushes_what_it_missed(home, db, cache):
     with home.running() as process:
         process.kill()

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from invalidator.config.types import mask
+from invalidator.database import first_line
 from invalidator.demo.servers.workspace import Server, ServerError, Workspace, unprivileged
 from invalidator.errors import AwayError
 
@@ -155,7 +156,7 @@ class GivenPostgres:
         try:
             psycopg.connect(self._url, connect_timeout=5).close()
         except psycopg.OperationalError as error:
-            raise AwayError(str(error).strip().partition("\n")[0], where=mask(self._url)) from error
+            raise AwayError(first_line(error), where=mask(self._url)) from error
 
     def create_database(self, template: str = "template1") -> str:
         self._made.append(next(self._names))
