@@ -7,6 +7,7 @@
     +-- AwayError            we retry: a dependency can't be reached now
     |   +-- SourceLost       the feed is gone; what it did not deliver is a gap
     |   +-- TargetAway       the target has not answered; what it was given is still owed
+    |       +-- TargetChanged    it is another server than before; it is owed a flush
     +-- PayloadError         nobody can: a notification that is not readable as one of ours
 
 A constructor takes facts; `str()` is one sentence: `where: what; what to do`.
@@ -83,7 +84,18 @@ class SourceLost(AwayError):
 
 
 class TargetAway(AwayError):
-    """A target did not answer for what it was given; nothing of it may be taken as evicted."""
+    """A target did not answer for what it was given; nothing of it may be taken as evicted.
+
+    `reason` is away, moved (another server is to be asked), or refused (somebody has to change something there).
+    """
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "", reason: str = "away") -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.reason = reason
+
+
+class TargetChanged(TargetAway):
+    """It is another server than before, or the same one come back with what it had saved: it is owed a flush."""
 
 
 class PayloadError(InvalidatorError):

@@ -5,7 +5,6 @@ Counters are counted where things happen. What has a state is asked at the scrap
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -16,11 +15,12 @@ from invalidator import __version__
 from invalidator.core.change import OPS, Op, Table
 from invalidator.core.eviction import KINDS
 from invalidator.core.lane import REPEAT, LaneState, Work
+from invalidator.errors import TargetAway, TargetChanged
 
 GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift")
 LOSSES: Final = ("connection", "canary", "connect")
-FLUSHES: Final = (*GAPS, "backlog", "asked")
-RETRIES: Final = ("away", "refused")
+FLUSHES: Final = (*GAPS, "backlog", "asked", "target changed")
+RETRIES: Final = ("away", "moved", "refused", "changed")
 PAYLOADS: Final = ("ours", "channel")
 UNMATCHED: Final = "other"
 """The label of a table that the configuration does not name."""
@@ -66,6 +66,9 @@ class Metrics:
         self.keys_existed = self._counter("keys_existed", "keys that were there", target=self._targets)
         self.repeats = self._counter("repeats", "evictions carried out once more", target=self._targets)
         self.flushes = self._counter("flushes", "flushes answered for", target=self._targets, reason=FLUSHES)
+        self.covered = self._counter(
+            "flushes_covered", "flushes that another sidecar's answer made needless", target=self._targets
+        )
         self.retries = self._counter(
             "target_retries", "calls that the target did not answer for", target=self._targets, reason=RETRIES
         )
@@ -127,10 +130,12 @@ class LaneMetrics:
         self._repeats = metrics.repeats.labels(target)
         self._took = metrics.commit_to_evict.labels(target)
 
-    def answered(self, work: Work, existed: int, now: float) -> None:
+    def answered(self, work: Work, existed: int, now: float, *, covered: bool = False) -> None:
         self._existed.inc(existed)
         if work.flush:
-            if work.flush == REPEAT:
+            if covered:
+                self._metrics.covered.labels(self._target).inc()
+            elif work.flush == REPEAT:
                 self._repeats.inc()
             else:
                 self._metrics.flushes.labels(self._target, work.flush).inc()
@@ -143,8 +148,8 @@ class LaneMetrics:
                 self._metrics.evictions.labels(self._target, eviction.label).inc()
             self._took.observe(now - work.since + self._metrics.canary_took)
 
-    def failed(self, error: Exception) -> None:
-        reason = "refused" if re.search("NOAUTH|WRONGPASS|NOPERM|READONLY|OOM", str(error)) else "away"
+    def failed(self, error: TargetAway) -> None:
+        reason = "changed" if isinstance(error, TargetChanged) else error.reason
         self._metrics.retries.labels(self._target, reason).inc()
 
 

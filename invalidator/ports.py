@@ -5,7 +5,7 @@ for. A feed that ends does so by raising `SourceLost`; whoever opens the next on
 resumed is the new feed's first item, a `Gap`. So no reader of a feed can forget one.
 
 A target takes evictions and returns when it has answered for all of them; it raises `TargetAway` for anything less,
-and then nothing of that call may be taken as evicted.
+and then nothing of that call may be taken as evicted. `TargetChanged` says more: what was evicted before may be back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from invalidator.core.batch import Batch, Gap, Position
+from invalidator.core.batch import Ask, Batch, Gap, Position
+from invalidator.core.cover import Seen
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.lookup import Answers, Lookup, Parameters
 
@@ -22,7 +23,7 @@ from invalidator.core.lookup import Answers, Lookup, Parameters
 class Feed(Protocol):
     """An open source."""
 
-    def __aiter__(self) -> AsyncIterator[Batch | Gap]:
+    def __aiter__(self) -> AsyncIterator[Batch | Gap | Ask]:
         """Batches and gaps in commit order, until the feed is lost."""
         ...
 
@@ -32,6 +33,10 @@ class Feed(Protocol):
 
     def probe(self) -> None:
         """Find out at once how far the feed is: a batch with an `as_of` of now or later is to follow."""
+        ...
+
+    def ask(self, ask: Ask) -> bool:
+        """Put a question to the other sidecars, behind all that is committed by now; False where that can't be."""
         ...
 
 
@@ -51,11 +56,55 @@ class Lookups(Protocol):
         ...
 
 
+class Board(Protocol):
+    """What the sidecars that share a target leave for each other there; `core/cover.py` says what it means.
+
+    What they have to agree on, beside the target's own identity, is given as `claims`.
+    """
+
+    async def show(self, claims: str | None, *, alive: bool) -> None:
+        """Say for some seconds that we owe nothing (None: that we might), and that the promise holds."""
+        ...
+
+    async def leave(self) -> None:
+        """Say that nobody need wait for our answer."""
+        ...
+
+    async def look(self, nonce: str, claims: str) -> Seen:
+        """What a debtor finds there."""
+        ...
+
+    async def answer(self, nonces: Sequence[str], claims: str) -> None:
+        """Tell those who asked that everything before their question is evicted."""
+        ...
+
+    async def lock(self) -> bool:
+        """Whether the flush lock is ours now."""
+        ...
+
+    async def unlock(self) -> None: ...
+
+
 class Target(Protocol):
-    """Where evictions go. Opened once and for all its life; it reconnects by itself, at the next call."""
+    """Where evictions go. Opened once and for all its life; it reconnects by itself, at the next call.
+
+    Where exact keys may overtake (`overtakes`), `evict` is called with them while another call is under way.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def overtakes(self) -> bool: ...
+
+    @property
+    def board(self) -> Board | None:
+        """Where sidecars that share it meet; None for a target of our own."""
+        ...
+
+    async def beat(self) -> None:
+        """See that it is there, and the same as before; called every second."""
+        ...
 
     async def evict(self, evictions: Evictions) -> int:
         """Carry out all of them; returns how many keys there had been, as far as the target says."""

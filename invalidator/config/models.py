@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from invalidator.config.types import Address, FieldName, OneOrMany, PostgresDsn, RedisUrl, Seconds, TableName, Version
+from invalidator.config.types import (
+    Address,
+    FieldName,
+    HostPort,
+    InstanceName,
+    OneOrMany,
+    PostgresDsn,
+    RedisUrl,
+    Seconds,
+    TableName,
+    TargetName,
+    Version,
+)
 from invalidator.core.change import OPS, Op
 from invalidator.core.eviction import KINDS, Kind
 from invalidator.core.rule import Level
@@ -74,12 +86,29 @@ class Triggers(Model):
     )
 
 
+class Sentinel(Model):
+    """Who knows where the primary is."""
+
+    service: str = Field(min_length=1, description="The name under which the Sentinels watch the primary.")
+    nodes: OneOrMany[HostPort] = Field(min_length=1, description="The Sentinels, as host:port; all of them.")
+    username: str = Field("", description="Who we are at the Sentinels.")
+    password: SecretStr = Field(SecretStr(""), description="The password there; that of the primary is in `url`.")
+
+
 class RedisTarget(Model):
     """A Redis, or Valkey, that holds cached values."""
 
     kind: Literal["redis"]
-    url: RedisUrl = Field(SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// (TLS) or unix://.")
-    prefix: str = Field("", description="Put before every key, taken literally.")
+    url: RedisUrl = Field(
+        SecretStr("redis://localhost:6379/0"),
+        description="redis://, rediss:// (TLS) or unix://. With `sentinel` its host is not used; user, password, "
+        "database and TLS are. With `cluster` it is any node.",
+    )
+    sentinel: Sentinel | None = Field(None, description="The primary is where these Sentinels say.")
+    cluster: bool = Field(False, description="It is a Redis Cluster.")
+    prefix: str = Field(
+        "", description="Put before every key, taken literally; docs/presets.md has those of frameworks."
+    )
     flush: Literal["owned", "database"] = Field(
         "owned",
         description="What a gap flushes. owned: what the rules can ever evict, by a SCAN; "
@@ -87,6 +116,17 @@ class RedisTarget(Model):
     )
     repeat_after: Seconds = Field(
         1.0, description="Evict once more this long after, for readers that were loading while it changed. 0s: off."
+    )
+    alive_key: str | None = Field(
+        None,
+        description="A key that is there only while the promise holds for this target, with a time to live of "
+        'canary + canary_timeout + 1s. Default: invalidator:NAME:alive; "": none.',
+    )
+    wait_replicas: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="An eviction counts when so many replicas have it (WAIT): for apps that read there.",
     )
     after: OneOrMany[str] = Field(
         [], description="Targets that this one follows: it is told when they have answered, or after `canary_timeout`."
@@ -183,10 +223,14 @@ class Config(Model):
         pattern=r"^[a-z][a-z0-9_]{0,30}$",
         description="This installation; part of trigger and channel names.",
     )
+    instance: InstanceName = Field(
+        "",
+        description="This sidecar among those of the same name, the same after a restart. Default: the host's name.",
+    )
     postgres: Postgres = Postgres()
     source: Source = Source()
     triggers: Triggers = Triggers()
-    targets: dict[str, RedisTarget] = Field(min_length=1, description="Where evictions go, by name.")
+    targets: dict[TargetName, RedisTarget] = Field(min_length=1, description="Where evictions go, by name.")
     listen: Listen = Listen()
     rules: list[Rule] = Field(min_length=1, description="What evicts what.")
     channels: dict[str, Channel] = Field({}, description="Other people's notifications, by channel.")

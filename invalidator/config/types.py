@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
+from invalidator.config.redis_url import parse_address, parse_redis_url
 from invalidator.core.fields import parse_field
 from invalidator.core.rule import TablePattern
 
@@ -108,8 +109,29 @@ def is_loopback(address: str) -> bool:
     )
 
 
+def _target_name(name: Any) -> Any:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ValueError("not the name of a target; use letters, digits, _ and -")
+    return name
+
+
+def _instance_name(name: Any) -> Any:
+    if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", name):
+        raise ValueError("not the name of an instance; use letters, digits, dots, _ and -")
+    return name
+
+
+def _host_port(text: Any) -> Any:
+    if isinstance(text, str):
+        parse_address(text, 0)
+    return text
+
+
 Address = Annotated[str, BeforeValidator(read_address)]
 FieldName = Annotated[str, BeforeValidator(_field)]
+InstanceName = Annotated[str, BeforeValidator(_instance_name)]
+HostPort = Annotated[str, BeforeValidator(_host_port)]
+TargetName = Annotated[str, BeforeValidator(_target_name)]
 TableName = Annotated[str, BeforeValidator(_table)]
 
 _URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)\S*(@)")  # up to the last @: a password may hold what it should not
@@ -135,6 +157,8 @@ def _connection(pattern: re.Pattern[str], ends: str, wrong: str) -> BeforeValida
             if not pattern.fullmatch(text):
                 raise ValueError(wrong)
             _check_authority(text, ends)
+            if pattern is _REDIS_URL:
+                parse_redis_url(text)
         return text
 
     return BeforeValidator(check)

@@ -30,3 +30,11 @@ class Gap:
 
     reason: str
     tables: frozenset[Table] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A sidecar asks the others whether everything committed before this is evicted from a target."""
+
+    target: str
+    nonce: str

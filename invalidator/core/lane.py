@@ -17,6 +17,15 @@ How far. Each thing put has a number. `answered` is the number up to which the t
 up to which it has answered the repeats too. A mark is a moment of which the source knows that everything committed
 before it had a lower number; `as_of` and `settled_as_of` are the last marks passed. A debt holds them all back.
 
+Overtaking. A SCAN pass or a flush may take seconds, and an exact key must not wait for it. Where the target allows it,
+exact keys have a way of their own: they are handed over as soon as the ones before them are answered, whatever else is
+on its way or owed. That is safe because an eviction holds from the moment at which it was put: earlier is never wrong.
+Only the claims wait: `answered` stops before the oldest thing that is not answered, on either way.
+
+Covers. A debt may be paid by another sidecar that says that it has evicted everything (`core/cover.py`). What it says
+includes its repeats, so such a flush is not repeated. And others ask us: an ask has a number like everything else, and
+may be answered when all up to it is settled and nothing is owed.
+
 After. A lane that follows others (a local cache behind the shared one, or it would refill from there with what is
 stale) holds what it is given until they have answered it. It does not hold for ever: at the deadline it is told, and
 told again when they have answered; only that moves its `answered`.
@@ -38,6 +47,9 @@ from invalidator.core.eviction import Evictions
 
 BOUND: Final = 500_000
 """Evictions that may wait for a target, repeats included, before they collapse to a flush: some 60 MB of keys."""
+
+ASKS: Final = 1000
+"""Asks of other sidecars that may wait for an answer; of more, the oldest go unanswered, which costs them a flush."""
 
 REPEAT: Final = "repeat"
 """The reason of a flush that only repeats another."""
@@ -81,15 +93,15 @@ TABLE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType({
     (State.FLUSHING_OWING, Event.ANSWER): State.OWING,
     (State.FLUSHING_OWING, Event.FAIL): State.OWING,
 })  # fmt: skip
-_IN_DEBT: Final = frozenset({State.OWING, State.EVICTING_OWING, State.FLUSHING, State.FLUSHING_OWING})
 _READY: Final = frozenset({State.QUIET, State.OWING})
 
 
 @dataclass(slots=True)
 class Work:
-    """What the target is told next: a flush, for a reason, or evictions."""
+    """What the target is told next: a flush, for a reason, or evictions. One that `must` be can't be covered."""
 
     flush: str = ""
+    must: bool = False
     fresh: Evictions = field(default_factory=Evictions)
     again: Evictions = field(default_factory=Evictions)
     number: int = 0  # the newest thing in it
@@ -103,6 +115,54 @@ class Work:
 
 
 @dataclass(slots=True)
+class _Way:
+    """Evictions on one of the two ways to the target: those that wait, and those that are on their way."""
+
+    fresh: Evictions = field(default_factory=Evictions)
+    again: Evictions = field(default_factory=Evictions)
+    fresh_from: int = 0  # the number of the oldest thing in `fresh`; 0 where there is none
+    again_from: int = 0
+    since: float = 0.0
+    sent: Work | None = None
+
+    def put(self, evictions: Evictions, number: int, now: float) -> None:
+        if evictions:
+            self.fresh.update(evictions)
+            self.fresh_from = self.fresh_from or number
+            self.since = self.since or now
+
+    def repeat(self, evictions: Evictions, number: int, now: float) -> None:
+        if evictions:
+            self.again_from = _older(number, self.again_from)
+            if self.again:
+                self.again.update(evictions)
+            else:
+                self.again = evictions  # nobody else has it any more
+            self.since = self.since or now
+
+    def take(self, number: int, now: float) -> Work | None:
+        if not self.fresh and not self.again:
+            return None
+        self.sent = Work("", False, self.fresh, self.again, number, self.fresh_from, self.again_from, self.since or now)
+        self.clear()
+        return self.sent
+
+    def put_back(self, work: Work, now: float) -> None:
+        self.fresh, self.again = together(work.fresh, self.fresh), together(work.again, self.again)
+        self.fresh_from = _older(work.oldest, self.fresh_from)
+        self.again_from = _older(work.repeats, self.again_from)
+        self.since = work.since or now
+
+    def clear(self) -> None:
+        self.fresh, self.again = Evictions(), Evictions()
+        self.fresh_from, self.again_from, self.since = 0, 0, 0.0
+
+    def __len__(self) -> int:
+        sent = len(self.sent.fresh) + len(self.sent.again) if self.sent else 0
+        return len(self.fresh) + len(self.again) + sent
+
+
+@dataclass(slots=True)
 class _Held:
     """What a lane that follows others has not been told; None for a flush."""
 
@@ -110,6 +170,7 @@ class _Held:
     evictions: Evictions | None
     deadline: float
     reason: str = ""
+    must: bool = False
 
 
 @dataclass(slots=True)
@@ -118,22 +179,20 @@ class LaneState:
 
     repeat_after: float = 0.0
     bound: int = BOUND
+    overtakes: bool = False
     table: Mapping[tuple[State, Event], State] = field(default_factory=lambda: TABLE, repr=False)
     state: State = State.QUIET
-    answered: int = 0
     as_of: float | None = None
     settled_as_of: float | None = None
     collapses: int = 0
-    _latest: int = 0  # all up to this number is in what waits
+    _latest: int = 0  # all up to this number was told to us
+    _main: _Way = field(default_factory=_Way)  # the way of flushes, and of all that is not exact
+    _exact: _Way = field(default_factory=_Way)  # used only where exact keys overtake
     _reason: str = ""
-    _fresh: Evictions = field(default_factory=Evictions)
-    _again: Evictions = field(default_factory=Evictions)
-    _fresh_from: int = 0  # the number of the oldest thing in `_fresh`; 0 where there is none
-    _again_from: int = 0
-    _owed_from: int = 0  # and of the oldest thing that the flush owed is for
+    _must: bool = False
+    _owed_from: int = 0  # the number of the oldest thing that the flush owed is for
     _flush_from: int = 0  # and of the oldest that it repeats
-    _since: float = 0.0
-    _sent: Work | None = None
+    _owed_since: float = 0.0
     _due: deque[tuple[float, int, Evictions | None]] = field(default_factory=deque)
     _due_size: int = 0
     _held: deque[_Held] = field(default_factory=deque)
@@ -141,6 +200,7 @@ class LaneState:
     _told: int = 0  # how many of them had to be told before they were released
     _marks: deque[tuple[int, float]] = field(default_factory=deque)
     _settling: deque[tuple[int, float]] = field(default_factory=deque)
+    _asks: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=ASKS))
 
     # What it is given
 
@@ -153,20 +213,24 @@ class LaneState:
             self._latest = number
         if self.depth > self.bound:
             self._collapse(number, now)
-        self._reach_if_quiet()
+        self._advance()
 
-    def owe(self, reason: str, number: int, now: float, hold_until: float | None = None) -> None:
-        """Owe the target a flush."""
+    def owe(self, reason: str, number: int, now: float, hold_until: float | None = None, *, must: bool = False) -> None:
+        """Owe the target a flush; one that `must` be is paid by nobody else's word."""
         if hold_until is not None:
-            self._hold(_Held(number, None, hold_until, reason))
+            self._hold(_Held(number, None, hold_until, reason, must))
         else:
-            self._owe(reason, number, now)
-            self._latest = number
+            self._owe(reason, number, now, must=must)
+            self._latest = max(self._latest, number)
 
     def mark(self, number: int, as_of: float) -> None:
         """Everything committed before this moment had a number up to this one."""
         self._marks.append((number, as_of))
         self._advance()
+
+    def ask(self, number: int, nonce: str) -> None:
+        """Another sidecar asks whether everything up to this number is evicted here."""
+        self._asks.append((number, nonce))
 
     def release(self, number: int, now: float) -> None:
         """The lanes that this one follows have answered for all up to this number."""
@@ -176,7 +240,7 @@ class LaneState:
             self._held_size -= len(held.evictions or ())
             self._tell(held, now)
             self._latest = held.number
-        self._reach_if_quiet()
+        self._advance()
 
     # What it gives
 
@@ -185,44 +249,71 @@ class LaneState:
         self._collect(now)
         if self.state not in _READY:
             return None
-        since, self._since = self._since or now, 0.0
+        work: Work | None
         if self.state is State.OWING:
-            self._sent = Work(
-                self._reason, number=self._latest, oldest=self._owed_from, repeats=self._flush_from, since=since
+            work = self._main.sent = Work(
+                self._reason,
+                self._must,
+                number=self._latest,
+                oldest=self._owed_from,
+                repeats=self._flush_from,
+                since=self._owed_since or now,
             )
-            self._reason, self._owed_from, self._flush_from = "", 0, 0
-        elif self._fresh or self._again:
-            self._sent = Work("", self._fresh, self._again, self._latest, self._fresh_from, self._again_from, since)
-            self._fresh, self._again = Evictions(), Evictions()
-            self._fresh_from, self._again_from = 0, 0
+            self._forgive()
         else:
-            return None
-        self._happen(Event.SEND)
-        return self._sent
+            work = self._main.take(self._latest, now)
+        if work is not None:
+            self._happen(Event.SEND)
+        return work
 
-    def answer(self, now: float) -> None:
-        """The target has answered for what it was told."""
+    def answer(self, now: float, *, covered: bool = False) -> None:
+        """The target has answered for what it was told, or the flush is covered by another's word."""
         work = self._end(Event.ANSWER)
-        if work.flush and work.oldest:
+        if work.flush and work.oldest and not covered:
             self._repeat_later(None, _older(work.oldest, work.repeats), now)
         elif work.fresh:
             self._repeat_later(work.fresh, work.oldest, now)
-        if not work.flush:
-            self._reach(work.number)
-        self._reach_if_quiet()
+        self._advance()
 
     def fail(self, now: float) -> None:
         """It has not, and nothing of it may be taken as done."""
         work = self._end(Event.FAIL)
-        self._since = work.since or now
         if work.flush:
             self._reason = work.flush if self._reason in ("", REPEAT) else self._reason
+            self._must |= work.must
             self._owed_from = _older(work.oldest, self._owed_from)
             self._flush_from = _older(work.repeats, self._flush_from)
+            self._owed_since = work.since or now
         else:
-            self._fresh, self._again = together(work.fresh, self._fresh), together(work.again, self._again)
-            self._fresh_from = _older(work.oldest, self._fresh_from)
-            self._again_from = _older(work.repeats, self._again_from)
+            self._main.put_back(work, now)
+            self._collapse_if_too_deep(now)
+
+    def take_exact(self, now: float) -> Work | None:
+        """The exact keys to tell the target now, past whatever else waits; None while it has not answered."""
+        self._collect(now)
+        return None if self._exact.sent is not None else self._exact.take(self._latest, now)
+
+    def answer_exact(self, now: float) -> None:
+        """The target has answered for the exact keys that it was told."""
+        work, self._exact.sent = self._exact.sent, None
+        assert work is not None, "the target was told nothing"
+        if work.fresh:
+            self._repeat_later(work.fresh, work.oldest, now)
+        self._advance()
+
+    def fail_exact(self, now: float) -> None:
+        """It has not."""
+        work, self._exact.sent = self._exact.sent, None
+        assert work is not None, "the target was told nothing"
+        self._exact.put_back(work, now)
+        self._collapse_if_too_deep(now)
+
+    def answers(self) -> list[str]:
+        """The asks that may be answered now: all up to them is settled, and nothing is owed."""
+        ready = []
+        while self._asks and not self.owed and self._asks[0][0] <= self.settled:
+            ready.append(self._asks.popleft()[1])
+        return ready
 
     def due(self) -> float | None:
         """The moment at which there will be something to tell without anything being put."""
@@ -234,35 +325,61 @@ class LaneState:
     # How it stands
 
     @property
-    def owed(self) -> str:
-        """Why a flush is owed or on its way; empty when none is. A repeat is no debt."""
-        sent = self._sent.flush if self._sent else ""
-        return next((reason for reason in (self._reason, sent, self._held_reason()) if reason not in ("", REPEAT)), "")
-
-    @property
-    def depth(self) -> int:
-        """Evictions that wait, repeats included; what is on its way counts."""
-        sent = len(self._sent.fresh) + len(self._sent.again) if self._sent else 0
-        return len(self._fresh) + len(self._again) + self._due_size + self._held_size + sent
+    def answered(self) -> int:
+        """The number up to which the target has answered for all, on either way."""
+        waiting = (
+            self._owed_from,
+            self._main.fresh_from,
+            self._exact.fresh_from,
+            self._main.sent.oldest if self._main.sent else 0,
+            self._exact.sent.oldest if self._exact.sent else 0,
+        )
+        return min(self._latest, (_older(*waiting) or self._latest + 1) - 1)
 
     @property
     def settled(self) -> int:
         """The number up to which the target has answered for all, repeats included."""
         repeats = (
-            self._again_from,
             self._flush_from,
-            self._sent.repeats if self._sent else 0,
+            self._main.again_from,
+            self._exact.again_from,
+            self._main.sent.repeats if self._main.sent else 0,
+            self._exact.sent.repeats if self._exact.sent else 0,
             self._due[0][1] if self._due else 0,
         )
         return min([self.answered, *(number - 1 for number in repeats if number)])
 
     @property
+    def owed(self) -> str:
+        """Why a flush is owed or on its way; empty when none is. A repeat is no debt."""
+        sent = self._main.sent.flush if self._main.sent else ""
+        return next((reason for reason in (self._reason, sent, self._held_reason()) if reason not in ("", REPEAT)), "")
+
+    @property
+    def depth(self) -> int:
+        """Evictions that wait, repeats included; what is on its way counts."""
+        return len(self._main) + len(self._exact) + self._due_size + self._held_size
+
+    @property
+    def waits_exact(self) -> bool:
+        """Whether there is something to take that overtakes."""
+        return bool(self._exact.fresh or self._exact.again)
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self._asks)
+
+    @property
     def is_idle(self) -> bool:
-        return self.state is State.QUIET and not self.depth and not self._due and not self._held
+        on_its_way = self._main.sent or self._exact.sent
+        return self.state is State.QUIET and not (self.depth or on_its_way or self._due or self._held)
 
     def oldest(self) -> float | None:
         """When the oldest thing that is not answered was put; repeats that are not due do not count."""
-        return (self._sent.since if self._sent else self._since) or None
+        since = [self._owed_since]
+        for way in (self._main, self._exact):
+            since += [way.since, way.sent.since if way.sent else 0.0]
+        return min(filter(None, since), default=None)
 
     # Inside
 
@@ -270,23 +387,36 @@ class LaneState:
         self.state = self.table[self.state, event]
 
     def _end(self, event: Event) -> Work:
-        work, self._sent = self._sent, None
+        work, self._main.sent = self._main.sent, None
         assert work is not None, "the target was told nothing"
         self._happen(event)
         return work
 
     def _take(self, evictions: Evictions | None, number: int, now: float) -> None:
         if evictions:
-            self._fresh.update(evictions)
-            self._fresh_from = self._fresh_from or number
-            self._since = self._since or now
+            exact, rest = self._parted(evictions)
+            self._exact.put(exact, number, now)
+            self._main.put(rest, number, now)
 
-    def _owe(self, reason: str, number: int, now: float) -> None:
+    def _parted(self, evictions: Evictions) -> tuple[Evictions, Evictions]:
+        """What may overtake, and the rest."""
+        if not self.overtakes:
+            return Evictions(), evictions
+        if not evictions.others:
+            return evictions, Evictions()
+        exact = Evictions(evictions.keys, {one: None for one in evictions.others if not one.glob})
+        return exact, Evictions({}, {one: None for one in evictions.others if one.glob})
+
+    def _owe(self, reason: str, number: int, now: float, *, must: bool = False) -> None:
         if self._reason in ("", REPEAT):
             self._reason = reason
+        self._must |= must
         self._owed_from = self._owed_from or number
-        self._since = self._since or now
+        self._owed_since = self._owed_since or now
         self._happen(Event.OWE)
+
+    def _forgive(self) -> None:
+        self._reason, self._must, self._owed_from, self._flush_from, self._owed_since = "", False, 0, 0, 0.0
 
     def _hold(self, held: _Held) -> None:
         last = self._held[-1] if len(self._held) > self._told else None
@@ -299,7 +429,7 @@ class LaneState:
 
     def _tell(self, held: _Held, now: float) -> None:
         if held.evictions is None:
-            self._owe(held.reason, held.number, now)
+            self._owe(held.reason, held.number, now, must=held.must)
         else:
             self._take(held.evictions, held.number, now)
 
@@ -311,31 +441,34 @@ class LaneState:
                 self._flush_from = _older(number, self._flush_from)
                 self._owe(REPEAT, 0, now)
             else:
-                self._again_from = _older(number, self._again_from)
                 self._due_size -= len(evictions)
-                if self._again:
-                    self._again.update(evictions)
-                else:
-                    self._again = evictions  # nobody else has it any more
-                self._since = self._since or now
+                exact, rest = self._parted(evictions)
+                self._exact.repeat(exact, number, now)
+                self._main.repeat(rest, number, now)
         while self._told < len(self._held) and self._held[self._told].deadline <= now:
             self._tell(self._held[self._told], now)
             self._told += 1
 
     def _repeat_later(self, evictions: Evictions | None, number: int, now: float) -> None:
         if self.repeat_after:
-            if self._due and self._due[-1][1] > number:  # after a collapse: `settled` asks only the first
+            if self._due and self._due[-1][1] > number:  # `settled` asks only the first
                 self._due = deque((moment, min(before, number), what) for moment, before, what in self._due)
             self._due.append((now + self.repeat_after, number, evictions))
             self._due_size += len(evictions or ())
 
+    def _collapse_if_too_deep(self, now: float) -> None:
+        """What comes back may be too much together with what came meanwhile."""
+        if self.depth > self.bound and not self._held:
+            self._collapse(self._latest, now)
+
     def _collapse(self, number: int, now: float) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
-        self._flush_from = _older(self._flush_from, self._again_from, *(due for _, due, _ in self._due))
-        self._owed_from = _older(self._owed_from, self._fresh_from)
-        self._fresh, self._again = Evictions(), Evictions()
-        self._fresh_from, self._again_from = 0, 0
+        again = (self._main.again_from, self._exact.again_from, *(due for _, due, _ in self._due))
+        self._flush_from = _older(self._flush_from, *again)
+        self._owed_from = _older(self._owed_from, self._main.fresh_from, self._exact.fresh_from)
+        self._main.clear()
+        self._exact.clear()
         self._due.clear()
         self._due_size = 0
         if self._held:
@@ -348,19 +481,14 @@ class LaneState:
     def _held_reason(self) -> str:
         return next((held.reason for held in self._held if held.reason), "")
 
-    def _reach_if_quiet(self) -> None:
-        if self.state is State.QUIET and not self._fresh:
-            self._reach(self._latest)
-
-    def _reach(self, number: int) -> None:
-        self.answered = max(self.answered, number)
-        self._advance()
-
     def _advance(self) -> None:
         """Pass the marks that are behind us; those of a lane in debt stay where they are."""
-        if self.state in _IN_DEBT and self.owed:
+        if not self._marks and not self._settling:
             return
-        while self._marks and self._marks[0][0] <= self.answered:
+        if self.owed:
+            return
+        answered = self.answered
+        while self._marks and self._marks[0][0] <= answered:
             self._settling.append(self._marks.popleft())
             self.as_of = self._settling[-1][1]
         settled = self.settled

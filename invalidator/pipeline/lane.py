@@ -1,23 +1,43 @@
-"""A lane at work: `core.lane` says what is told and what it means; here are the clock, the target and the retries."""
+"""A lane at work: `core.lane` says what is told and what it means; here are the clock, the target and the retries.
+
+Up to three things go on at once, none of which waits for another: exact keys, where they may overtake; all the rest,
+flushes among it; and the watch, which sees every second that the target is still there and still the same, and answers
+other sidecars.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
+from invalidator.core.batch import Ask
+from invalidator.core.cover import Claims
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.lane import BOUND, REPEAT, LaneState, Work
-from invalidator.errors import TargetAway
+from invalidator.errors import TargetAway, TargetChanged
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
+from invalidator.pipeline.settling import Settling
 from invalidator.ports import Target
+
+BEAT: Final = 1.0
+_GRACE: Final = 1.0
+_BACKOFF: Final = Backoff()
+
+Way = Literal["exact", "main", "watch"]
 
 
 class Lane:
-    """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered."""
+    """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered.
+
+    `on_change` is called when the target is another than before, which is a debt. `claims` says what we can claim of
+    what we hear, and `ask` puts a question to other sidecars. The promise holds while `as_of` is not older than
+    `stale_after`.
+    """
 
     def __init__(
         self,
@@ -26,16 +46,29 @@ class Lane:
         *,
         repeat_after: float = 0.0,
         bound: int = BOUND,
+        stale_after: float = 6.0,
         metrics: LaneMetrics | None = None,
         on_answer: Callable[[], None] = lambda: None,
+        on_change: Callable[[Lane], None] | None = None,
+        claims: Callable[[], Claims] = Claims,
+        ask: Callable[[Ask], bool] = lambda _: False,
     ) -> None:
-        self.target, self.state = target, LaneState(repeat_after, bound)
-        self.failures, self.why = 0, ""
-        self._owned, self._on_answer = owned, on_answer
+        self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes)
+        self._settling = Settling(target, owned, claims=claims, ask=ask, patience=repeat_after + _GRACE)
+        self._claims, self._stale_after = claims, stale_after
+        self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
-        self._news = asyncio.Event()
-        self._backoff = Backoff()
+        self._failing: dict[Way, TargetAway] = {}
+        self._news: dict[Way, asyncio.Event] = {"exact": asyncio.Event(), "main": asyncio.Event()}
+        self._asked = asyncio.Event()
         self._log = Log(target=target.name)
+
+    @property
+    def why(self) -> str:
+        """Why the target does not serve us; empty when it does."""
+        return next(map(str, self._failing.values()), "")
+
+    # What it is given
 
     def put(self, evictions: Evictions | None, number: int, hold_until: float | None = None) -> None:
         """Take the evictions of a batch; `number` is what is answered when the target has answered for them."""
@@ -46,73 +79,175 @@ class Lane:
                 "collapsed", "too much waits for the target: it is owed a flush instead", bound=state.bound
             )
         if evictions or hold_until is not None:
-            self._news.set()
+            self._wake()
 
-    def owe(self, reason: str, number: int, hold_until: float | None = None) -> None:
-        """Owe the target a flush."""
-        self.state.owe(reason, number, _now(), hold_until)
-        self._news.set()
+    def owe(self, reason: str, number: int, hold_until: float | None = None, *, must: bool = False) -> None:
+        """Owe the target a flush; one that `must` be is never covered by another sidecar."""
+        self.state.owe(reason, number, _now(), hold_until, must=must)
+        self._wake()
 
     def release(self, number: int) -> None:
         """The lanes that this one follows have answered up to here."""
         self.state.release(number, _now())
-        self._news.set()
+        self._wake()
+
+    def ask(self, number: int, nonce: str) -> None:
+        """A sidecar asks whether everything up to this number is evicted here."""
+        if self.target.board is not None and nonce != self._settling.nonce:
+            self.state.ask(number, nonce)
+            self._asked.set()
+
+    def _wake(self) -> None:
+        if self.state.waits_exact:
+            self._news["exact"].set()
+        self._news["main"].set()
+
+    # What it does
 
     async def run(self) -> None:
         """Serve the target, until cancelled."""
+        state = self.state
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve("main", state.take, self._tell, state.fail))
+            if self.target.overtakes:
+                group.create_task(self._serve("exact", state.take_exact, self._tell_exact, state.fail_exact))
+            group.create_task(self._watch())
+
+    async def _serve(
+        self,
+        way: Way,
+        take: Callable[[float], Work | None],
+        tell: Callable[[Work], Awaitable[None]],
+        fail: Callable[[float], None],
+    ) -> None:
+        failures = 0
         while True:
             stop_if_cancelled()
-            work = self.state.take(_now())
+            work = take(_now())
             if work is None:
-                await self._wait()
+                await self._wait(self._news[way])
                 continue
             try:
-                existed = await self._tell(work)
+                await tell(work)
             except TargetAway as error:
-                self.state.fail(_now())
-                await self._back_off(error)
+                fail(_now())
+                self._failed(way, error)
+                failures += 1
+                await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
             else:
-                self.state.answer(_now())
-                self._answered(work, existed)
-                self._on_answer()
+                failures = 0
+                self._succeeded(way)
 
-    async def _tell(self, work: Work) -> int:
+    async def _tell_exact(self, work: Work) -> None:
+        existed = await self.target.evict(work.evictions)
+        self.state.answer_exact(_now())
+        self._answered(work, existed)
+
+    async def _tell(self, work: Work) -> None:
+        covered = False
         if work.flush:
-            return await self.target.flush(self._owned)
-        return await self.target.evict(work.evictions)
+            existed, covered = await self._settling.pay(work)
+        else:
+            existed = await self.target.evict(work.evictions)
+        self.state.answer(_now(), covered=covered)
+        self._answered(work, existed, covered=covered)
+        if work.flush and self.target.board is not None:
+            try:
+                await self._show()  # first, so that those who wait for the lock ask us
+                await self.target.board.unlock()
+            except TargetAway as error:
+                self._failed("watch", error)
 
-    def _answered(self, work: Work, existed: int) -> None:
-        if self.failures:
-            self._log.info("target_back", "the target answers again", after_failures=self.failures)
-            self.failures, self.why = 0, ""
-        self._metrics.answered(work, existed, _now())
-        if work.flush == REPEAT:
+    def _answered(self, work: Work, existed: int, *, covered: bool = False) -> None:
+        self._metrics.answered(work, existed, _now(), covered=covered)
+        if covered:
+            self._log.info("covered", "another sidecar has evicted everything; no flush is needed", reason=work.flush)
+        elif work.flush == REPEAT:
             self._log.debug("flush_repeated", "flushed once more", existed=existed)
         elif work.flush:
             self._log.info("flushed", "flushed what the rules own", reason=work.flush, existed=existed)
         else:
             told = len(work.fresh) + len(work.again)
             self._log.debug("evicted", "the target has answered", evictions=told, existed=existed)
+        if self.state.is_asked:
+            self._asked.set()
+        self._on_answer()
 
-    async def _wait(self) -> None:
-        self._news.clear()
+    # The watch
+
+    async def _watch(self) -> None:
+        """See every second that the target is there, say how we are, and answer those who ask, as soon as may be."""
+        beat_at = _now()
+        while True:
+            stop_if_cancelled()
+            self._asked.clear()
+            try:
+                if _now() >= beat_at:
+                    beat_at = _now() + BEAT
+                    await self.target.beat()
+                    await self._show()
+                await self._answer_asks()
+            except TargetAway as error:
+                self._failed("watch", error)
+                beat_at = _now() + BEAT
+            else:
+                self._succeeded("watch")
+            alarm = asyncio.get_running_loop().call_at(beat_at, self._asked.set)
+            try:
+                await self._asked.wait()
+            finally:
+                alarm.cancel()
+
+    async def _show(self) -> None:
+        """Say on the board how we are."""
+        if self.target.board is not None:
+            able = self._claims().text if not self.state.owed else ""
+            as_of = self.state.as_of
+            alive = bool(able) and as_of is not None and _now() - as_of <= self._stale_after
+            await self.target.board.show(able or None, alive=alive)
+
+    async def _answer_asks(self) -> None:
+        claims = self._claims().text
+        nonces = self.state.answers() if claims else []
+        if nonces and self.target.board is not None:
+            await self.target.board.answer(nonces, claims)
+            self._log.debug("answered", "told other sidecars that everything is evicted", asked=len(nonces))
+
+    # What goes wrong
+
+    def _failed(self, way: Way, error: TargetAway) -> None:
+        self._metrics.failed(error)
+        if isinstance(error, TargetChanged):
+            self._log.warning(
+                "target_changed", "what was evicted there may be back; it is owed a flush", why=str(error)
+            )
+            if self._on_change is not None:
+                self._on_change(self)
+            return
+        known = {(before.reason, before.what) for before in self._failing.values()}
+        self._failing[way] = error
+        if (error.reason, error.what) in known:
+            return
+        if error.reason == "refused":
+            self._log.error("target_refuses", "the target refuses us, until somebody mends it", why=str(error))
+        elif not known:
+            self._log.warning(
+                "target_away", "the target does not answer; it is tried again until it does", why=str(error)
+            )
+
+    def _succeeded(self, way: Way) -> None:
+        if self._failing.pop(way, None) is not None and not self._failing:
+            self._log.info("target_back", "the target answers again")
+
+    async def _wait(self, news: asyncio.Event) -> None:
+        news.clear()
         due = self.state.due()
-        alarm = None if due is None else asyncio.get_running_loop().call_at(due, self._news.set)
+        alarm = None if due is None else asyncio.get_running_loop().call_at(due, news.set)
         try:
-            await self._news.wait()
+            await news.wait()
         finally:
             if alarm is not None:
                 alarm.cancel()
-
-    async def _back_off(self, error: TargetAway) -> None:
-        self.failures += 1
-        self.why = str(error)
-        self._metrics.failed(error)
-        if self.failures == 1:
-            self._log.warning(
-                "target_away", "the target does not answer; it is tried again until it does", why=self.why
-            )
-        await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
 
 def _now() -> float:

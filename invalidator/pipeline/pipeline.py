@@ -7,6 +7,9 @@ can't resume it says by a gap, and a gap is a flush owed to every lane.
 The pipeline waits for no target and for no lookup, so the source is always drained. Rules that look something up get
 their changes by way of `asking`; until those are answered, no claim and no position that came after them goes on.
 
+Where sidecars share a target, a debt there may be paid by another one's word: questions go out through the source, and
+are heard through it, in order with all that is committed (`core/cover.py`).
+
 `as_of` moves by the source's marks. While there is a doubt (triggers that drifted), there are no marks: nobody can
 claim then that everything committed is evicted.
 """
@@ -17,14 +20,16 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
-from invalidator.core.batch import Batch, Gap, Position
+from invalidator.core.batch import Ask, Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
+from invalidator.core.cover import Claims
 from invalidator.core.eviction import Evictions
 from invalidator.core.ledger import Ledger
 from invalidator.core.ruleset import RuleSet
@@ -36,6 +41,9 @@ from invalidator.pipeline.lane import Lane
 from invalidator.ports import Feed, Lookups, Source, Target
 
 _KIND: Final = attrgetter("table", "op", "wide")
+
+ASKED: Final = "asked"
+"""The reason of a flush that a person asked for, and no other sidecar can answer for."""
 
 Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
 """Sees what is heard, and what each target is told of it."""
@@ -53,8 +61,11 @@ class Pipeline:
         repeat_after: Mapping[str, float] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
         patience: float = 3.0,
+        stale_after: float = 6.0,
         lookups: Lookups | None = None,
         metrics: Metrics | None = None,
+        claims: Callable[[str], Claims] = lambda _: Claims(),
+        on_open: Callable[[], None] = lambda: None,
     ) -> None:
         names = [target.name for target in targets]
         self.metrics = metrics or Metrics(names)
@@ -69,8 +80,12 @@ class Pipeline:
                 target,
                 owned[target.name],
                 repeat_after=repeats.get(target.name, 0.0),
+                stale_after=stale_after,
                 metrics=self.metrics.lane(target.name),
                 on_answer=self._moved_on,
+                on_change=self._changed,
+                claims=partial(claims, target.name),
+                ask=self._ask,
             )
             for target in targets
         ]
@@ -78,6 +93,7 @@ class Pipeline:
         self._follows = {by_name[name]: [by_name[one] for one in ones] for name, ones in (after or {}).items() if ones}
         self._in_order = _in_order(self.lanes, self._follows)
         self._asking = Asking(rules, lookups, self._put) if lookups else None
+        self._on_open = on_open
         self._number = 0
         self._ledger = Ledger()
         self._confirmed: Position | None = None
@@ -171,8 +187,23 @@ class Pipeline:
             return self._number
         self._number += 1
         for lane in self._in_order:
-            lane.owe(gap.reason, self._number, self._hold(lane))
+            lane.owe(gap.reason, self._number, self._hold(lane), must=gap.reason == ASKED)
         return self._number
+
+    def _changed(self, changed: Lane) -> None:
+        """A target is another than before: it is owed a flush, and so are those that may have refilled from it."""
+        self._number += 1
+        owing = {changed}
+        for lane in self._in_order:
+            if lane in owing or owing.intersection(self._follows.get(lane, ())):
+                owing.add(lane)
+                lane.owe("target changed", self._number, self._hold(lane))
+            else:
+                lane.put(None, self._number, self._hold(lane))
+
+    def _ask(self, ask: Ask) -> bool:
+        """Put a question to the other sidecars; False while the source is not heard."""
+        return self._feed is not None and self._feed.ask(ask)
 
     # From the source to the lanes
 
@@ -184,6 +215,7 @@ class Pipeline:
                     self.failures, self.why = 0, ""
                     self._moved_on()
                     self._log.info("feed_open", "the source is open")
+                    self._on_open()
                     async for item in self._feed:
                         self._take(item)
             except SourceLost as error:
@@ -197,9 +229,12 @@ class Pipeline:
             stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
-    def _take(self, item: Batch | Gap) -> None:
+    def _take(self, item: Batch | Gap | Ask) -> None:
         if isinstance(item, Gap):
             self.gap(item)
+            return
+        if isinstance(item, Ask):
+            self._afterwards(partial(self._asked, item))
             return
         if item.changes:
             self._changes(item.changes)
@@ -243,6 +278,11 @@ class Pipeline:
             for lane in self.lanes:
                 lane.state.mark(self._number, as_of)
         self._moved_on()
+
+    def _asked(self, ask: Ask) -> None:
+        for lane in self.lanes:
+            if lane.target.name == ask.target:
+                lane.ask(self._number, ask.nonce)
 
     def _count(self, changes: Sequence[Change]) -> None:
         for (table, op, wide), group in groupby(changes, _KIND):

@@ -41,8 +41,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
             yield finding
         async for finding in _queries(config, rules):
             yield finding
-    for name, part in config.targets.items():
-        async with wiring.target(name, part) as target:
+    for name in config.targets:
+        async with wiring.target(config, name) as target:
             try:
                 found = await target.check()
             except AwayError as error:

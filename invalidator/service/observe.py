@@ -33,6 +33,8 @@ class Observer:
     table: str
     evictions: int = 0
     existed: int = 0
+    overtakes: bool = False
+    board: None = None
 
     async def __aenter__(self) -> Observer:
         await self.target.__aenter__()
@@ -49,6 +51,9 @@ class Observer:
 
     async def flush(self, owned: Sequence[Eviction]) -> int:
         return 0
+
+    async def beat(self) -> None:
+        await self.target.beat()
 
 
 async def observe(config: Config) -> list[str]:
@@ -70,7 +75,7 @@ async def observe(config: Config) -> list[str]:
 
 def observed(config: Config) -> tuple[RuleSet, list[Observer]]:
     """The rules, each sent to observers of its own."""
-    targets = {name: wiring.target(name, part) for name, part in config.targets.items()}
+    targets = {name: wiring.target(config, name) for name in config.targets}
     rules, observers = [], []
     for rule in compile_rules(config).rules:
         mine = [Observer(f"rules[{rule.number}] {name}", targets[name], str(rule.table)) for name in rule.to]

@@ -12,6 +12,8 @@ from invalidator.config.compile import compile_rules, target_digest
 from invalidator.config.models import Config
 from invalidator.core.batch import Gap
 from invalidator.core.change import Change, Table
+from invalidator.core.cover import Claims
+from invalidator.core.digest import digest
 from invalidator.core.eviction import Evictions
 from invalidator.core.link import Phase
 from invalidator.core.ruleset import RuleSet
@@ -19,7 +21,7 @@ from invalidator.errors import RefusedError
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.pipeline.lane import Lane
-from invalidator.pipeline.pipeline import Pipeline
+from invalidator.pipeline.pipeline import ASKED, Pipeline
 from invalidator.ports import Target
 from invalidator.service import wiring
 from invalidator.service.tail import Tail
@@ -42,6 +44,8 @@ class Sidecar:
         self.metrics = Metrics(self.rules.targets, dict.fromkeys(str(rule.table) for rule in self.rules.rules))
         self.metrics.state = self._gauges
         self.reloaded = True
+        self._digests = {name: target_digest(config, name) for name in config.targets}
+        self._stale_after = wiring.stale_after(config)
         self._source = wiring.source(config, self.metrics)
         self._pipeline: Pipeline | None = None
         self._watch: Watch | None = None
@@ -51,9 +55,7 @@ class Sidecar:
         """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
         self._began = _now()
         for name in self.config.targets:
-            _log.info(
-                "starting", "starting", name=self.config.name, target=name, digest=target_digest(self.config, name)
-            )
+            _log.info("starting", "starting", name=self.config.name, target=name, digest=self._digests[name])
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -73,7 +75,7 @@ class Sidecar:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
-        made = self._given or [wiring.target(name, part) for name, part in config.targets.items()]
+        made = self._given or [wiring.target(config, name) for name in config.targets]
         lookups = wiring.lookups(config, self.rules)
         if lookups is not None:
             await stack.enter_async_context(lookups)
@@ -85,10 +87,27 @@ class Sidecar:
             repeat_after={} if observed else {name: part.repeat_after for name, part in config.targets.items()},
             after={} if observed else {name: part.after for name, part in config.targets.items()},
             patience=config.postgres.canary_timeout,
+            stale_after=self._stale_after,
             lookups=lookups,
             metrics=self.metrics,
+            claims=self._claims,
+            on_open=self._opened,
         )
         self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts)
+
+    def _opened(self) -> None:
+        """The source is open anew: who knows what became of the triggers meanwhile."""
+        if self._watch is not None:
+            self._watch.look_again()
+
+    def _claims(self, target: str) -> Claims:
+        """What we can say to other sidecars that we hear, as in `core/cover.py`."""
+        if self._watch is None or self._pipeline is None or self._pipeline.doubts or not self.hears:
+            return Claims()
+        triggers, channels = self._watch.fingerprint, self._source.channels
+        if triggers is None or channels is None:
+            return Claims(pending=triggers is None)
+        return Claims(digest([self._digests[target], triggers, channels]))
 
     # What it says of itself
 
@@ -110,14 +129,15 @@ class Sidecar:
         if self._pipeline is None:
             return ["not running"]
         reasons = [] if self.hears else [f"source: {self._pipeline.why}"]
-        stale = self.config.postgres.canary + self.config.postgres.canary_timeout + 1.0
         for lane in self._lanes:
             state, name = lane.state, lane.target.name
-            if lane.failures:
+            if lane.why:
                 reasons.append(f"{name}: {lane.why}")
             if state.owed:
                 reasons.append(f"{name}: owed a flush ({state.owed})")
-            elif self.hears and not self._pipeline.doubts and (age := self._age(state.as_of)) and age > stale:
+            elif (
+                self.hears and not self._pipeline.doubts and (age := self._age(state.as_of)) and age > self._stale_after
+            ):
                 reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
         return reasons + [f"{what}: {state}" for what, state in self._pipeline.doubts.items()]
 
@@ -140,7 +160,7 @@ class Sidecar:
     def _lane_status(self, lane: Lane) -> dict[str, Any]:
         state, oldest = lane.state, lane.state.oldest()
         return {
-            "up": not lane.failures,
+            "up": not lane.why,
             "why": lane.why,
             "waiting": state.depth,
             "oldest_seconds": None if oldest is None else round(_now() - oldest, 3),
@@ -156,7 +176,7 @@ class Sidecar:
         yield "source_up", {}, float(self.hears)
         yield "config_reload_success", {}, float(self.reloaded)
         for lane in self._lanes:
-            yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.failures)
+            yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.why)
         if self._watch is not None:
             yield from self._watch.gauges()
 
@@ -184,7 +204,7 @@ class Sidecar:
         """Flush what the rules own; whether all targets have answered within this time."""
         if self._pipeline is None:
             return False
-        return await self._pipeline.answered(self._pipeline.flush(Gap("asked")), timeout)
+        return await self._pipeline.answered(self._pipeline.flush(Gap(ASKED)), timeout)
 
     @asynccontextmanager
     async def tail(self) -> AsyncIterator[Tail]:

@@ -17,6 +17,7 @@ import psycopg
 from invalidator.config.models import Config
 from invalidator.core.batch import Gap
 from invalidator.core.change import Table
+from invalidator.core.digest import digest
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import first_line
 from invalidator.errors import InvalidatorError
@@ -36,6 +37,7 @@ class Watch:
         self._config, self._rules, self._gap, self._doubts = config, rules, gap, doubts
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
+        self._known = not self._heeded
         self._connection: psycopg.Connection[Any] | None = None
         self._asked = asyncio.Event()
         self._log = Log()
@@ -43,6 +45,18 @@ class Watch:
     def ask(self) -> None:
         """Look at once."""
         self._asked.set()
+
+    def look_again(self) -> None:
+        """Look at once, and claim nothing about the triggers until that is done."""
+        self._known = not self._heeded
+        self.ask()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which triggers there are, as of the last look; None before the first since the source was opened."""
+        if not self._known:
+            return None
+        return digest(sorted((str(table), standing.fingerprint) for table, standing in self._seen.items()))
 
     def states(self) -> dict[str, Standing]:
         return {str(table): standing for table, standing in self._seen.items()}
@@ -119,7 +133,7 @@ class Watch:
             if table not in drift and seen.get(table, standing).fingerprint != standing.fingerprint
         }
         mended = set(_drift(before)) - set(drift)
-        self._seen = seen
+        self._seen, self._known = seen, True
         self._doubts.clear()
         self._doubts.update({f"triggers of {table}": standing.state for table, standing in drift.items()})
         if tables := frozenset(drift) | touched | mended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import psycopg
@@ -9,11 +10,13 @@ import psycopg
 from invalidator.config.compile import compile_channels
 from invalidator.config.models import Config
 from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
 from invalidator.core.ruleset import RuleSet
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
 from invalidator.sources.notify import NotifySource
 from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis.places import SENTINEL_PORT, Cluster, Places, Sentinel, Single
 from invalidator.triggers.spec import Installation
 
 
@@ -58,5 +61,32 @@ def lookups(config: Config, rules: RuleSet) -> PostgresLookups | None:
     return PostgresLookups(dsn, application_name(config), postgres.canary_timeout)
 
 
-def target(name: str, config: RedisConfig) -> RedisTarget:
-    return RedisTarget(name, config.url.get_secret_value(), config.prefix, whole_database=config.flush == "database")
+def stale_after(config: Config) -> float:
+    """Seconds after which `as_of` should have moved on."""
+    return config.postgres.canary + config.postgres.canary_timeout + 1.0
+
+
+def target(config: Config, name: str) -> RedisTarget:
+    part = config.targets[name]
+    return RedisTarget(
+        name,
+        _places(part),
+        prefix=part.prefix,
+        installation=config.name,
+        instance=config.instance or socket.gethostname(),
+        whole_database=part.flush == "database",
+        wait_replicas=part.wait_replicas,
+        alive_key=f"invalidator:{config.name}:alive" if part.alive_key is None else part.alive_key,
+        alive_for=stale_after(config),
+    )
+
+
+def _places(part: RedisConfig) -> Places:
+    endpoint = parse_redis_url(part.url.get_secret_value())
+    if part.cluster:
+        return Cluster(endpoint)
+    if part.sentinel is None:
+        return Single(endpoint)
+    who = Endpoint(user=part.sentinel.username, password=part.sentinel.password.get_secret_value(), tls=endpoint.tls)
+    nodes = [who.at(*parse_address(node, SENTINEL_PORT)) for node in part.sentinel.nodes]
+    return Sentinel(nodes, part.sentinel.service, endpoint)

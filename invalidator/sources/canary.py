@@ -5,6 +5,8 @@ Sent on the listening connection it would be answered even where LISTEN is swall
 are: when it is heard, everything committed before it was sent has been heard, because PostgreSQL delivers in commit
 order.
 
+It may carry a question to the other sidecars of this name, who hear it behind all that was committed before.
+
 Every half minute the second connection is made anew. It goes where the name points then: when that is another server
 than the one we listen to, an old primary for one, its canaries do not come back either.
 """
@@ -12,7 +14,9 @@ than the one we listen to, an old primary for one, its canaries do not come back
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Final
@@ -20,11 +24,15 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from invalidator.core.batch import Ask
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 
 HEAD: Final = b'{"v":1,"canary":"'
 """What the payload of every canary begins with, ours and those of others."""
+
+_QUESTION: Final = re.compile(rb'"ask":"([^"\\]{1,200})","nonce":"([0-9a-f]{1,32})"\}$')
+_QUESTIONS: Final = 100
 
 RENEWED: Final = 30.0
 _RETRY: Final = 0.2
@@ -50,21 +58,26 @@ class Canary:
         self._opened = 0.0
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
         self._sent: dict[bytes, float] = {}
+        self._questions: deque[Ask] = deque(maxlen=_QUESTIONS)
         self._usage: float | None = None
         self._asked, self._back = asyncio.Event(), asyncio.Event()
 
-    def ask(self) -> None:
-        """Send one at once."""
+    def ask(self, ask: Ask | None = None) -> None:
+        """Send one at once; one that asks other sidecars something, where there is a question."""
+        if ask is not None:
+            self._questions.append(ask)
         self._asked.set()
 
-    def hear(self, payload: bytes) -> None:
-        """A canary has come through the channel, maybe ours."""
+    def hear(self, payload: bytes) -> Ask | None:
+        """A canary has come through the channel, maybe ours; what it asks, when it does."""
         sent = self._sent.pop(payload, None)
         if sent is not None:
             for older in [one for one, at in self._sent.items() if at <= sent]:
                 del self._sent[older]
             self._back.set()
             self.heard(sent, _now() - sent, self._usage)
+        question = _QUESTION.search(payload)
+        return Ask(question[1].decode(), question[2].decode()) if question else None
 
     async def first(self) -> None:
         """Send one, and wait until it is back; AwayError when it could not be sent, SourceLost when it is not back."""
@@ -87,9 +100,13 @@ class Canary:
                     return self._silence()
             if self._asked.is_set() or now >= sent + self._period:
                 self._asked.clear()
+                question = self._questions.popleft() if self._questions else None
                 try:
-                    await self._send()
+                    await self._send(question)
                     sent, failing = now, 0.0
+                    if self._questions:
+                        self._asked.set()
+                        continue
                 except (AwayError, RefusedError) as error:
                     failing = failing or now
                     if _now() >= failing + self._timeout:
@@ -98,7 +115,7 @@ class Canary:
                             where="postgres",
                             reason="canary",
                         )
-                    self._asked.set()
+                    self.ask(question)
                     await asyncio.sleep(_RETRY)
                     continue
             await self._wait(sent + self._period)
@@ -108,10 +125,11 @@ class Canary:
             self._connection.pgconn.finish()
             self._connection = None
 
-    async def _send(self) -> None:
+    async def _send(self, question: Ask | None = None) -> None:
         await self._renew()
         assert self._connection is not None
-        payload = HEAD + f'{self._nonce}-{next(self._numbers)}"}}'.encode()
+        asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""
+        payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{asks}}}'.encode()
         query = sql.SQL("notify {}, {}; select pg_notification_queue_usage()").format(
             sql.Identifier(self._channel), sql.Literal(payload.decode())
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from invalidator.core.batch import Gap
 from invalidator.core.channel import Channel
+from invalidator.core.digest import digest
 from invalidator.core.values import Row, Value
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
@@ -34,7 +35,13 @@ class Subscriptions:
         self._asked = [channel for channel in channels if channel.each]
         self._found: dict[int, list[Row]] = {}
         self._readers: _Readers = {}
+        self._unknown: list[Channel] = []
         self._log = Log(source="notify")
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which channels are listened to; None while that is not all that there are."""
+        return None if self._unknown else digest(sorted(name.decode() for name in self._readers))
 
     def about(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
         """Who reads what comes on this channel, with their row of `each`."""
@@ -52,7 +59,7 @@ class Subscriptions:
 
     async def look(self, feed: NotifyFeed, *, first: bool = False) -> None:
         """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
-        unknown = await self._ask()
+        unknown = self._unknown = await self._ask()
         readers: _Readers = {}
         for channel in self._plain:
             readers.setdefault((channel.called({}) or "").encode(), []).append((channel, {}))

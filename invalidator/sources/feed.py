@@ -15,7 +15,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.batch import Batch, Gap, Position
+from invalidator.core.batch import Ask, Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.channel import Channel
 from invalidator.core.payload import UnreadableError, decode
@@ -45,7 +45,7 @@ class NotifyFeed:
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
         self._own, self._patience = channel.encode(), patience
-        self._items: list[Batch | Gap] = []
+        self._items: list[Batch | Gap | Ask] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
         self._complained = False
@@ -61,7 +61,7 @@ class NotifyFeed:
     def __exit__(self, *exc_info: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
 
-    async def __aiter__(self) -> AsyncIterator[Batch | Gap]:
+    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Ask]:
         while True:
             items, self._items = self._items, []
             for item in items:
@@ -77,6 +77,10 @@ class NotifyFeed:
 
     def probe(self) -> None:
         self._canary.ask()
+
+    def ask(self, ask: Ask) -> bool:
+        self._canary.ask(ask)
+        return True
 
     def begin(self, reason: str, *, says_gap: bool) -> None:
         """Say the gap, before all that was heard by now: what the flush covers is evicted twice, at worst."""
@@ -134,7 +138,11 @@ class NotifyFeed:
             for channel, row in self._subscriptions.about(notification.relname):
                 self._changes += self._read(channel, row, text)
         elif payload.startswith(HEAD):
-            self._canary.hear(payload)
+            question = self._canary.hear(payload)
+            if question is not None:
+                self._flush_changes()
+                self._items.append(question)
+                self._news.set()
         else:
             self._changes += self._decode(payload)
 

@@ -46,7 +46,13 @@ class NotifySource:
         self._application_name, self._period, self._timeout = application_name, canary, canary_timeout
         self._channels, self._metrics = channels, metrics or Metrics()
         self._opened = False
+        self._subscriptions: Subscriptions | None = None
         self.link = Link()
+
+    @property
+    def channels(self) -> str | None:
+        """Which channels are listened to; None while that is not known."""
+        return self._subscriptions.fingerprint if self._subscriptions else None
 
     @asynccontextmanager
     async def open(self, position: Position | None) -> AsyncIterator[NotifyFeed]:
@@ -78,6 +84,7 @@ class NotifySource:
             timeout=self._timeout,
         )
         subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout)
+        self._subscriptions = subscriptions
         feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics)
         canary.heard = feed.reach
         try:

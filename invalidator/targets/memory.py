@@ -17,12 +17,17 @@ class MemoryTarget:
         self.store: dict[str, object] = {}
         self.away = False
         self.calls: list[str] = []
+        self.overtakes = False
+        self.board: None = None
 
     async def __aenter__(self) -> MemoryTarget:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         return None
+
+    async def beat(self) -> None:
+        return
 
     async def evict(self, evictions: Evictions) -> int:
         self._answer("evict")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
 from invalidator.targets.memory import MemoryTarget
 from invalidator.targets.redis import RedisTarget
+from tests.support import names
 
 
 class Memory:
@@ -29,8 +31,8 @@ class Memory:
 class RedisHarness:
     def __init__(self, cache, url):
         self._cache = cache
-        self.target = RedisTarget("cache", url)
-        self.away = RedisTarget("gone", "redis://127.0.0.1:1/0")
+        self.target = RedisTarget("cache", parse_redis_url(url))
+        self.away = RedisTarget("gone", parse_redis_url("redis://127.0.0.1:1/0"))
 
     def fill(self, **values):
         for name, value in values.items():
@@ -42,7 +44,7 @@ class RedisHarness:
                 self._cache.set(name, value)
 
     def names(self):
-        return set(self._cache.keys())
+        return names(self._cache)
 
     def value(self, name):
         kind = self._cache.type(name)

@@ -71,7 +71,7 @@ def test_the_defaults_in_the_reference_are_the_codes(reference):
         value = config
         for step in key.replace("<name>", "t").replace("[]", "").split("."):
             value = value[0][step] if isinstance(value, list) else value[step]
-        assert str(value) == default, key
+        assert (str(value).lower() if isinstance(value, bool) else str(value)) == default, key
 
 
 def test_every_filter_and_eviction_is_in_the_reference(reference):

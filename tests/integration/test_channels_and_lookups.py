@@ -18,7 +18,7 @@ from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources import channels
 from invalidator.triggers.install import install
-from tests.support import eventually
+from tests.support import eventually, names
 
 HEAD = """
 version: 1
@@ -177,7 +177,7 @@ async def test_a_lookup_that_finds_nothing_out_is_a_wildcard(shop, dsn, redis_ur
         shop.execute(fail)
         shop.execute("insert into tags values (1, 'a')")
         assert await sidecar.barrier(5)
-        assert cache.keys("*") == ["other"]
+        assert names(cache) == {"other"}
 
 
 async def test_a_batch_is_one_query(shop, dsn, redis_url):

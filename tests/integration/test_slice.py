@@ -15,7 +15,7 @@ from invalidator.config.parse import parse
 from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
 from invalidator.service import installation, serve
 from invalidator.triggers.install import install
-from tests.support import eventually
+from tests.support import eventually, names
 
 CONFIG = """
 version: 1
@@ -85,7 +85,7 @@ async def test_a_commit_evicts_keys_patterns_and_tags(world):
         world.cache.sadd("app:tag:7", "m")
         world.execute("insert into products values (1, 7)")
         await eventually(lambda: not world.cache.exists("app:p:1", "app:list:a:7", "m"))
-        assert set(world.cache.keys()) == {"app:p:2", "app:list:a:8", "p:1", "app:tag:7"}
+        assert names(world.cache) == {"app:p:2", "app:list:a:8", "p:1", "app:tag:7"}
 
 
 async def test_a_killed_connection_is_a_flush_and_then_all_is_heard_again(world):
@@ -163,4 +163,4 @@ async def test_an_unreadable_payload_evicts_the_table_or_everything(world, paylo
         world.execute(f"select pg_notify('invalidator_slice', '{payload}')")
         world.execute("insert into products values (5, 1)")
         await eventually(lambda: not world.cache.exists("app:list:z:1"))
-        assert set(world.cache.keys()) == survives
+        assert names(world.cache) == survives

@@ -26,3 +26,8 @@ async def eventually(condition, timeout: float = 10.0):
             return value
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {condition}"
         await asyncio.sleep(0.005)
+
+
+def names(cache):
+    """The keys of a Redis, without what sidecars leave there for each other."""
+    return {name for name in cache.scan_iter() if not name.startswith("invalidator:")}

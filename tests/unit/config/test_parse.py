@@ -307,7 +307,7 @@ def test_any_libpq_string_will_do(dsn):
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://", "rediss://u:p@h:1/2?x=y", "unix:///run/redis.sock?db=1", "redis://[::1]:6379"]
+    "url", ["redis://", "rediss://u:p@h:1/2?ssl_ca_certs=/ca", "unix:///run/redis.sock?db=1", "redis://[::1]:6379"]
 )
 def test_any_redis_url_will_do(url):
     config = read(GOOD.replace("redis}", f"redis, url: '{url}'}}"))

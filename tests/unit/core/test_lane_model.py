@@ -11,7 +11,6 @@ That the model can fail is shown below it: each transition bent, and each of the
 from __future__ import annotations
 
 import copy
-from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -21,14 +20,11 @@ from invalidator.core.eviction import Evictions
 from invalidator.core.lane import LaneState, State
 from invalidator.core.ledger import Ledger
 from invalidator.core.link import Link, Phase, Step
+from tests.support.explore import Violation, copied, explore, lane_key, work_key
 
 FINE = ("send", "perform", "answer", "fail", "fill", "load", "store")
 COARSE = ("serve", "refuse", "fill")
 KEY = Evictions({"row": None})
-
-
-class Violation(AssertionError):
-    pass
 
 
 @dataclass(frozen=True)
@@ -113,24 +109,12 @@ class World:
         return (
             self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
             self.link.phase, *self.ledger._taken,
-            *((c.value, c.loading, c.performed, self.ages(c), self.work(c.on_its_way)) for c in self.caches),
-            *map(self.queue, self.lanes),
+            *((c.value, c.loading, c.performed, self.ages(c), work_key(c.on_its_way)) for c in self.caches),
+            *(lane_key(one, self.now) for one in self.lanes),
         )  # fmt: skip
 
     def ages(self, cache):
         return tuple((row, min(self.now - first, 1), twice) for row, (first, twice) in cache.evicted.items())
-
-    def work(self, work):
-        return work and (work.flush, bool(work.fresh), bool(work.again), work.number, work.oldest, work.repeats)
-
-    def queue(self, one):
-        return (
-            one.state, one.answered, one.as_of, one.settled_as_of, one._latest, one._reason, bool(one._fresh),
-            bool(one._again), one._fresh_from, one._again_from, one._owed_from, one._flush_from, one._told,
-            tuple((max(at - self.now, 0), number, what is None) for at, number, what in one._due),
-            tuple((h.number, max(h.deadline - self.now, 0), h.evictions is None, bool(h.evictions)) for h in one._held),
-            *one._marks, *one._settling,
-        )  # fmt: skip
 
     # What can happen
 
@@ -317,6 +301,10 @@ class World:
 
     # What must hold
 
+    def check(self):
+        self.check_facts()
+        self.check_claims()
+
     def check_claims(self):
         for one, cache in zip(self.lanes, self.caches, strict=True):
             if one.as_of is not None and one.as_of not in cache.evicted:
@@ -366,48 +354,13 @@ class World:
                 raise Violation(f"lane {which} claims nothing")
 
 
-def copied(one):
-    twin = copy.copy(one)
-    twin._fresh, twin._again = (Evictions(dict(e.keys), dict(e.others)) for e in (one._fresh, one._again))
-    twin._due, twin._marks, twin._settling = one._due.copy(), one._marks.copy(), one._settling.copy()
-    twin._held = deque(replace(held) for held in one._held)
-    return twin
-
-
-def told(way):
-    """The moves of a way, each of which knows the one before."""
-    steps = []
-    while way:
-        way, name, number = way
-        steps.append(name if number is None else f"{name} {number}")
-    return ", ".join(reversed(steps))
-
-
-def explore(setting):
-    """Walk every order of moves, each state once; how many states there were."""
+def explored(setting):
+    """Walk every order of moves; how many states there were."""
     first = World(setting)
     if setting.warm:
         first.rest(set())
         first.left = vars(setting.bound).copy()
-    seen, rested, waiting = {(first.key(), *first.left.values())}, set(), deque([(first, ())])
-    while waiting:
-        world, path = waiting.popleft()
-        for name, number in world.moves():
-            twin = world.copy()
-            try:
-                if not twin.make(name, number):
-                    continue
-                key = (twin.key(), *twin.left.values())
-                if key in seen:
-                    continue
-                seen.add(key)
-                twin.check_facts()
-                twin.check_claims()
-                twin.copy().rest(rested)
-            except (Violation, KeyError, AssertionError) as error:
-                raise Violation(f"{error!r} after: {told((path, name, number))}") from error
-            waiting.append((twin, (path, name, number)))
-    return len(seen)
+    return explore(first)
 
 
 ONE = Setting(repeat_after=0, bound=Bound(changes=2, losses=0, probes=0))
@@ -434,7 +387,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_nothing_is_stale_when_all_is_quiet_and_no_claim_is_false(setting):
-    assert explore(setting) > 100
+    assert explored(setting) > 100
 
 
 CHEAP = (
@@ -453,7 +406,7 @@ def named(pair):
 def caught(*settings):
     for setting in settings:
         try:
-            explore(setting)
+            explored(setting)
         except Violation:
             return True
     return False

@@ -120,7 +120,7 @@ async def test_a_target_that_follows_is_told_when_the_other_has_answered(source)
         first.away = True
         second.store["p:1"] = "old"
         source.publish([insert(1)])
-        await eventually(lambda: pipeline.lanes[1].failures)
+        await eventually(lambda: pipeline.lanes[1].why)
         assert "p:1" in second.store
         first.away = False
         await eventually(lambda: "p:1" not in second.store)
@@ -148,7 +148,7 @@ async def test_a_barrier_waits_for_every_target_and_gives_up_in_time(source):
         slow.away = True
         slow.store["p:1"] = "old"
         source.publish([insert(1)])
-        await eventually(lambda: pipeline.lanes[1].failures)
+        await eventually(lambda: pipeline.lanes[1].why)
         assert not await pipeline.barrier(0.05)
         slow.away = False
         assert await pipeline.barrier(5)
@@ -201,7 +201,7 @@ class TestLane:
         lane = Lane(target, [])
         async with running(lane):
             lane.put(keys("a"), 1)
-            await eventually(lambda: lane.failures >= 2)
+            await eventually(lambda: lane.why)
             lane.put(keys("b"), 2)
             target.store |= {"a": "old", "b": "old"}
             target.away = False
@@ -215,7 +215,7 @@ class TestLane:
         async with running(lane):
             for number in range(100):
                 lane.put(keys(f"p:{number}"), number + 1)
-            assert len(lane.state._fresh) <= 10
+            assert len(lane.state._main.fresh) <= 10
             target.away = False
             await eventually(lambda: lane.state.answered == 100)
         assert target.calls[0] == "flush"
@@ -258,7 +258,7 @@ class TestLane:
             lane.owe("start", 1)
             await eventually(lambda: target.calls == ["flush"])
             target.away = True
-            await eventually(lambda: lane.failures)
+            await eventually(lambda: lane.why)
             lane.owe("reconnect", 2)
             target.away = False
             await eventually(lambda: target.calls.count("flush") == 3)

@@ -1,0 +1,13 @@
+"""A Redis or Valkey as a target: one server, a primary that Sentinels name, or a Cluster.
+
+target      what is told to it, and how it is carried out
+sweep       SCAN passes, for all that has a wildcard
+board       what the sidecars of one name leave there for each other
+line        a connection to each primary for one purpose, each server's identity read before it is used
+places      where the primaries are
+wire        one connection; replies says what its errors mean
+"""
+
+from invalidator.targets.redis.target import RedisTarget
+
+__all__ = ["RedisTarget"]

@@ -1,0 +1,162 @@
+"""What the sidecars of one name leave for each other in a Redis: presence, answers, and the flush lock.
+
+`core/cover.py` says what it means. All of it expires, by the server's clock alone. The names share a hash tag, so in a
+Cluster they lie on one node. Facts are part of the names, so what is said about other facts is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from invalidator.core.cover import Seen
+from invalidator.errors import TargetAway
+from invalidator.targets.redis.line import Line, Met
+from invalidator.targets.redis.wire import Command
+
+PRESENT: Final = 5
+"""Seconds for which a presence and a lock hold without being renewed."""
+
+_ANSWERED: Final = 30  # seconds for which an answer can be found
+_RENEW_EVERY: Final = 1.0
+
+_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_RENEW: Final = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+)
+# KEYS: able. ARGV: seconds, member.
+_SHOW: Final = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+return redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
+"""
+# KEYS: cover, lock, able.
+_LOOK: Final = """
+local now = redis.call('TIME')[1]
+return {
+    redis.call('EXISTS', KEYS[1]), redis.call('GET', KEYS[2]), redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf')
+}
+"""
+# Everything is removed but what is named; that comes back with the time that it still had.
+_FLUSH: Final = """
+local kept = {}
+for number, key in ipairs(KEYS) do
+    local value = redis.call('DUMP', key)
+    if value then kept[#kept + 1] = {key, math.max(redis.call('PTTL', key), 0), value} end
+end
+redis.call('FLUSHDB', 'ASYNC')
+for number, one in ipairs(kept) do redis.call('RESTORE', one[1], one[2], one[3]) end
+return #kept
+"""
+
+
+class Board:
+    """One target's; `alive_key` is what applications may look at, and empty where nobody does.
+
+    A presence under our own `instance` is that of our last life, from which no answer will come.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        met: Met,
+        clock: Callable[[], float],
+        *,
+        place: str,
+        instance: str,
+        alive_key: str,
+        alive_for: float,
+    ) -> None:
+        self._line, self._met, self._clock = line, met, clock
+        self._alive_key, self._alive_for = alive_key, alive_for
+        self._me = secrets.token_hex(8)
+        self._instance = f"{instance or self._me}:"
+        self._lock, self._able = f"{place}:flush", f"{place}:able"
+        self._cover = f"{place}:cover"
+        self._present_as = ""
+        self._holds, self._renewed = False, 0.0
+
+    def facts(self, claims: str) -> str:
+        """What an answer is about: the servers that we met, and what else the two have to agree on."""
+        return hashlib.sha256(f"{self._met} {claims}".encode()).hexdigest()[:16]
+
+    async def show(self, claims: str | None, *, alive: bool) -> None:
+        """Say for some seconds that we owe nothing, which claims mean, and that the promise holds."""
+        if claims is None or not self._met.is_complete:
+            await self.leave()
+        else:
+            member = f"{self._instance}{self._me}:{self.facts(claims)}"
+            if self._present_as not in ("", member):
+                await self.leave()
+            await self._ask(("EVAL", _SHOW, 1, self._able, PRESENT, member))
+            self._present_as = member
+        if alive and self._alive_key:
+            await self._ask(("SET", self._alive_key, "1", "PX", int(self._alive_for * 1000)))
+
+    async def leave(self) -> None:
+        """Say that nobody need wait for our answer."""
+        if self._present_as:
+            member, self._present_as = self._present_as, ""
+            await self._ask(("ZREM", self._able, member))
+
+    async def look(self, nonce: str, claims: str) -> Seen:
+        """What a debtor finds."""
+        facts = self.facts(claims)
+        ((covered, lock, present),) = await self._ask(
+            ("EVAL", _LOOK, 3, f"{self._cover}:{nonce}:{facts}", self._lock, self._able)
+        )
+        others = [member.decode() for member in present if not member.startswith(self._instance.encode())]
+        return Seen(
+            covered=bool(nonce and covered),
+            locked=lock not in (None, self._me.encode()),
+            able=any(member.endswith(facts) for member in others),
+        )
+
+    async def answer(self, nonces: Sequence[str], claims: str) -> None:
+        """Say to those who asked that everything before their question is evicted here."""
+        facts = self.facts(claims)
+        await self._ask(*(("SET", f"{self._cover}:{nonce}:{facts}", "1", "EX", _ANSWERED) for nonce in nonces))
+
+    async def lock(self) -> bool:
+        """Whether the flush lock is ours now."""
+        if self._holds:  # a flush of ours has failed
+            self._renewed = 0.0
+            await self.renew()
+            if self._holds:
+                return True
+        (taken,) = await self._ask(("SET", self._lock, self._me, "NX", "EX", PRESENT))
+        self._holds, self._renewed = taken is not None, self._clock()
+        return self._holds
+
+    async def renew(self) -> None:
+        """The flush moves: keep the lock. One that is lost costs another flush, so nothing is done about it."""
+        if self._holds and self._clock() >= self._renewed + _RENEW_EVERY:
+            self._renewed = self._clock()
+            (kept,) = await self._ask(("EVAL", _RENEW, 1, self._lock, self._me, PRESENT * 1000))
+            self._holds = bool(kept)
+
+    async def unlock(self) -> None:
+        """Let others have the lock; one that can't be given back runs out."""
+        if self._holds:
+            self._holds = False
+            try:
+                await self._ask(("EVAL", _UNLOCK, 1, self._lock, self._me))
+            except TargetAway:
+                return
+
+    async def flush_all(self, also: Sequence[str]) -> None:
+        """Remove everything from the database but what the sidecars have left there, and these."""
+        own: list[str] = [self._lock, self._able]
+        single = [*own, *filter(None, [self._alive_key]), *also]
+        for place, connection in await self._line.nodes():
+            if self._line.is_cluster:  # a script's keys lie in one slot there; the rest is back within a second
+                kept = own if self._line.place(self._lock) == place else []
+            else:
+                kept = single
+            await connection.ask(("EVAL", _FLUSH, len(kept), *kept))
+
+    async def _ask(self, *commands: Command) -> list[Any]:
+        return await self._line.each(commands)

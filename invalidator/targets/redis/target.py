@@ -1,0 +1,269 @@
+"""What a Redis is told, and how it is carried out.
+
+Exact keys go out by UNLINK, 500 a command; whatever has a wildcard shares SCAN passes on a line of its own. Every reply
+is read: a call returns when the server has answered for all of it, and anything less is `TargetAway`.
+
+A flush removes what the rules own. It leaves tag sets in place, which belong to the app, and raises version counters
+rather than remove them: a counter that began again at 1 would bring old keys back to life.
+
+Keys are bytes. The prefix is put before them as it is; members of a tag's set are whole keys already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from invalidator.config.redis_url import Endpoint
+from invalidator.core import glob
+from invalidator.core.eviction import Eviction, Evictions, Kind
+from invalidator.core.matcher import Matcher
+from invalidator.errors import TargetAway
+from invalidator.targets.redis.board import Board
+from invalidator.targets.redis.line import Line, Met, all_of
+from invalidator.targets.redis.places import Places, Single
+from invalidator.targets.redis.replies import Reply
+from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
+from invalidator.targets.redis.wire import Command, Connection
+
+_WAIT: Final = 1000
+"""Milliseconds for which replicas are waited for."""
+
+# The server's own clock, in microseconds, so that no two sidecars' clocks can lower a counter.
+_RAISE: Final = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' and kind ~= 'none' then return 0 end
+local now = redis.call('TIME')
+local floor = now[1] * 1000000 + now[2]
+local value = tonumber(redis.call('GET', KEYS[1]) or 0) or 0
+local raised = string.format('%.0f', math.max(value + 1, floor))
+if redis.call('PTTL', KEYS[1]) > 0 then
+    redis.call('SET', KEYS[1], raised, 'KEEPTTL')
+else
+    redis.call('SET', KEYS[1], raised)
+end
+return 1
+"""
+_GOODBYE: Final = 0.3
+_T = TypeVar("_T")
+
+
+class RedisTarget:
+    """`whole_database` makes a flush a FLUSHDB instead of a sweep of what the rules own.
+
+    `installation` names the place where sidecars meet, and `instance` us among them. `alive_key` is kept there while we
+    hold the promise, for `alive_for` seconds at a time. An eviction is answered when `wait_replicas` replicas have it.
+    """
+
+    overtakes = True
+
+    def __init__(
+        self,
+        name: str,
+        places: Places | Endpoint,
+        *,
+        prefix: str = "",
+        installation: str = "default",
+        instance: str = "",
+        whole_database: bool = False,
+        wait_replicas: int = 0,
+        alive_key: str = "",
+        alive_for: float = 6.0,
+    ) -> None:
+        self.name = name
+        self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
+        self._places: Places = Single(places) if isinstance(places, Endpoint) else places
+        self._met = Met()
+        self._exact, self._wide, self._side = (Line(self._places, self._met) for _ in range(3))
+        place = f"invalidator:{{{installation}.{name}}}"
+        self.board = Board(
+            self._side,
+            self._met,
+            _now,
+            place=place,
+            instance=instance,
+            alive_key=alive_key,
+            alive_for=alive_for,
+        )
+        self._sweeper = Sweeper(name, self._wide, self._places, self.board.renew)
+        self._lost = False
+
+    async def __aenter__(self) -> RedisTarget:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        with suppress(TargetAway, TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                await self.board.leave()
+        for line in self._lines:
+            line.close()
+        self._places.close()
+        await asyncio.sleep(0)  # asyncio closes the sockets in its next turn
+
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return self._exact, self._wide, self._side
+
+    # What it is told
+
+    async def evict(self, evictions: Evictions) -> int:
+        """Carry out all of them; how many keys there had been."""
+        return await self._told(self._evict(evictions))
+
+    async def flush(self, owned: Sequence[Eviction]) -> int:
+        """Remove what these cover, or the whole database; how many keys there had been, as far as that is known."""
+        return await self._told(self._flush(owned))
+
+    async def beat(self) -> None:
+        """See that the servers are there, and still the same ones; TargetChanged when they are not."""
+        await self._told(self._beat())
+
+    async def count(self, evictions: Evictions) -> int:
+        """How many keys there are of those that these would remove; removes nothing."""
+        return await self._told(self._count(evictions))
+
+    async def check(self) -> list[str]:
+        """What stands in the way of evicting here; TargetAway when it can't be reached."""
+        return await self._told(self._check())
+
+    async def _told(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Make a call; after one that failed, the servers are looked for anew."""
+        try:
+            if self._lost:
+                self._lost = False
+                await self._find()
+            return await call
+        except TargetAway as error:
+            self._lost = True
+            if error.reason == "moved":
+                for line in self._lines:
+                    line.close()
+            raise
+        finally:
+            call.close()
+
+    async def _find(self) -> None:
+        """Look where the primaries are, and leave those that are not."""
+        await self._places.find()
+        for line in self._lines:
+            line.drop_moved()
+
+    # How it is carried out
+
+    async def _evict(self, evictions: Evictions) -> int:
+        existed = 0
+        if evictions.keys:
+            existed += await self._exact.unlink(map(self._key, evictions.keys))
+        sweep = Sweep()
+        known: dict[tuple[Kind, str], list[bytes]] = defaultdict(list)
+        for eviction in evictions.others:
+            if eviction.glob:
+                sweep.add(eviction, self._pattern(eviction.key))
+            else:
+                known[eviction.kind, eviction.field].append(self._key(eviction.key))
+        for (kind, field), keys in known.items():
+            existed += await self._carry_out(self._exact, kind, field, keys)
+        if sweep:
+            existed += await self._sweeper.run(sweep, self._carry_out_wide)
+        await self._wait(*([self._exact] if evictions.keys or known else []), *([self._wide] if sweep else []))
+        return existed
+
+    async def _flush(self, owned: Sequence[Eviction]) -> int:
+        if not self._whole_database:
+            return await self._evict(Evictions.of(owned))
+        counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
+        await self.board.flush_all(counters)
+        await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
+        await self._wait(self._side)
+        return 0
+
+    async def _carry_out_wide(self, kind: Kind, field: str, keys: list[bytes]) -> int:
+        return await self._carry_out(self._wide, kind, field, keys)
+
+    async def _carry_out(self, line: Line, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
+        """What this kind of eviction means for these keys; those of another type than it is about are left alone."""
+        if kind == "key":
+            return await line.unlink(keys)
+        if kind == "tag":
+            return sum([await self._untag(line, key) for key in keys])
+        if kind == "version":
+            await line.each([("EVAL", _RAISE, 1, key) for key in keys])
+        elif kind == "hash":
+            name = field.encode("utf-8", "surrogateescape")
+            replies = await line.each([("HDEL", key, name) for key in keys], may_fail="WRONGTYPE")
+            return sum(reply for reply in replies if not isinstance(reply, Reply))
+        return 0
+
+    async def _untag(self, line: Line, key: bytes) -> int:
+        """Remove the members of a tag's set; a tag that is something else, or not there, has none."""
+        existed, scan, cursor = 0, "SSCAN", b"-1"
+        while cursor != b"0":
+            start = b"0" if cursor == b"-1" else cursor
+            (reply,) = await line.each([(scan, key, start, "COUNT", PAGE)], may_fail="WRONGTYPE")
+            if isinstance(reply, Reply):
+                if scan == "ZSCAN":
+                    return 0
+                scan = "ZSCAN"
+                continue
+            cursor, members = reply
+            existed += await line.unlink(members if scan == "SSCAN" else members[::2])
+        return existed
+
+    async def _wait(self, *lines: Line) -> None:
+        """Until enough replicas have what was sent on these lines."""
+        if not self._wait_replicas:
+            return
+        nodes = [connection for line in lines for _, connection in await line.nodes()]
+
+        async def ask(connection: Connection) -> None:
+            (replicas,) = await connection.ask(("WAIT", self._wait_replicas, _WAIT))
+            if replicas < self._wait_replicas:
+                raise TargetAway(
+                    f"{replicas} of {self._wait_replicas} replicas have it",
+                    where=str(connection.endpoint),
+                    todo="bring its replicas back, or lower wait_replicas",
+                    reason="refused",
+                )
+
+        await all_of(ask(connection) for connection in nodes)
+
+    async def _beat(self) -> None:
+        await self._find()
+        await self._side.meet_again()
+        self._met.are(self._places.primaries)
+
+    async def _count(self, evictions: Evictions) -> int:
+        exact = [self._key(key) for key in evictions.keys]
+        exact += [self._key(eviction.key) for eviction in evictions.others if not eviction.glob]
+        found = sum(await self._wide.each([("EXISTS", key) for key in exact])) if exact else 0
+        patterns = [self._pattern(eviction.key) for eviction in evictions.others if eviction.glob]
+        if patterns:
+            found += await self._sweeper.count(Matcher(patterns))
+        return found
+
+    async def _check(self) -> list[str]:
+        found: list[str] = []
+        commands: list[Command] = [("UNLINK", self._key("x")), ("SCAN", "0"), ("EVAL", "return 1", "0")]
+        commands += [("FLUSHDB",)] if self._whole_database else [("SSCAN", self._key("x"), "0"), ("HDEL", "x", "x")]
+        await self._find()
+        for _, connection in await self._wide.nodes():
+            me, *_ = await connection.exchange([[("ACL", "WHOAMI")]])
+            dry: list[Command] = [("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, Reply)]
+            for command, answer in zip(commands, await connection.exchange([dry]), strict=False):
+                if not isinstance(answer, Reply) and answer != b"OK":  # a server before 7 has no DRYRUN
+                    name = str(command[0])
+                    found.append(f"this user may not {name}; grant it: ACL SETUSER ... +{name.lower()}")
+        return list(dict.fromkeys(found))
+
+    def _key(self, key: str) -> bytes:
+        return (self._prefix + key).encode("utf-8", "surrogateescape")
+
+    def _pattern(self, pattern: str) -> str:
+        return glob.escape(self._prefix) + pattern
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,248 @@
+"""Every kind of eviction on every kind of Redis: a socket, TLS, an ACL user, Sentinels, a Cluster."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import redis
+
+from invalidator.config.redis_url import Tls, parse_redis_url
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.demo.servers import RedisServer, Workspace
+from invalidator.demo.servers.redis import find_redis
+from invalidator.errors import TargetAway
+from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis.places import Cluster, Sentinel, Single
+from tests.support import until
+from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, move_slot
+
+RIGHTS = (
+    "+unlink +scan +eval +exists +get +set +del +pexpire +type +time +pttl +expire +zadd +zrem +zrangebyscore"
+    " +zremrangebyscore +sscan +zscan +hdel +info +ping +client|setname +wait +flushdb +dump +restore +select"
+)
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with Workspace() as workspace:
+        yield workspace
+
+
+@pytest.fixture(scope="module")
+def program():
+    return find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None)
+
+
+@pytest.fixture(scope="module")
+def cluster(servers):
+    return ClusterServers(servers, copies=False)
+
+
+@pytest.fixture(scope="module")
+def moving(servers):
+    return ClusterServers(servers, copies=False)
+
+
+@pytest.fixture(scope="module")
+def plain(servers, program):
+    server = RedisServer(servers, program)
+    server._settings |= {"unixsocket": str(server.folder / "socket"), "unixsocketperm": "777"}
+    server.start()
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", ">p@ss:word", "~*", *RIGHTS.split())
+    return server
+
+
+@pytest.fixture(params=["standalone", "socket", "user", "tls", "sentinel", "cluster"])
+def topology(request, servers, program):
+    """Where the target finds it, and a client of the application."""
+    if request.param == "cluster":
+        made = request.getfixturevalue("cluster")
+        return Cluster(parse_redis_url(made.url)), made.client()
+    if request.param == "tls":
+        server = TlsServer(servers)
+        server.start()
+        url = f"rediss://localhost:{server.port}/0?ssl_ca_certs={server.authority}"
+        return Single(parse_redis_url(url)), redis.Redis.from_url(url, decode_responses=True)
+    if request.param == "sentinel":
+        primary = Keeping(servers, program)
+        primary.start()
+        nodes = [
+            parse_redis_url(f"redis://{node}").at(*node.split(":")) for node in Sentinels(servers, primary.port).nodes
+        ]
+        nodes = [one.at(one.host, int(one.port)) for one in nodes]
+        return Sentinel(nodes, "cache", parse_redis_url("redis://unused:1/2")), primary.client(db=2)
+    server = request.getfixturevalue("plain")
+    client = redis.Redis(port=server.port, db=1, decode_responses=True)
+    client.flushdb()
+    urls = {
+        "standalone": f"redis://127.0.0.1:{server.port}/1",
+        "socket": f"unix://{server.folder}/socket?db=1",
+        "user": f"redis://app:p%40ss%3Aword@localhost:{server.port}/1",
+    }
+    return Single(parse_redis_url(urls[request.param])), client
+
+
+EVICTIONS = [
+    Eviction("key", "k:1"), Eviction("key", "k:2"), Eviction("key", "gone"), Eviction("key", "p:*:x", glob=True),
+    Eviction("tag", "tag:1"), Eviction("tag", "tags:*", glob=True), Eviction("version", "version"),
+    Eviction("version", "v:*", glob=True), Eviction("hash", "hash", field="price"),
+    Eviction("hash", "h:*", glob=True, field="price"),
+]  # fmt: skip
+LEFT = {"other", "p:1:y", "tag:1", "tags:1", "version", "v:1", "hash", "h:1"}
+
+
+def fill(client):
+    for name in ("k:1", "k:2", "p:1:x", "p:2:x", "p:1:y", "m:1", "m:2", "m:3", "other"):
+        client.set("app:" + name, "x")
+    client.sadd("app:tag:1", "app:m:1")
+    client.zadd("app:tags:1", {"app:m:2": 1, "app:m:3": 2})
+    client.set("app:version", 7)
+    client.set("app:v:1", 8)
+    client.hset("app:hash", mapping={"price": 1, "name": 2})
+    client.hset("app:h:1", mapping={"price": 1, "name": 2})
+
+
+def left(client):
+    return {name.removeprefix("app:") for name in client.scan_iter() if not name.startswith("invalidator:")}
+
+
+def check(client):
+    assert left(client) == LEFT
+    assert int(client.get("app:version")) > 7
+    assert int(client.get("app:v:1")) > 8
+    assert client.hgetall("app:hash") == client.hgetall("app:h:1") == {"name": "2"}
+
+
+async def test_every_kind_of_eviction(topology):
+    places, client = topology
+    fill(client)
+    async with RedisTarget("cache", places, prefix="app:") as target:
+        await target.beat()
+        assert await target.evict(Evictions.of(EVICTIONS)) == 9
+    check(client)
+
+
+async def test_every_kind_of_eviction_in_a_flush(topology):
+    places, client = topology
+    fill(client)
+    async with RedisTarget("cache", places, prefix="app:") as target:
+        assert await target.flush(EVICTIONS) == 9
+    check(client)
+
+
+async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(topology):
+    places, client = topology
+    fill(client)
+    alive = "invalidator:x:alive"
+    async with RedisTarget("cache", places, prefix="app:", whole_database=True, alive_key=alive) as target:
+        await target.beat()
+        await target.board.show("claims", alive=True)
+        assert await target.board.lock()
+        await target.flush([Eviction("version", "version"), Eviction("key", "p:*", glob=True)])
+        assert left(client) == {"version"}
+        assert int(client.get("app:version")) > 7
+        assert len(client.zrange("invalidator:{default.cache}:able", 0, -1)) == 1
+        assert 3 <= client.ttl("invalidator:{default.cache}:flush") <= 5
+        if places.mode != "cluster":
+            assert 3 <= client.ttl(alive) <= 6
+        await target.board.unlock()
+        assert not client.exists("invalidator:{default.cache}:flush")
+
+
+async def test_a_certificate_of_somebody_else_is_refused(servers):
+    server = TlsServer(servers)
+    server.start()
+    endpoint = parse_redis_url(f"rediss://localhost:{server.port}/0")
+    for wrong in (endpoint, parse_redis_url(f"rediss://127.0.0.1:{server.port}/0?ssl_ca_certs={server.authority}")):
+        async with RedisTarget("cache", wrong) as target:
+            with pytest.raises(TargetAway, match="certificate"):
+                await target.beat()
+    assert endpoint.tls == Tls()
+
+
+class TestClusterOnTheMove:
+    @pytest.fixture
+    def target(self, moving):
+        for node in moving.nodes:
+            node.client.flushall()
+        return RedisTarget("cache", Cluster(parse_redis_url(moving.url)))
+
+    async def test_keys_are_evicted_before_while_and_after_their_slot_moves(self, moving, target):
+        first = moving.nodes[0]
+        names = [f"p:{{{number}}}:x" for number in range(200)] + [f"q:{{0}}:{n}" for n in range(50)]
+        slot = first.call("CLUSTER", "KEYSLOT", "p:{0}:x")
+        source = next(n for n in moving.nodes if slot_owner(n, slot))
+        destination = next(n for n in moving.nodes if n is not source)
+        client = moving.client()
+        async with target:
+            await target.beat()
+            for name in names:
+                client.set(name, "x")
+            destination.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+            source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", destination.id)
+            some = source.call("CLUSTER", "GETKEYSINSLOT", slot, 20)
+            source.call("MIGRATE", "127.0.0.1", destination.port, "", 0, 5000, "KEYS", *some)
+            assert await target.evict(Evictions.of(Eviction("key", name) for name in names)) == len(names)
+            assert not any(node.call("DBSIZE") for node in moving.nodes)
+            destination.call("CLUSTER", "SETSLOT", slot, "NODE", destination.id)
+            source.call("CLUSTER", "SETSLOT", slot, "NODE", destination.id)
+            until(lambda: client.cluster_keyslot("p:{0}:x") == slot)
+            for name in names:
+                client.set(name, "x")
+            assert await target.evict(Evictions.of(Eviction("key", name) for name in names)) == len(names)
+
+    @pytest.mark.parametrize("finish", [True, False], ids=["to its end", "half way"])
+    async def test_a_flush_finds_what_moves_behind_its_back(self, moving, target, monkeypatch, finish):
+        """A slot goes from a node that is looked at last to one that was looked at first."""
+        owners = [node for node in moving.nodes if node.call("CLUSTER", "COUNTKEYSINSLOT", 0) == 0]
+        client = moving.client()
+        async with target:
+            await target.beat()
+            order = [target._places.primaries[place] for place in target._places.primaries]
+            by_port = {node.port: node for node in owners}
+            early, late = by_port[order[0].port], by_port[order[-1].port]
+            slot = next(s for s in range(16384) if target._places.layout.slots[s] == str(order[-1]))
+            tag = next(str(n) for n in range(200_000) if client.keyslot(str(n)) == slot)
+            names = [f"p:{{{tag}}}:{number}" for number in range(50)]
+            for name in names:
+                client.set(name, "x")
+            pass_over, passes = target._sweeper._pass, []
+
+            async def move_meanwhile(sweep, carry_out):
+                if not passes:
+                    nodes = target._wide.nodes
+
+                    async def after_the_first():
+                        found = await nodes()
+
+                        class Moves(list):
+                            def __iter__(self):
+                                for number, one in enumerate(found):
+                                    if number == len(found) - 1:
+                                        move_slot(slot, late, early, finish=finish)
+                                    yield one
+
+                        return Moves(found)
+
+                    monkeypatch.setattr(target._wide, "nodes", after_the_first)
+                    passes.append(await pass_over(sweep, carry_out))
+                    monkeypatch.undo()
+                    return passes[-1]
+                passes.append(await pass_over(sweep, carry_out))
+                return passes[-1]
+
+            target._sweeper._pass = move_meanwhile
+            existed = await target.flush([Eviction("key", "p:*", glob=True)])
+        assert passes[0] == 0  # the first pass sees none of them
+        assert existed == len(names)
+        assert not any(node.call("DBSIZE") for node in moving.nodes)
+        if not finish:
+            early.call("CLUSTER", "SETSLOT", slot, "NODE", early.id)
+            late.call("CLUSTER", "SETSLOT", slot, "NODE", early.id)
+
+
+def slot_owner(node, slot):
+    slots = node.call("CLUSTER", "SLOTS")
+    return any(first <= slot <= last and port == node.port for first, last, (_, port, *_), *_ in slots)

@@ -1,0 +1,77 @@
+"""Walking every order of what can happen in a small world, each state once."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from dataclasses import replace
+
+from invalidator.core.eviction import Evictions
+
+
+class Violation(AssertionError):
+    """Something that must hold does not."""
+
+
+def explore(first):
+    """Make every move from every state that can be reached; how many states there were.
+
+    A world has `moves`, `make`, `copy`, `key`, `left` (what may still happen), `check` and `rest`.
+    """
+    seen, rested, waiting = {(first.key(), *first.left.values())}, set(), deque([(first, ())])
+    while waiting:
+        world, path = waiting.popleft()
+        for name, number in world.moves():
+            twin = world.copy()
+            try:
+                if not twin.make(name, number):
+                    continue
+                key = (twin.key(), *twin.left.values())
+                if key in seen:
+                    continue
+                seen.add(key)
+                twin.check()
+                twin.copy().rest(rested)
+            except (Violation, KeyError, AssertionError) as error:
+                raise Violation(f"{error!r} after: {told((path, name, number))}") from error
+            waiting.append((twin, (path, name, number)))
+    return len(seen)
+
+
+def told(way):
+    """The moves of a way, each of which knows the one before."""
+    steps = []
+    while way:
+        way, name, number = way
+        steps.append(name if number is None else f"{name} {number}")
+    return ", ".join(reversed(steps))
+
+
+def copied(lane):
+    """A lane's twin."""
+    twin = copy.copy(lane)
+    for name in ("_main", "_exact"):
+        way = getattr(lane, name)
+        fresh, again = (Evictions(dict(e.keys), dict(e.others)) for e in (way.fresh, way.again))
+        setattr(twin, name, replace(way, fresh=fresh, again=again))
+    for name in ("_due", "_marks", "_settling", "_asks"):
+        setattr(twin, name, getattr(lane, name).copy())
+    twin._held = deque(replace(held) for held in lane._held)
+    return twin
+
+
+def lane_key(lane, now):
+    """What tells a lane's state from others: moments only as far as they are from now."""
+    return (
+        lane.state, lane._latest, lane.as_of, lane.settled_as_of, lane._reason, lane._must, lane._owed_from,
+        lane._flush_from, lane._told,
+        *((bool(way.fresh), bool(way.again), way.fresh_from, way.again_from, work_key(way.sent))
+          for way in (lane._main, lane._exact)),
+        tuple((max(at - now, 0), number, what is None) for at, number, what in lane._due),
+        tuple((h.number, max(h.deadline - now, 0), h.evictions is None, bool(h.evictions)) for h in lane._held),
+        *lane._marks, *lane._settling, *lane._asks,
+    )  # fmt: skip
+
+
+def work_key(work):
+    return work and (work.flush, bool(work.fresh), bool(work.again), work.number, work.oldest, work.repeats)
