@@ -82,7 +82,9 @@ class Board(Protocol):
         """Whether the flush lock is ours now."""
         ...
 
-    async def unlock(self) -> None: ...
+    async def unlock(self, *, flushed: bool) -> None:
+        """Let others have the lock, and know whether we were done with a flush."""
+        ...
 
 
 class Target(Protocol):

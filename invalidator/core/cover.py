@@ -38,7 +38,8 @@ Interleavings that were thought about, each in `tests/unit/core/test_cover_model
 runs out unless it is renewed while the flush moves. The rest wait while it is held, and ask when it is not: the
 flusher then owes nothing. Nothing hangs on the lock but the number of flushes: one that is lost, or brought back from
 a snapshot, or held by a sidecar that died, delays; it pays no debt. Who gets the lock looks once more before it
-flushes: meanwhile somebody may have been done.
+flushes: meanwhile somebody may have been done. A count of flushes says so even to those who waited for an answer of
+somebody who is dead, and saw nothing of the lock because a small flush is quick.
 
 *Presence.* Who owes nothing and hears says so in the target, under its facts, for some seconds at a time. It only
 tells a debtor whether waiting for an answer may be worth it.
@@ -63,6 +64,7 @@ class Seen(NamedTuple):
     covered: bool = False  # there is an answer to its last nonce, under its own facts
     locked: bool = False  # another one holds the lock
     able: bool = False  # another one is present that owes nothing, under the same facts
+    flushes: int = 0  # how often somebody was done with a flush
 
 
 class Step(Enum):
@@ -82,13 +84,15 @@ class Debtor:
         self._patience = patience
         self._asked: float | None = None
         self._waited_out = False
+        self._flushes: int | None = None
 
     def next(self, seen: Seen, now: float, *, holds_lock: bool = False) -> Step:
         """What to do, having seen this."""
         if seen.covered:
             return Step.COVERED
+        if (seen.locked and not holds_lock) or self._flushes != seen.flushes:
+            self._asked, self._waited_out, self._flushes = None, False, seen.flushes  # ask the flusher, when he is done
         if seen.locked and not holds_lock:
-            self._asked, self._waited_out = None, False  # ask the flusher, when he is done
             return Step.WAIT
         if not seen.able or self._waited_out:
             return Step.FLUSH if holds_lock else Step.LOCK

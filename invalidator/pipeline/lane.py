@@ -154,7 +154,7 @@ class Lane:
         if work.flush and self.target.board is not None:
             try:
                 await self._show()  # first, so that those who wait for the lock ask us
-                await self.target.board.unlock()
+                await self.target.board.unlock(flushed=not covered and work.flush != REPEAT)
             except TargetAway as error:
                 self._failed("watch", error)
 

@@ -65,7 +65,7 @@ class Settling:
             seen = await board.look(self.nonce, self._claims().text)
             step = debtor.next(seen, asyncio.get_running_loop().time(), holds_lock=holds_lock)
             if holds_lock and step is not Step.FLUSH:
-                await board.unlock()
+                await board.unlock(flushed=False)
                 holds_lock = False
             if step is Step.COVERED:
                 return True

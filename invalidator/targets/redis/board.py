@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from invalidator.core.cover import Seen
-from invalidator.errors import TargetAway
 from invalidator.targets.redis.line import Line, Met
 from invalidator.targets.redis.wire import Command
 
@@ -22,7 +21,14 @@ PRESENT: Final = 5
 _ANSWERED: Final = 30  # seconds for which an answer can be found
 _RENEW_EVERY: Final = 1.0
 
-_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_UNLOCK: Final = """
+if ARGV[2] == '1' then
+    redis.call('INCR', KEYS[2])
+    redis.call('EXPIRE', KEYS[2], 3600)
+end
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
 _RENEW: Final = (
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 )
@@ -33,11 +39,12 @@ redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
 """
-# KEYS: cover, lock, able.
+# KEYS: cover, lock, able, flushes.
 _LOOK: Final = """
 local now = redis.call('TIME')[1]
 return {
-    redis.call('EXISTS', KEYS[1]), redis.call('GET', KEYS[2]), redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf')
+    redis.call('EXISTS', KEYS[1]), redis.call('GET', KEYS[2]),
+    redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf'), tonumber(redis.call('GET', KEYS[4]) or 0)
 }
 """
 # Everything is removed but what is named; that comes back with the time that it still had.
@@ -75,7 +82,7 @@ class Board:
         self._me = secrets.token_hex(8)
         self._instance = f"{instance or self._me}:"
         self._lock, self._able = f"{place}:flush", f"{place}:able"
-        self._cover = f"{place}:cover"
+        self._cover, self._flushes = f"{place}:cover", f"{place}:flushes"
         self._present_as = ""
         self._holds, self._renewed = False, 0.0
 
@@ -105,14 +112,15 @@ class Board:
     async def look(self, nonce: str, claims: str) -> Seen:
         """What a debtor finds."""
         facts = self.facts(claims)
-        ((covered, lock, present),) = await self._ask(
-            ("EVAL", _LOOK, 3, f"{self._cover}:{nonce}:{facts}", self._lock, self._able)
+        ((covered, lock, present, flushes),) = await self._ask(
+            ("EVAL", _LOOK, 4, f"{self._cover}:{nonce}:{facts}", self._lock, self._able, self._flushes)
         )
         others = [member.decode() for member in present if not member.startswith(self._instance.encode())]
         return Seen(
             covered=bool(nonce and covered),
             locked=lock not in (None, self._me.encode()),
             able=any(member.endswith(facts) for member in others),
+            flushes=flushes,
         )
 
     async def answer(self, nonces: Sequence[str], claims: str) -> None:
@@ -138,18 +146,15 @@ class Board:
             (kept,) = await self._ask(("EVAL", _RENEW, 1, self._lock, self._me, PRESENT * 1000))
             self._holds = bool(kept)
 
-    async def unlock(self) -> None:
-        """Let others have the lock; one that can't be given back runs out."""
-        if self._holds:
+    async def unlock(self, *, flushed: bool) -> None:
+        """Let others have the lock, and know whether we were done with a flush."""
+        if self._holds or flushed:
             self._holds = False
-            try:
-                await self._ask(("EVAL", _UNLOCK, 1, self._lock, self._me))
-            except TargetAway:
-                return
+            await self._ask(("EVAL", _UNLOCK, 2, self._lock, self._flushes, self._me, int(flushed)))
 
     async def flush_all(self, also: Sequence[str]) -> None:
         """Remove everything from the database but what the sidecars have left there, and these."""
-        own: list[str] = [self._lock, self._able]
+        own: list[str] = [self._lock, self._able, self._flushes]
         single = [*own, *filter(None, [self._alive_key]), *also]
         for place, connection in await self._line.nodes():
             if self._line.is_cluster:  # a script's keys lie in one slot there; the rest is back within a second

@@ -57,6 +57,7 @@ class Target:
 
     def __init__(self):
         self.value, self.identity, self.lock, self.covers, self.able = None, 0, None, frozenset(), frozenset()
+        self.flushed = 0
 
 
 class Sidecar:
@@ -79,7 +80,9 @@ class Sidecar:
     def key(self, world, name):
         """Numbers and moments only as far as they are from the last; nonces by the order in which they appear."""
         lane, last = self.lane, self.lane._latest
-        debtor = self.debtor and (self.debtor._asked is None, self.debtor._waited_out)
+        debtor = self.debtor and (
+            self.debtor._asked is None, self.debtor._waited_out, self.debtor._flushes == self.board(world).flushed
+        )  # fmt: skip
         numbers = (lane._owed_from, lane._flush_from, lane._main.fresh_from, lane._main.again_from)
         return (
             self.hears, ago(world.triggers, self.triggers), debtor, self.holds, self.flushed,
@@ -90,6 +93,9 @@ class Sidecar:
             tuple((max(at - world.now, 0), last - number, what is None) for at, number, what in lane._due),
             tuple((max(last - number, 0), name(nonce)) for number, nonce in lane._asks),
         )  # fmt: skip
+
+    def board(self, world):
+        return world.board(world.targets[self.target])
 
     def at(self, world):
         return world.targets[self.target].identity if self.target is not None else 0
@@ -216,7 +222,7 @@ class World:
         fresh, old = copy.copy(self.saved), self.cache
         fresh.identity = old.identity + 1
         if self.setting.cluster:
-            fresh.lock, fresh.covers, fresh.able = old.lock, old.covers, old.able
+            fresh.lock, fresh.covers, fresh.able, fresh.flushed = old.lock, old.covers, old.able, old.flushed
         self.targets += (fresh,)
         return True
 
@@ -345,6 +351,7 @@ class World:
         seen = Seen(
             covered=bool(answers) if self.setting.any_nonce else one.nonce in answers,
             locked=self.board(target).lock not in (None, one.which),
+            flushes=self.board(target).flushed,
             able=any(which != one.which and facts == self.facts(one) for which, facts in self.board(target).able),
         )
         step = one.debtor.next(seen, self.now + (LONG if late else 0), holds_lock=one.holds)
@@ -381,6 +388,7 @@ class World:
         if target is None:
             return True
         self.pay(one, covered=False)
+        self.board(target).flushed += 1
         self.unlock(one, target)
         return True
 
@@ -479,12 +487,12 @@ SETTINGS = {
     "a line that is lost": replace(WARM, losses=1),
     "a failover to a copy that lags": replace(WARM, failovers=1),
     "a failover while one restarts": replace(WARM, before=(*SAVED, ("fail_over", None)), crashes=1, changes=0),
-    "a failover of one node": replace(WARM, failovers=1, cluster=True),
+    "a failover of one node": replace(WARM, before=SAVED, failovers=1, changes=0, cluster=True),
     "a lock that runs out": replace(WARM, losses=1, expiries=1),
     "two versions of the rules": replace(WARM, versions=(0, 1), crashes=1),
     "triggers that were touched": replace(WARM, changes=0, silent=1, crashes=1),
     "readers that store late": replace(WARM, repeat_after=1.0, crashes=1),
-    "three": replace(WARM, sidecars=3, crashes=1),
+    "three": replace(WARM, sidecars=3, before=(("fill", None), ("change", None), ("crash", 0)), changes=0),
 }
 
 
