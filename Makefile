@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench lock schema clean
+.PHONY: help venv demo test check format bench soak lock schema clean
 
 help:  ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.install
 	$(BIN)/python -m bench.listeners
 	$(BIN)/python -m bench.faults
+	$(BIN)/python -m bench.evictions
+
+soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded
+	$(BIN)/python -m bench.soak
 
 schema: .venv/dev  ## Write docs/config.schema.json anew
 	$(BIN)/invalidator config schema > docs/config.schema.json

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from invalidator.config import models
 from invalidator.config.document import Path
+from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
 from invalidator.core import glob
 from invalidator.core.change import Table
@@ -127,7 +128,26 @@ def check_channel(name: str, channel: models.Channel, own: str, path: Path, say:
         say((*path, "table"), f'"{channel.table}" is no single table', "name the schema without a *")
 
 
-def check_after(targets: Mapping[str, models.RedisTarget], say: Say) -> None:
+def check_targets(targets: Mapping[str, models.RedisTarget], say: Say) -> None:
+    """Say what does not go together in a target, and between targets."""
+    alive: dict[tuple[str, str], str] = {}
+    for name, target in targets.items():
+        _check_redis(target, ("targets", name), say)
+        other = alive.setdefault((target.url.get_secret_value(), target.alive_key or name), name)
+        if other != name:
+            path: Path = ("targets", name, "alive_key")
+            say(path, f'"{other}" is the same server, with the same key', "give each its own")
+    _check_after(targets, say)
+
+
+def _check_redis(target: models.RedisTarget, path: Path, say: Say) -> None:
+    if target.cluster and target.sentinel is not None:
+        say((*path, "cluster"), "a Cluster has no Sentinels", "take one of the two out")
+    if target.cluster and parse_redis_url(target.url.get_secret_value()).database:
+        say((*path, "url"), "a Cluster has only database 0", "take the database out")
+
+
+def _check_after(targets: Mapping[str, models.RedisTarget], say: Say) -> None:
     """Say which targets follow one that is not there, or themselves."""
     for name, target in targets.items():
         for place, before in enumerate(target.after):

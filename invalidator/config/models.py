@@ -120,7 +120,8 @@ class RedisTarget(Model):
     alive_key: str | None = Field(
         None,
         description="A key that is there only while the promise holds for this target, with a time to live of "
-        'canary + canary_timeout + 1s. Default: invalidator:NAME:alive; "": none.',
+        "canary + canary_timeout + 1s. Default: invalidator:NAME:alive, with several targets "
+        'invalidator:NAME:TARGET:alive; "": none.',
     )
     wait_replicas: int = Field(
         0,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
-from invalidator.config.compile import check_after, check_channel, check_entry, check_lookup, check_rule
+from invalidator.config.compile import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.document import Data, Document, Path, read
 from invalidator.config.interpolate import interpolate
 from invalidator.config.types import is_loopback
@@ -208,7 +208,7 @@ def _check_together(document: Document, data: dict[str, Data]) -> None:
         return
     targets = {name: made for name, raw in raw_targets.items() if (made := _valid(models.RedisTarget, raw)) is not None}
     if len(targets) == len(raw_targets):
-        check_after(targets, document.mistake)
+        check_targets(targets, document.mistake)
     for number, raw in enumerate(raw_rules):
         path: Path = ("rules", number)
         rule = _valid(models.Rule, raw)

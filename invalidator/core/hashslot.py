@@ -16,3 +16,8 @@ def slot(key: bytes) -> int:
         if end > begin + 1:
             key = key[begin + 1 : end]
     return crc_hqx(key, 0) % SLOTS
+
+
+def has_tag(prefix: bytes) -> bool:
+    """Whether all keys with this prefix lie in one slot."""
+    return slot(prefix + b"1") == slot(prefix + b"2")

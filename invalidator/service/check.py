@@ -10,9 +10,10 @@ import psycopg
 
 from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config
+from invalidator.core.hashslot import has_tag
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import connect, first_line, within
-from invalidator.errors import AwayError, InvalidatorError, RefusedError
+from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
 from invalidator.service import wiring
 from invalidator.sources.channels import Subscriptions
 from invalidator.triggers.plan import Plan, look
@@ -41,12 +42,17 @@ async def check(config: Config) -> AsyncIterator[Finding]:
             yield finding
         async for finding in _queries(config, rules):
             yield finding
-    for name in config.targets:
+    for name, part in config.targets.items():
+        if part.cluster and has_tag(part.prefix.encode()):
+            what = "the prefix has a hash tag, so all keys lie on one node of the Cluster"
+            yield Finding("note", f"target {name}", what, "take the braces out of it, if the application can")
         async with wiring.target(config, name) as target:
             try:
                 found = await target.check()
-            except AwayError as error:
-                yield Finding("away", f"target {name}", error.what, "start it, or correct its url")
+            except TargetAway as error:
+                level: Literal["finding", "away"] = "finding" if error.reason in ("refused", "moved") else "away"
+                todo = error.todo or "start it, or correct its url"
+                yield Finding(level, f"target {name}", f"{error.where}: {error.what}", todo)
                 continue
         for what in found:
             yield Finding("finding", f"target {name}", *_split(what))

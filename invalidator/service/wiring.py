@@ -76,9 +76,14 @@ def target(config: Config, name: str) -> RedisTarget:
         instance=config.instance or socket.gethostname(),
         whole_database=part.flush == "database",
         wait_replicas=part.wait_replicas,
-        alive_key=f"invalidator:{config.name}:alive" if part.alive_key is None else part.alive_key,
+        alive_key=_alive_key(config, name) if part.alive_key is None else part.alive_key,
         alive_for=stale_after(config),
     )
+
+
+def _alive_key(config: Config, target: str) -> str:
+    """The one that is not named; several targets may be one server."""
+    return ":".join(["invalidator", config.name, *([target] if len(config.targets) > 1 else []), "alive"])
 
 
 def _places(part: RedisConfig) -> Places:

@@ -118,8 +118,9 @@ class Sentinel:
                     todo="correct sentinel.service",
                     reason="refused",
                 ) from error
+            todo = "name the Sentinels under sentinel.nodes" if "unknown command" in what else error.todo
             raise TargetAway(
-                f"no Sentinel answers: {what}", where=error.where, todo=error.todo, reason=error.reason
+                f"no Sentinel answers: {what}", where=error.where, todo=todo, reason=error.reason
             ) from error
         facts = [_pairs(answer[0]) for answer in told.values()]
         newest = max(facts, key=lambda one: int(one.get("config-epoch", "0")))

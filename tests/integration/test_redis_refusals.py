@@ -1,0 +1,141 @@
+"""What is wrong with a Redis, or with what we were told of it, in one clear line each."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from invalidator.config.parse import parse
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.demo.servers import Workspace
+from invalidator.demo.servers.redis import find_redis
+from invalidator.demo.servers.workspace import free_port
+from invalidator.errors import TargetAway
+from invalidator.service.check import check
+from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis.places import Cluster, Sentinel, Single
+from tests.support.redises import ClusterServers, Keeping, SentinelServer
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with Workspace() as workspace:
+        program = find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None)
+        plain = Keeping(workspace, program)
+        primary = Keeping(workspace, program)
+        primary.start()
+        replica = Keeping(workspace, program, {"replicaof": f"127.0.0.1 {primary.port}"})
+        replica.start()
+        plain.start()
+        plain.client().config_set("requirepass", "right")
+        sentinel = SentinelServer(workspace, primary.port, 1)
+        sentinel.start()
+        cluster = ClusterServers(workspace, copies=False)
+        yield {
+            "plain": plain,
+            "primary": primary,
+            "replica": replica,
+            "sentinel": sentinel,
+            "cluster": cluster.nodes[0],
+        }
+
+
+def single(port, user="", path="/0"):
+    return Single(parse_redis_url(f"redis://{user}127.0.0.1:{port}{path}"))
+
+
+WRONG = {
+    "nobody there": (
+        lambda s: single(free_port()), "can't connect: connection refused", "",
+    ),
+    "no such host": (
+        lambda s: Single(parse_redis_url("redis://nowhere.invalid:1")), "can't connect: .*(not known|resolution)", "",
+    ),
+    "wrong password": (
+        lambda s: single(s["plain"].port, ":wrong@"), "WRONGPASS", "correct the user or the password in the url",
+    ),
+    "no password": (lambda s: single(s["plain"].port), "NOAUTH", "put the password into the url"),
+    "a password for nothing": (
+        lambda s: single(s["primary"].port, ":x@"), "without any password configured",
+        "take the password out of the url",
+    ),
+    "no such user": (
+        lambda s: single(s["primary"].port, "me:x@"), "WRONGPASS", "correct the user or the password in the url",
+    ),
+    "no such database": (
+        lambda s: single(s["primary"].port, path="/99"), "DB index is out of range",
+        "name a database that it has; a Cluster has only 0",
+    ),
+    "a replica": (lambda s: single(s["replica"].port), "it is a replica", "name the primary, or its Sentinels"),
+    "a cluster as standalone": (
+        lambda s: single(s["cluster"].port), "it is a node of a Cluster", "set cluster: true",
+    ),
+    "standalone as a cluster": (
+        lambda s: Cluster(parse_redis_url(f"redis://127.0.0.1:{s['primary'].port}")), "cluster support disabled",
+        "it is no Cluster: take cluster: true out",
+    ),
+    "a Sentinel as a Redis": (
+        lambda s: single(s["sentinel"].port), "it is a Sentinel", "name it under sentinel.nodes",
+    ),
+    "no such service": (
+        lambda s: Sentinel([parse_redis_url(f"redis://127.0.0.1:{s['sentinel'].port}")], "other", parse_redis_url("redis://x")),
+        'no Sentinel knows the service "other"', "correct sentinel.service",
+    ),
+    "a Redis as a Sentinel": (
+        lambda s: Sentinel([parse_redis_url(f"redis://127.0.0.1:{s['primary'].port}")], "cache", parse_redis_url("redis://x")),
+        "no Sentinel answers: .*unknown command", "name the Sentinels under sentinel.nodes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_one_line_says_what_is_wrong_and_what_to_do(name, servers):
+    places, what, todo = WRONG[name]
+    async with RedisTarget("cache", places(servers)) as target:
+        with pytest.raises(TargetAway, match=what) as caught:
+            await target.beat()
+    assert caught.value.todo == todo
+    assert "\n" not in str(caught.value)
+    assert "wrong@" not in str(caught.value)
+    assert (caught.value.reason == "away") == (todo == "")
+
+
+async def test_what_speaks_no_resp_is_said_to_be_no_redis(postgres):
+    async with RedisTarget("cache", single(postgres.port)) as target:
+        with pytest.raises(TargetAway, match=r"no Redis|closed the connection"):
+            await target.beat()
+
+
+CONFIG = """
+version: 1
+name: shop
+postgres: {dsn: "host=127.0.0.1 port=1"}
+targets:
+  cache: {kind: redis, cluster: true, prefix: "{shop}:", url: "redis://127.0.0.1:PORT"}
+rules:
+  - {table: a.b, evict: "k:{id}"}
+"""
+
+
+async def test_check_warns_of_a_hash_tag_in_the_prefix(servers):
+    config = parse(CONFIG.replace("PORT", str(servers["cluster"].port)), {}, str)
+    found = [finding async for finding in check(config) if finding.where == "target cache"]
+    assert [(one.level, one.what) for one in found] == [
+        ("note", "the prefix has a hash tag, so all keys lie on one node of the Cluster"),
+        ("ok", "answers, and takes evictions"),
+    ]
+
+
+async def test_check_says_which_right_is_missing(servers):
+    client = servers["primary"].client()
+    client.execute_command("ACL", "SETUSER", "half", "on", ">pw", "~*", "+@all", "-unlink", "-scan")
+    url = f"redis://half:pw@127.0.0.1:{servers['primary'].port}"
+    config = parse(CONFIG.replace("redis://127.0.0.1:PORT", url).replace("cluster: true, ", ""), {}, str)
+    found = [finding async for finding in check(config) if finding.where == "target cache"]
+    if client.info("server")["redis_version"] < "7":
+        return
+    assert [(one.level, one.what) for one in found] == [
+        ("finding", "this user may not UNLINK"),
+        ("finding", "this user may not SCAN"),
+    ]
