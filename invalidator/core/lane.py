@@ -148,7 +148,9 @@ class _Way:
         return self.sent
 
     def put_back(self, work: Work, now: float) -> None:
-        self.fresh, self.again = together(work.fresh, self.fresh), together(work.again, self.again)
+        work.fresh.update(self.fresh)  # in place: there may be very many of them, and nobody else has them
+        work.again.update(self.again)
+        self.fresh, self.again = work.fresh, work.again
         self.fresh_from = _older(work.oldest, self.fresh_from)
         self.again_from = _older(work.repeats, self.again_from)
         self.since = work.since or now

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
@@ -29,6 +29,14 @@ _GRACE: Final = 1.0
 _BACKOFF: Final = Backoff()
 
 Way = Literal["exact", "main", "watch"]
+
+
+class _Failure(NamedTuple):
+    """What is left of an error: itself it would hold on to all that was on its way."""
+
+    reason: str
+    what: str
+    text: str
 
 
 class Lane:
@@ -58,7 +66,7 @@ class Lane:
         self._claims, self._stale_after = claims, stale_after
         self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
-        self._failing: dict[Way, TargetAway] = {}
+        self._failing: dict[Way, _Failure] = {}
         self._news: dict[Way, asyncio.Event] = {"exact": asyncio.Event(), "main": asyncio.Event()}
         self._asked = asyncio.Event()
         self._log = Log(target=target.name)
@@ -66,7 +74,7 @@ class Lane:
     @property
     def why(self) -> str:
         """Why the target does not serve us; empty when it does."""
-        return next(map(str, self._failing.values()), "")
+        return next((failure.text for failure in self._failing.values()), "")
 
     # What it is given
 
@@ -224,9 +232,10 @@ class Lane:
             if self._on_change is not None:
                 self._on_change(self)
             return
+        failure = _Failure(error.reason, error.what, str(error))
         known = {(before.reason, before.what) for before in self._failing.values()}
-        self._failing[way] = error
-        if (error.reason, error.what) in known:
+        self._failing[way] = failure
+        if failure[:2] in known:
             return
         if error.reason == "refused":
             self._log.error("target_refuses", "the target refuses us, until somebody mends it", why=str(error))

@@ -52,12 +52,18 @@ def copied(lane):
     twin = copy.copy(lane)
     for name in ("_main", "_exact"):
         way = getattr(lane, name)
-        fresh, again = (Evictions(dict(e.keys), dict(e.others)) for e in (way.fresh, way.again))
-        setattr(twin, name, replace(way, fresh=fresh, again=again))
+        setattr(twin, name, replace(way, sent=way.sent and replace(way.sent, **both(way.sent)), **both(way)))
     for name in ("_due", "_marks", "_settling", "_asks"):
         setattr(twin, name, getattr(lane, name).copy())
     twin._held = deque(replace(held) for held in lane._held)
     return twin
+
+
+def both(holder):
+    return {
+        name: Evictions(dict(getattr(holder, name).keys), dict(getattr(holder, name).others))
+        for name in ("fresh", "again")
+    }
 
 
 def lane_key(lane, now):

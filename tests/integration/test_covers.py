@@ -1,0 +1,257 @@
+"""The cover protocol on a real Redis, a step at a time: what an answer is worth, and what it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import pytest
+
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.core.batch import Ask, Gap
+from invalidator.core.change import Change, Table
+from invalidator.core.cover import Claims, Seen
+from invalidator.core.rule import Evict, Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import parse
+from invalidator.pipeline import lane, settling
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.sources.memory import MemorySource
+from invalidator.targets.redis import RedisTarget, board
+from invalidator.targets.redis.line import Identity
+from tests.support import eventually
+from tests.support.proxy import Proxy
+
+T = Table("public", "products")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lane, "BEAT", 0.05)
+    monkeypatch.setattr(lane, "_GRACE", 0.5)
+    monkeypatch.setattr(settling, "_LOOK_EVERY", 0.01)
+
+
+class TestBoard:
+    @pytest.fixture
+    async def two(self, redis_url):
+        async with AsyncExitStack() as stack:
+            made = []
+            for instance in ("one", "other"):
+                target = RedisTarget("cache", parse_redis_url(redis_url), installation="shop", instance=instance)
+                await stack.enter_async_context(target)
+                await target.beat()
+                made.append(target)
+            yield made
+
+    async def test_an_answer_is_for_one_question_and_one_set_of_facts(self, two):
+        one, other = (target.board for target in two)
+        await one.answer(["nonce"], "claims")
+        assert (await other.look("nonce", "claims")).covered
+        assert not (await other.look("another", "claims")).covered
+        assert not (await other.look("", "claims")).covered
+        assert not (await other.look("nonce", "other claims")).covered
+
+    async def test_an_answer_about_another_server_is_none(self, two):
+        one, other = two
+        await one.board.answer(["nonce"], "claims")
+        with suppress(Exception):
+            other._met.meet("", Identity("another", "server"))
+        assert not (await other.board.look("nonce", "claims")).covered
+
+    async def test_present_are_others_that_owe_nothing_and_mean_the_same(self, two):
+        one, other = (target.board for target in two)
+        await one.show("claims", alive=False)
+        assert await one.look("", "claims") == Seen()  # itself it does not wait for
+        assert await other.look("", "claims") == Seen(able=True)
+        assert await other.look("", "other claims") == Seen()
+        await one.show("other claims", alive=False)
+        assert await other.look("", "claims") == Seen()
+        await one.show(None, alive=False)
+        assert await other.look("", "other claims") == Seen()
+
+    async def test_a_presence_runs_out(self, two, cache, monkeypatch):
+        one, other = (target.board for target in two)
+        monkeypatch.setattr(board, "PRESENT", 1)
+        await one.show("claims", alive=False)
+        assert (await other.look("", "claims")).able
+        await eventually(lambda: not_able(other))
+
+    async def test_one_holds_the_lock_until_it_gives_it_back(self, two):
+        one, other = (target.board for target in two)
+        assert await one.lock()
+        assert await one.lock()
+        assert not await other.lock()
+        assert await other.look("", "") == Seen(locked=True)
+        assert await one.look("", "") == Seen()
+        await other.unlock(flushed=False)
+        assert not await other.lock()
+        await one.unlock(flushed=True)
+        assert await other.look("", "") == Seen(flushes=1)
+        assert await other.lock()
+
+    async def test_the_lock_is_kept_while_the_flush_moves_and_runs_out_else(self, two, cache, monkeypatch):
+        one, other = (target.board for target in two)
+        monkeypatch.setattr(board, "_RENEW_EVERY", 0.0)
+        assert await one.lock()
+        key = "invalidator:{shop.cache}:flush"
+        cache.pexpire(key, 200)
+        await one.renew()
+        assert cache.pttl(key) > 4000
+        cache.set(key, "another's", px=50)
+        await one.renew()
+        assert cache.pttl(key) < 1000
+        await eventually(other.lock)
+
+    async def test_the_alive_key_runs_out(self, redis_url, cache):
+        target = RedisTarget("cache", parse_redis_url(redis_url), alive_key="alive", alive_for=0.2)
+        async with target:
+            await target.beat()
+            await target.board.show("claims", alive=True)
+            assert cache.exists("alive")
+            await target.board.show("claims", alive=False)
+            await eventually(lambda: not cache.exists("alive"))
+
+
+async def not_able(one):
+    return not (await one.look("", "claims")).able
+
+
+class Sidecar:
+    """One of several between a source in memory and a Redis that each reaches in its own way."""
+
+    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1):
+        self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance)
+        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=("cache",))], ["cache"])
+        self.claims = Claims(claims)
+        self.pipeline = Pipeline(
+            source, rules, [self.target], repeat_after={"cache": repeat_after}, claims=lambda _: self.claims
+        )
+        self.lane = self.pipeline.lanes[0]
+
+    @asynccontextmanager
+    async def running(self):
+        async with self.target:
+            task = asyncio.create_task(self.pipeline.run())
+            try:
+                yield self
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def settles(self):
+        await eventually(lambda: self.lane.state.answered and self.lane.state.is_idle and not self.lane.why)
+
+    @property
+    def flushes(self):
+        return counted(self.pipeline.metrics.flushes)
+
+    @property
+    def covered(self):
+        return counted(self.pipeline.metrics.covered)
+
+
+def counted(counter):
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return sum(int(sample.value) for sample in samples if sample.name.endswith("_total"))
+
+
+def change(source, number):
+    source.publish([Change(T, "insert", None, {"id": str(number)})])
+
+
+@asynccontextmanager
+async def able(source, url, **kwargs):
+    """A sidecar that owes nothing and says so."""
+    async with Sidecar(source, url, "first", **kwargs).running() as one:
+        await one.settles()
+        await eventually(lambda: one.target.board._present_as)
+        yield one
+
+
+async def test_one_that_heard_all_along_covers_one_that_starts(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url), Sidecar(source, redis_url, "second").running() as second:
+        cache.set("p:fresh", "stays")
+        await second.settles()
+        assert (second.flushes, second.covered) == (0, 1)
+        assert cache.exists("p:fresh")
+
+
+async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, cache):
+    """The other has heard, but its eviction is on its way for long: the debtor flushes rather than believe it."""
+    source = MemorySource()
+    with Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        async with able(source, f"redis://127.0.0.1:{proxy.port}/0") as first:
+            cache.set("p:1", "stale")
+            proxy.stall()
+            change(source, 1)
+            async with Sidecar(source, redis_url, "second").running() as second:
+                await eventually(lambda: second.flushes)
+                assert not cache.exists("p:1")
+                await second.settles()
+                assert second.covered == 0
+                proxy.flow()
+                await first.settles()
+
+
+async def test_no_answer_before_the_repeats(redis_url, cache):
+    """A reader may still store what it loaded before the change."""
+    source = MemorySource()
+    async with able(source, redis_url, repeat_after=0.4) as first:
+        change(source, 1)
+        await eventually(lambda: first.lane.state.answered == first.pipeline._number)
+        source._log.append(Ask("cache", "nonce"))
+        source._news.set()
+        await eventually(lambda: first.lane.state.is_asked)
+        assert not cache.keys("*cover*")
+        cache.set("p:1", "stored late")
+        await eventually(lambda: cache.keys("*cover*"))
+        assert not cache.exists("p:1")
+
+
+async def test_a_debtor_answers_nobody(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url) as first, Sidecar(source, redis_url, "second").running() as second:
+        await second.settles()
+        cache.set("invalidator:{shop.cache}:flush", "somebody's", px=400)
+        source.miss(Gap("reconnect"))
+        await eventually(lambda: first.lane.state.owed and second.lane.state.owed)
+        source._log.append(Ask("cache", "nonce"))
+        source._news.set()
+        await eventually(lambda: first.lane.state.is_asked and second.lane.state.is_asked)
+        assert not cache.keys("*cover:nonce*")
+        await first.settles()
+        await second.settles()
+        assert first.flushes + second.flushes == 2  # that of the start, and one for the gap of both
+
+
+async def test_other_rules_answer_nobody(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url), Sidecar(source, redis_url, "second", claims="other").running() as second:
+        await second.settles()
+        assert (second.flushes, second.covered) == (1, 0)
+
+
+async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url) as first:
+        async with Sidecar(source, redis_url, "second", claims="").running() as second:
+            await second.settles()
+            assert (second.flushes, second.covered) == (1, 0)
+        first.claims = Claims()
+        await eventually(lambda: not first.target.board._present_as)
+        async with Sidecar(source, redis_url, "third").running() as third:
+            await third.settles()
+            assert (third.flushes, third.covered) == (1, 0)
+
+
+async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url), Sidecar(source, redis_url, "second").running() as second:
+        await second.settles()
+        cache.set("p:unsaid", "x")
+        second.pipeline.flush(Gap("asked"))
+        await eventually(lambda: not cache.exists("p:unsaid"))
+        assert second.flushes == 1
