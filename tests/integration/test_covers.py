@@ -102,6 +102,9 @@ class TestBoard:
         await one.renew()
         assert cache.pttl(key) < 1000
         await eventually(other.lock)
+        one._holds = True  # as if it had been frozen since
+        await one.unlock(flushed=True)
+        assert cache.exists(key)
 
     async def test_the_alive_key_runs_out(self, redis_url, cache):
         target = RedisTarget("cache", parse_redis_url(redis_url), alive_key="alive", alive_for=0.2)
@@ -218,6 +221,7 @@ async def test_a_debtor_answers_nobody(redis_url, cache):
         cache.set("invalidator:{shop.cache}:flush", "somebody's", px=400)
         source.miss(Gap("reconnect"))
         await eventually(lambda: first.lane.state.owed and second.lane.state.owed)
+        await eventually(lambda: not cache.exists("invalidator:{shop.cache}:able"))  # nobody waits for them
         source._log.append(Ask("cache", "nonce"))
         source._news.set()
         await eventually(lambda: first.lane.state.is_asked and second.lane.state.is_asked)

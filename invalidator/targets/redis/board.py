@@ -117,7 +117,7 @@ class Board:
         )
         others = [member.decode() for member in present if not member.startswith(self._instance.encode())]
         return Seen(
-            covered=bool(nonce and covered),
+            covered=bool(covered),
             locked=lock not in (None, self._me.encode()),
             able=any(member.endswith(facts) for member in others),
             flushes=flushes,

@@ -38,12 +38,12 @@ class Connection(asyncio.Protocol):
         self._replies: deque[Any] = deque()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._lost: TargetAway | None = None
+        self._lost = ""  # why; an error that is kept would hold on to all that was on its way
         self._turn = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
-        return self._lost is None
+        return not self._lost
 
     async def ask(self, *commands: Command) -> list[Any]:
         """Every reply; TargetAway when the server did not answer, or one of the answers is an error."""
@@ -80,8 +80,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _write(self, data: bytes) -> None:
-        if self._lost is not None:
-            raise self._lost
+        self._check()
         assert self._transport is not None
         self._transport.write(data)
 
@@ -97,8 +96,7 @@ class Connection(asyncio.Protocol):
         alarm = loop.call_later(self._timeout, self.close, f"no answer within {self._timeout:g} s")
         try:
             while not self._replies:
-                if self._lost is not None:
-                    raise self._lost
+                self._check()
                 self._waiter = loop.create_future()
                 await self._waiter
         finally:
@@ -106,9 +104,12 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _lose(self, why: str) -> None:
-        if self._lost is None:
-            self._lost = TargetAway(why, where=str(self.endpoint))
+        self._lost = self._lost or why
         self._wake()
+
+    def _check(self) -> None:
+        if self._lost:
+            raise TargetAway(self._lost, where=str(self.endpoint))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

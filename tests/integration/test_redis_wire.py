@@ -1,0 +1,89 @@
+"""One connection: every reply in its order, and nothing used again after anything went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import weakref
+
+import pytest
+
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.demo.servers import Workspace
+from invalidator.demo.servers.redis import find_redis
+from invalidator.errors import TargetAway
+from invalidator.targets.redis.replies import Reply
+from invalidator.targets.redis.wire import connect
+from tests.support.redises import Keeping
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Workspace() as workspace:
+        server = Keeping(workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
+        server.start()
+        yield server
+
+
+@pytest.fixture
+async def connection(server):
+    made = await connect(parse_redis_url(server.url), 0.3)
+    yield made
+    made.close()
+    await asyncio.sleep(0)
+
+
+async def test_every_reply_in_its_order_errors_among_them(connection):
+    chunks = [[("ECHO", str(number)), ("NOSUCH",)] for number in range(50)]
+    replies = await connection.exchange(chunks)
+    assert replies[::2] == [str(number).encode() for number in range(50)]
+    assert all(isinstance(reply, Reply) and reply.code == "ERR" for reply in replies[1::2])
+
+
+async def test_exchanges_at_once_do_not_mix(connection):
+    async def ask(number):
+        return await connection.exchange([[("ECHO", f"{number}-{n}")] for n in range(20)])
+
+    answers = await asyncio.gather(*map(ask, range(20)))
+    assert answers == [[f"{number}-{n}".encode() for n in range(20)] for number in range(20)]
+
+
+async def test_no_answer_in_time_closes_it(connection, server):
+    server.freeze()
+    try:
+        with pytest.raises(TargetAway, match="no answer within"):
+            await connection.ask(("PING",))
+    finally:
+        server.thaw()
+    assert not connection.is_open
+    with pytest.raises(TargetAway, match="no answer within"):
+        await connection.ask(("PING",))
+
+
+async def test_a_cancelled_exchange_closes_it(connection):
+    """Its reply is still to come, and would be taken for that of the next."""
+    task = asyncio.create_task(connection.ask(("BLPOP", "nothing", "1")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not connection.is_open
+
+
+async def test_what_failed_keeps_nothing_of_what_was_on_its_way(connection, server):
+    def chunks():
+        yield [("PING",)]
+
+    server.freeze()
+    try:
+        made = chunks()
+        kept = weakref.ref(made)
+        with pytest.raises(TargetAway):
+            await connection.exchange(made)
+        del made
+        gc.collect()
+        assert kept() is None
+    finally:
+        server.thaw()
