@@ -37,6 +37,7 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.install
 	$(BIN)/python -m bench.listeners
 	$(BIN)/python -m bench.faults
+	$(BIN)/python -m bench.redis_faults
 	$(BIN)/python -m bench.evictions
 
 soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded

@@ -204,6 +204,19 @@ async def test_a_primary_that_is_made_a_copy_and_a_primary_again(servers, progra
         assert world.flushes() == {"start": 1, "target changed": 1}
 
 
+async def test_made_a_copy_and_a_primary_again_while_nothing_happens(servers, program, server):
+    """No connection is closed, and no command fails: only its history is another."""
+    other = Keeping(servers, program)
+    other.start()
+    async with world_at(server).running() as world:
+        other.client().set("p:2", "what the other had")
+        client = server.client()
+        client.replicaof("127.0.0.1", other.port)
+        await eventually(lambda: client.info("replication")["master_link_status"] == "up")
+        client.replicaof("NO", "ONE")
+        await world.is_right_again("p:2")
+
+
 async def test_no_memory_left(server):
     async with world_at(server).running() as world:
         client = server.client()
@@ -274,6 +287,34 @@ async def test_loading_what_it_had_saved(servers, program):
         await eventually(lambda: "LOADING" in world.lane.why)
         await eventually(ready)
         await world.is_right_again("p:1")
+
+
+class Named(Single):
+    """A name that comes to mean another server, while the old one goes on to answer."""
+
+    def __init__(self, *servers):
+        self._servers = [parse_redis_url(server.url) for server in servers]
+        super().__init__(self._servers[0])
+
+    def move(self):
+        self._servers.pop(0)
+
+    async def find(self):
+        self.primaries = {"": self._servers[0]}
+
+
+async def test_another_primary_while_the_old_one_goes_on_to_answer(servers, program, server):
+    other = Keeping(servers, program)
+    other.start()
+    places = Named(server, other)
+    async with World(places, other.client).running() as world:
+        other.client().set("p:1", "stale")
+        places.move()
+        await world.is_right_again("p:1")
+        assert world.flushes() == {"start": 1, "target changed": 1}
+        server.client().set("p:99", "what nobody asks for any more")
+        await world.evicts(99)
+        assert server.client().exists("p:99")
 
 
 class TestSentinel:

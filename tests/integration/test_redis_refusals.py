@@ -118,6 +118,22 @@ rules:
 """
 
 
+async def test_of_sentinels_that_say_different_things_the_one_with_the_highest_epoch_is_believed(servers):
+    """One that was split off goes on saying what it knew."""
+    with Workspace() as workspace:
+        split = SentinelServer(workspace, servers["replica"].port, 1, epoch=3)
+        now = SentinelServer(workspace, servers["primary"].port, 1, epoch=7)
+        gone = free_port()
+        split.start()
+        now.start()
+        nodes = [parse_redis_url(f"redis://127.0.0.1:{port}") for port in (split.port, gone, now.port)]
+        for order in (nodes, nodes[::-1]):
+            places = Sentinel(order, "cache", parse_redis_url("redis://unused"))
+            await places.find()
+            assert places.primaries[""].port == servers["primary"].port
+            places.close()
+
+
 async def test_check_warns_of_a_hash_tag_in_the_prefix(servers):
     config = parse(CONFIG.replace("PORT", str(servers["cluster"].port)), {}, str)
     found = [finding async for finding in check(config) if finding.where == "target cache"]

@@ -17,7 +17,7 @@ from invalidator.errors import TargetAway
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
 from tests.support import until
-from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, move_slot
+from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
 
 RIGHTS = re.findall(
     r"(\+[a-z|]+)",
@@ -197,8 +197,8 @@ class TestClusterOnTheMove:
                 client.set(name, "x")
             assert await target.evict(Evictions.of(Eviction("key", name) for name in names)) == len(names)
 
-    @pytest.mark.parametrize("finish", [True, False], ids=["to its end", "half way"])
-    async def test_a_flush_finds_what_moves_behind_its_back(self, moving, target, monkeypatch, finish):
+    @pytest.mark.parametrize("way", ["from begin to end", "half way", "begun before"])
+    async def test_a_flush_finds_what_moves_behind_its_back(self, moving, target, monkeypatch, way):
         """A slot goes from a node that is looked at last to one that was looked at first."""
         owners = [node for node in moving.nodes if node.call("CLUSTER", "COUNTKEYSINSLOT", 0) == 0]
         client = moving.client()
@@ -213,6 +213,8 @@ class TestClusterOnTheMove:
             for name in names:
                 client.set(name, "x")
             pass_over, passes = target._sweeper._pass, []
+            if way == "begun before":
+                open_slot(slot, late, early)
 
             async def move_meanwhile(sweep, carry_out):
                 if not passes:
@@ -225,7 +227,11 @@ class TestClusterOnTheMove:
                             def __iter__(self):
                                 for number, one in enumerate(found):
                                     if number == len(found) - 1:
-                                        move_slot(slot, late, early, finish=finish)
+                                        if way != "begun before":
+                                            open_slot(slot, late, early)
+                                        move_keys(slot, late, early)
+                                        if way == "from begin to end":
+                                            close_slot(slot, late, early)
                                     yield one
 
                         return Moves(found)
@@ -242,9 +248,7 @@ class TestClusterOnTheMove:
         assert passes[0] == 0  # the first pass sees none of them
         assert existed == len(names)
         assert not any(node.call("DBSIZE") for node in moving.nodes)
-        if not finish:
-            early.call("CLUSTER", "SETSLOT", slot, "NODE", early.id)
-            late.call("CLUSTER", "SETSLOT", slot, "NODE", early.id)
+        close_slot(slot, late, early)
 
 
 def slot_owner(node, slot):

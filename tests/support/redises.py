@@ -68,12 +68,13 @@ class Sentinels:
 
 
 class SentinelServer(Keeping):
-    def __init__(self, workspace, port, quorum):
+    def __init__(self, workspace, port, quorum, epoch=0):
         super().__init__(workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
         self._file = self.folder / "sentinel.conf"
         self._file.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\nprotected-mode no\n"
             f"sentinel monitor cache 127.0.0.1 {port} {quorum}\n"
+            f"sentinel config-epoch cache {epoch}\n"
             "sentinel down-after-milliseconds cache 500\nsentinel failover-timeout cache 3000\n"
         )
         owned(self._file)
@@ -153,15 +154,20 @@ class ClusterNode(RedisServer):
         return True
 
 
-def move_slot(slot, source, target, *, keys=True, finish=True):
-    """Move a slot from one node to another, as `redis-cli --cluster reshard` does."""
+def open_slot(slot, source, target):
+    """Begin to move a slot from one node to another, as `redis-cli --cluster reshard` does."""
     target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
     source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
-    while keys and (names := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100)):
+
+
+def move_keys(slot, source, target):
+    while names := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
         source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
-    if finish:
-        target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-        source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+
+def close_slot(slot, source, target):
+    target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+    source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
 
 class TlsServer(RedisServer):

@@ -126,12 +126,6 @@ class Line:
     def is_cluster(self) -> bool:
         return self._places.mode == "cluster"
 
-    def drop_moved(self) -> None:
-        """Close what leads elsewhere than where the primaries are now."""
-        for place, connection in self._open.items():
-            if connection.endpoint != self._places.primaries.get(place):
-                connection.close("the primary is elsewhere now")
-
     def close(self) -> None:
         for connection in self._open.values():
             connection.close()

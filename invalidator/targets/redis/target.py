@@ -89,7 +89,6 @@ class RedisTarget:
             alive_for=alive_for,
         )
         self._sweeper = Sweeper(name, self._wide, self._places, self.board.renew)
-        self._lost = False
 
     async def __aenter__(self) -> RedisTarget:
         return self
@@ -130,26 +129,14 @@ class RedisTarget:
         return await self._told(self._check())
 
     async def _told(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Make a call; after one that failed, the servers are looked for anew."""
+        """Make a call; where it was told that another server is to be asked, it asks who is who on each line."""
         try:
-            if self._lost:
-                self._lost = False
-                await self._find()
             return await call
         except TargetAway as error:
-            self._lost = True
             if error.reason == "moved":
                 for line in self._lines:
                     line.close()
             raise
-        finally:
-            call.close()
-
-    async def _find(self) -> None:
-        """Look where the primaries are, and leave those that are not."""
-        await self._places.find()
-        for line in self._lines:
-            line.drop_moved()
 
     # How it is carried out
 
@@ -231,7 +218,7 @@ class RedisTarget:
         await all_of(ask(connection) for connection in nodes)
 
     async def _beat(self) -> None:
-        await self._find()
+        await self._places.find()
         await self._side.meet_again()
         self._met.are(self._places.primaries)
 
@@ -248,7 +235,7 @@ class RedisTarget:
         found: list[str] = []
         commands: list[Command] = [("UNLINK", self._key("x")), ("SCAN", "0"), ("EVAL", "return 1", "0")]
         commands += [("FLUSHDB",)] if self._whole_database else [("SSCAN", self._key("x"), "0"), ("HDEL", "x", "x")]
-        await self._find()
+        await self._places.find()
         for _, connection in await self._wide.nodes():
             me, *_ = await connection.exchange([[("ACL", "WHOAMI")]])
             dry: list[Command] = [("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, Reply)]
