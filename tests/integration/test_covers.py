@@ -123,12 +123,17 @@ async def not_able(one):
 class Sidecar:
     """One of several between a source in memory and a Redis that each reaches in its own way."""
 
-    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1):
-        self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance)
+    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, **options):
+        self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
         rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=("cache",))], ["cache"])
         self.claims = Claims(claims)
         self.pipeline = Pipeline(
-            source, rules, [self.target], repeat_after={"cache": repeat_after}, claims=lambda _: self.claims
+            source,
+            rules,
+            [self.target],
+            repeat_after={"cache": repeat_after},
+            stale_after=stale_after,
+            claims=lambda _: self.claims,
         )
         self.lane = self.pipeline.lanes[0]
 
@@ -259,3 +264,31 @@ async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(red
         second.pipeline.flush(Gap("asked"))
         await eventually(lambda: not cache.exists("p:unsaid"))
         assert second.flushes == 1
+
+
+async def test_alive_is_there_only_while_the_promise_holds(redis_url, cache):
+    alive = {"alive_key": "alive", "alive_for": 0.15}
+    async with Sidecar(MemorySource(), redis_url, "first", stale_after=0.6, **alive).running() as one:
+        await one.settles()
+        assert not cache.exists("alive")  # nobody knows yet how far it is
+        assert await one.pipeline.barrier(5)
+        await eventually(lambda: cache.exists("alive"))
+        await eventually(lambda: not cache.exists("alive"))  # as_of is too old
+        assert await one.pipeline.barrier(5)
+        await eventually(lambda: cache.exists("alive"))
+        one.claims = Claims()
+        await eventually(lambda: not cache.exists("alive"))
+
+
+async def test_alive_goes_while_a_flush_is_owed(redis_url, cache):
+    alive = {"alive_key": "alive", "alive_for": 0.15}
+    async with Sidecar(MemorySource(), redis_url, "first", stale_after=60, **alive).running() as one:
+        assert await one.pipeline.barrier(5)
+        await eventually(lambda: cache.exists("alive"))
+        cache.set("invalidator:{shop.cache}:flush", "somebody's", px=1500)
+        one.pipeline.gap(Gap("reconnect"))
+        await eventually(lambda: not cache.exists("alive"))
+        assert one.lane.state.owed
+        await one.settles()
+        assert await one.pipeline.barrier(5)
+        await eventually(lambda: cache.exists("alive"))

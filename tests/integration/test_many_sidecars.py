@@ -268,3 +268,36 @@ async def test_a_flusher_that_dies_is_replaced(world, fleet):
     await fleet.settles()
     assert fleet.count() == 1
     await fleet.is_right("p:1")
+
+
+async def test_triggers_that_were_touched_since_the_others_looked_are_flushed_for(world, fleet):
+    """They look every minute; who starts looks at once, and finds other triggers than they know."""
+    fleet.start(*(world.config(f"pod-{number}") for number in range(3)))
+    await fleet.settles()
+    before = fleet.count()
+    world.cache.set("p:unheard", "stale")
+    world.execute(
+        "begin; alter table products disable trigger user; insert into products default values;"
+        " alter table products enable trigger user; commit"
+    )
+    fleet.start(world.config("late"))
+    await fleet.settles()
+    assert fleet.count() == before + 1
+    assert not world.cache.exists("p:unheard")
+
+
+async def test_who_sees_drift_covers_nobody(world, fleet):
+    fleet.start(world.config("pod-0"))
+    await fleet.settles()
+    first = fleet.sidecars[0]
+    world.execute("alter table products disable trigger user")
+    try:
+        first.look()
+        await eventually(lambda: any("disabled" in doubt for doubt in first.doubts()))
+        world.cache.set("p:unheard", "stale")
+        before = fleet.count()
+        fleet.start(world.config("late"))
+        await eventually(lambda: not world.cache.exists("p:unheard"), 20)
+        await eventually(lambda: fleet.count() == before + 1)
+    finally:
+        world.execute("alter table products enable trigger user")

@@ -14,7 +14,7 @@ from invalidator.core.eviction import Eviction, Evictions
 from invalidator.demo.servers import RedisServer, Workspace
 from invalidator.demo.servers.redis import find_redis
 from invalidator.errors import TargetAway
-from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis import RedisTarget, sweep
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
 from tests.support import until
 from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
@@ -200,55 +200,39 @@ class TestClusterOnTheMove:
     @pytest.mark.parametrize("way", ["from begin to end", "half way", "begun before"])
     async def test_a_flush_finds_what_moves_behind_its_back(self, moving, target, monkeypatch, way):
         """A slot goes from a node that is looked at last to one that was looked at first."""
-        owners = [node for node in moving.nodes if node.call("CLUSTER", "COUNTKEYSINSLOT", 0) == 0]
-        client = moving.client()
+        client, walk, walks = moving.client(), sweep._Pages.walk, []
         async with target:
             await target.beat()
-            order = [target._places.primaries[place] for place in target._places.primaries]
-            by_port = {node.port: node for node in owners}
-            early, late = by_port[order[0].port], by_port[order[-1].port]
-            slot = next(s for s in range(16384) if target._places.layout.slots[s] == str(order[-1]))
-            tag = next(str(n) for n in range(200_000) if client.keyslot(str(n)) == slot)
+            order = [endpoint.port for endpoint in target._places.primaries.values()]
+            early, *_, late = sorted(moving.nodes, key=lambda node: order.index(node.port))
+            slot = target._places.layout.slots.index(f"127.0.0.1:{late.port}")
+            tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             names = [f"p:{{{tag}}}:{number}" for number in range(50)]
             for name in names:
                 client.set(name, "x")
-            pass_over, passes = target._sweeper._pass, []
             if way == "begun before":
                 open_slot(slot, late, early)
 
-            async def move_meanwhile(sweep, carry_out):
-                if not passes:
-                    nodes = target._wide.nodes
+            async def move_before_the_last(pages, look_at):
+                walks.append(late.call("DBSIZE") + early.call("DBSIZE"))
+                if len(walks) == len(order):
+                    move(slot, late, early, way)
+                return await walk(pages, look_at)
 
-                    async def after_the_first():
-                        found = await nodes()
-
-                        class Moves(list):
-                            def __iter__(self):
-                                for number, one in enumerate(found):
-                                    if number == len(found) - 1:
-                                        if way != "begun before":
-                                            open_slot(slot, late, early)
-                                        move_keys(slot, late, early)
-                                        if way == "from begin to end":
-                                            close_slot(slot, late, early)
-                                    yield one
-
-                        return Moves(found)
-
-                    monkeypatch.setattr(target._wide, "nodes", after_the_first)
-                    passes.append(await pass_over(sweep, carry_out))
-                    monkeypatch.undo()
-                    return passes[-1]
-                passes.append(await pass_over(sweep, carry_out))
-                return passes[-1]
-
-            target._sweeper._pass = move_meanwhile
+            monkeypatch.setattr(sweep._Pages, "walk", move_before_the_last)
             existed = await target.flush([Eviction("key", "p:*", glob=True)])
-        assert passes[0] == 0  # the first pass sees none of them
+        close_slot(slot, late, early)
+        assert walks[len(order)] == len(names)  # the first pass saw none of them
         assert existed == len(names)
         assert not any(node.call("DBSIZE") for node in moving.nodes)
-        close_slot(slot, late, early)
+
+
+def move(slot, source, destination, way):
+    if way != "begun before":
+        open_slot(slot, source, destination)
+    move_keys(slot, source, destination)
+    if way == "from begin to end":
+        close_slot(slot, source, destination)
 
 
 def slot_owner(node, slot):

@@ -13,6 +13,7 @@ from invalidator.core.eviction import Evictions
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
+from invalidator.errors import TargetChanged
 from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.sources.memory import MemorySource
@@ -109,6 +110,30 @@ async def test_a_position_is_confirmed_only_after_its_repeats(source):
         assert source.confirmed is None
         await eventually(lambda: source.confirmed == "1")
         assert target.calls.count("evict") == 2
+
+
+class Changing(MemoryTarget):
+    """Another server than before, once."""
+
+    changed = False
+
+    async def evict(self, evictions):
+        if self.changed:
+            self.changed = False
+            raise TargetChanged("it is another")
+        return await super().evict(evictions)
+
+
+async def test_a_target_that_is_another_than_before_is_flushed_and_then_those_that_follow_it(source):
+    shared, local, other = Changing("shared"), MemoryTarget("local"), MemoryTarget("other")
+    async with running(make(source, shared, local, other, after={"local": ["shared"]})) as _:
+        await eventually(lambda: all("flush" in target.calls for target in (shared, local, other)))
+        for target in (shared, local, other):
+            target.calls.clear()
+        shared.changed = True
+        source.publish([insert(1)])
+        await eventually(lambda: "flush" in shared.calls and "flush" in local.calls)
+        assert "flush" not in other.calls
 
 
 async def test_a_target_that_follows_is_told_when_the_other_has_answered(source):
