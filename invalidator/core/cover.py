@@ -32,6 +32,8 @@ Interleavings that were thought about, each in `tests/unit/core/test_cover_model
 * The other's connection to PostgreSQL is lost after 4: what it heard, it heard in order. Its own gap is about later.
 * The target restarts, or fails over to a copy that lags, at any moment: both find other facts; both owe. A copy, or an
   old snapshot, may bring back old answers, locks and presences: the facts in their names are of another server.
+* The other may have missed changes of some tables (its triggers had drifted), and is about to evict them: a question
+  from before is not answered at all.
 * The other evicts once but not again (5): a reader may still store what it loaded before; hence repeats included.
 
 *One flusher.* When nobody answers, or nobody is there who could, the debtor flushes under a lock in the target that

@@ -234,6 +234,10 @@ class LaneState:
         """Another sidecar asks whether everything up to this number is evicted here."""
         self._asks.append((number, nonce))
 
+    def ignore_asks(self) -> None:
+        """What was asked can't be answered: changes may have been missed before it. Who asked flushes."""
+        self._asks.clear()
+
     def release(self, number: int, now: float) -> None:
         """The lanes that this one follows have answered for all up to this number."""
         while self._held and self._held[0].number <= number:

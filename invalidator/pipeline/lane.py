@@ -100,8 +100,8 @@ class Lane:
         self._wake()
 
     def ask(self, number: int, nonce: str) -> None:
-        """A sidecar asks whether everything up to this number is evicted here."""
-        if self.target.board is not None and nonce != self._settling.nonce:
+        """A sidecar asks whether everything up to this number is evicted here; in doubt we say nothing, ever."""
+        if self.target.board is not None and nonce != self._settling.nonce and self._claims().text:
             self.state.ask(number, nonce)
             self._asked.set()
 

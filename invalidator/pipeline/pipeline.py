@@ -183,6 +183,8 @@ class Pipeline:
         for witness in self.witnesses:
             witness(gap, {})
         if gap.tables is not None:
+            for lane in self.lanes:
+                lane.state.ignore_asks()
             self._changes([table_wide(table) for table in gap.tables])
             return self._number
         self._number += 1

@@ -256,6 +256,34 @@ async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_u
             assert (third.flushes, third.covered) == (1, 0)
 
 
+async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answered(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url, repeat_after=0.3) as first:
+        change(source, 1)
+        source._log.append(Ask("cache", "before"))
+        source._news.set()
+        await eventually(lambda: first.lane.state.is_asked)
+        first.pipeline.gap(Gap("drift", frozenset({T})))
+        source._log.append(Ask("cache", "after"))
+        source._news.set()
+        await eventually(lambda: cache.keys("*cover:after*"))
+        assert not cache.keys("*cover:before*")
+
+
+async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, cache):
+    source = MemorySource()
+    async with able(source, redis_url) as first:
+        first.claims = Claims()
+        source._log.append(Ask("cache", "in-doubt"))
+        change(source, 1)
+        await eventually(lambda: first.lane.state.answered == first.pipeline._number > 1)
+        first.claims = Claims("same")
+        source._log.append(Ask("cache", "after"))
+        source._news.set()
+        await eventually(lambda: cache.keys("*cover:after*"))
+        assert not cache.keys("*cover:in-doubt*")
+
+
 async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(redis_url, cache):
     source = MemorySource()
     async with able(source, redis_url), Sidecar(source, redis_url, "second").running() as second:

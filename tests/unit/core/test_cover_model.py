@@ -491,6 +491,9 @@ SETTINGS = {
     "a lock that runs out": replace(WARM, losses=1, expiries=1),
     "two versions of the rules": replace(WARM, versions=(0, 1), crashes=1),
     "triggers that were touched": replace(WARM, changes=0, silent=1, crashes=1),
+    "triggers that were touched, and two restart": replace(
+        WARM, before=(("fill", None), ("silent_change", None), ("crash", 0)), changes=0, crashes=1
+    ),
     "readers that store late": replace(WARM, repeat_after=1.0, crashes=1),
     "three": replace(WARM, sidecars=3, before=(("fill", None), ("change", None), ("crash", 0)), changes=0),
 }
