@@ -14,7 +14,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from invalidator import __version__
 from invalidator.core.change import OPS, Op, Table
 from invalidator.core.eviction import KINDS
-from invalidator.core.lane import REPEAT, LaneState, Work
+from invalidator.core.lane import REPEAT, LaneState
+from invalidator.core.work import Work
 from invalidator.errors import TargetAway, TargetChanged
 
 GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift")

@@ -30,7 +30,8 @@ After. A lane that follows others (a local cache behind the shared one, or it wo
 stale) holds what it is given until they have answered it. It does not hold for ever: at the deadline it is told, and
 told again when they have answered; only that moves its `answered`.
 
-The model in `tests/unit/core/test_lane_model.py` walks every order of all this within a bound.
+The models in `tests/unit/core/test_lane_model.py` and `test_overtaking.py` walk every order of all this within a bound.
+It is one file because it is one state: each method keeps what all the others rely on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from types import MappingProxyType
 from typing import Final
 
 from invalidator.core.eviction import Evictions
+from invalidator.core.work import Way, Work, older
 
 BOUND: Final = 500_000
 """Evictions that may wait for a target, repeats included, before they collapse to a flush: some 60 MB of keys."""
@@ -97,74 +99,6 @@ _READY: Final = frozenset({State.QUIET, State.OWING})
 
 
 @dataclass(slots=True)
-class Work:
-    """What the target is told next: a flush, for a reason, or evictions. One that `must` be can't be covered."""
-
-    flush: str = ""
-    must: bool = False
-    fresh: Evictions = field(default_factory=Evictions)
-    again: Evictions = field(default_factory=Evictions)
-    number: int = 0  # the newest thing in it
-    oldest: int = 0  # the oldest thing in it that is told for the first time
-    repeats: int = 0  # the oldest thing that it repeats
-    since: float = 0.0
-
-    @property
-    def evictions(self) -> Evictions:
-        return together(self.fresh, self.again)
-
-
-@dataclass(slots=True)
-class _Way:
-    """Evictions on one of the two ways to the target: those that wait, and those that are on their way."""
-
-    fresh: Evictions = field(default_factory=Evictions)
-    again: Evictions = field(default_factory=Evictions)
-    fresh_from: int = 0  # the number of the oldest thing in `fresh`; 0 where there is none
-    again_from: int = 0
-    since: float = 0.0
-    sent: Work | None = None
-
-    def put(self, evictions: Evictions, number: int, now: float) -> None:
-        if evictions:
-            self.fresh.update(evictions)
-            self.fresh_from = self.fresh_from or number
-            self.since = self.since or now
-
-    def repeat(self, evictions: Evictions, number: int, now: float) -> None:
-        if evictions:
-            self.again_from = _older(number, self.again_from)
-            if self.again:
-                self.again.update(evictions)
-            else:
-                self.again = evictions  # nobody else has it any more
-            self.since = self.since or now
-
-    def take(self, number: int, now: float) -> Work | None:
-        if not self.fresh and not self.again:
-            return None
-        self.sent = Work("", False, self.fresh, self.again, number, self.fresh_from, self.again_from, self.since or now)
-        self.clear()
-        return self.sent
-
-    def put_back(self, work: Work, now: float) -> None:
-        work.fresh.update(self.fresh)  # in place: there may be very many of them, and nobody else has them
-        work.again.update(self.again)
-        self.fresh, self.again = work.fresh, work.again
-        self.fresh_from = _older(work.oldest, self.fresh_from)
-        self.again_from = _older(work.repeats, self.again_from)
-        self.since = work.since or now
-
-    def clear(self) -> None:
-        self.fresh, self.again = Evictions(), Evictions()
-        self.fresh_from, self.again_from, self.since = 0, 0, 0.0
-
-    def __len__(self) -> int:
-        sent = len(self.sent.fresh) + len(self.sent.again) if self.sent else 0
-        return len(self.fresh) + len(self.again) + sent
-
-
-@dataclass(slots=True)
 class _Held:
     """What a lane that follows others has not been told; None for a flush."""
 
@@ -188,8 +122,8 @@ class LaneState:
     settled_as_of: float | None = None
     collapses: int = 0
     _latest: int = 0  # all up to this number was told to us
-    _main: _Way = field(default_factory=_Way)  # the way of flushes, and of all that is not exact
-    _exact: _Way = field(default_factory=_Way)  # used only where exact keys overtake
+    _main: Way = field(default_factory=Way)  # the way of flushes, and of all that is not exact
+    _exact: Way = field(default_factory=Way)  # used only where exact keys overtake
     _reason: str = ""
     _must: bool = False
     _owed_from: int = 0  # the number of the oldest thing that the flush owed is for
@@ -276,7 +210,7 @@ class LaneState:
         """The target has answered for what it was told, or the flush is covered by another's word."""
         work = self._end(Event.ANSWER)
         if work.flush and work.oldest and not covered:
-            self._repeat_later(None, _older(work.oldest, work.repeats), now)
+            self._repeat_later(None, older(work.oldest, work.repeats), now)
         elif work.fresh:
             self._repeat_later(work.fresh, work.oldest, now)
         self._advance()
@@ -287,8 +221,8 @@ class LaneState:
         if work.flush:
             self._reason = work.flush if self._reason in ("", REPEAT) else self._reason
             self._must |= work.must
-            self._owed_from = _older(work.oldest, self._owed_from)
-            self._flush_from = _older(work.repeats, self._flush_from)
+            self._owed_from = older(work.oldest, self._owed_from)
+            self._flush_from = older(work.repeats, self._flush_from)
             self._owed_since = work.since or now
         else:
             self._main.put_back(work, now)
@@ -340,7 +274,7 @@ class LaneState:
             self._main.sent.oldest if self._main.sent else 0,
             self._exact.sent.oldest if self._exact.sent else 0,
         )
-        return min(self._latest, (_older(*waiting) or self._latest + 1) - 1)
+        return min(self._latest, (older(*waiting) or self._latest + 1) - 1)
 
     @property
     def settled(self) -> int:
@@ -444,7 +378,7 @@ class LaneState:
         while self._due and self._due[0][0] <= now:
             _, number, evictions = self._due.popleft()
             if evictions is None:
-                self._flush_from = _older(number, self._flush_from)
+                self._flush_from = older(number, self._flush_from)
                 self._owe(REPEAT, 0, now)
             else:
                 self._due_size -= len(evictions)
@@ -471,8 +405,8 @@ class LaneState:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
         again = (self._main.again_from, self._exact.again_from, *(due for _, due, _ in self._due))
-        self._flush_from = _older(self._flush_from, *again)
-        self._owed_from = _older(self._owed_from, self._main.fresh_from, self._exact.fresh_from)
+        self._flush_from = older(self._flush_from, *again)
+        self._owed_from = older(self._owed_from, self._main.fresh_from, self._exact.fresh_from)
         self._main.clear()
         self._exact.clear()
         self._due.clear()
@@ -500,17 +434,3 @@ class LaneState:
         settled = self.settled
         while self._settling and self._settling[0][0] <= settled:
             self.settled_as_of = self._settling.popleft()[1]
-
-
-def _older(*numbers: int) -> int:
-    """The lowest of the numbers that are there; 0 stands for none."""
-    return min(filter(None, numbers), default=0)
-
-
-def together(first: Evictions, second: Evictions) -> Evictions:
-    """One set of both; may be either of them, when the other is empty."""
-    if not first or not second:
-        return first or second
-    both = Evictions(dict(first.keys), dict(first.others))
-    both.update(second)
-    return both

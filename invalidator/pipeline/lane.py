@@ -17,7 +17,8 @@ from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Ask
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import BOUND, REPEAT, LaneState, Work
+from invalidator.core.lane import BOUND, REPEAT, LaneState
+from invalidator.core.work import Work
 from invalidator.errors import TargetAway, TargetChanged
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics

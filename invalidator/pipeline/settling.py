@@ -13,7 +13,8 @@ from typing import Final
 from invalidator.core.batch import Ask
 from invalidator.core.cover import Claims, Debtor, Step
 from invalidator.core.eviction import Eviction
-from invalidator.core.lane import REPEAT, Work
+from invalidator.core.lane import REPEAT
+from invalidator.core.work import Work
 from invalidator.errors import TargetAway, TargetChanged
 from invalidator.ports import Board, Target
 

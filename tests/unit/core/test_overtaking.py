@@ -9,6 +9,7 @@ import pytest
 from invalidator.core import lane
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.lane import LaneState
+from invalidator.core.work import older
 from tests.support.explore import Violation, copied, explore, lane_key
 
 KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
@@ -175,7 +176,7 @@ class Forgets(LaneState):
     @property
     def answered(self):
         waiting = (self._owed_from, self._main.fresh_from, self._main.sent.oldest if self._main.sent else 0)
-        return min(self._latest, (lane._older(*waiting) or self._latest + 1) - 1)
+        return min(self._latest, (older(*waiting) or self._latest + 1) - 1)
 
 
 class Hurries(LaneState):
