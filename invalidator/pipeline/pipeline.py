@@ -172,7 +172,7 @@ class Pipeline:
         self.metrics.gaps.labels(gap.reason).inc()
         self._log.warning(
             "gap",
-            "changes may have been missed; what the rules own is flushed",
+            "changes may have been missed; the targets are owed a flush",
             reason=gap.reason,
             **({"tables": ", ".join(sorted(map(str, gap.tables)))} if gap.tables is not None else {}),
         )

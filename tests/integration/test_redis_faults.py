@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from invalidator.config.redis_url import parse_redis_url
+from invalidator.core.batch import Gap
 from invalidator.core.change import Change, Table
 from invalidator.core.cover import Claims
 from invalidator.core.rule import Evict, Rule, TablePattern
@@ -172,6 +173,44 @@ async def test_connections_that_are_killed(server):
             world.change(number)
         await world.is_right_again(*(f"p:{number}" for number in range(20)))
         assert world.flushes() == {"start": 1}
+
+
+async def test_exact_keys_pass_a_flush_that_takes_long_and_no_claim_does(server):
+    async with world_at(server).running() as world:
+        client, run, go = server.client(), world.target._sweeper.run, asyncio.Event()
+
+        async def slow(*args):
+            await go.wait()
+            return await run(*args)
+
+        world.target._sweeper.run = slow
+        assert await world.pipeline.barrier(5)
+        before, as_of = world.lane.state.answered, world.lane.state.as_of
+        client.set("list:x:7", "stale")
+        world.pipeline.gap(Gap("reconnect"))
+        await world.evicts(1)
+        await world.evicts(2)
+        assert client.exists("list:x:7")
+        assert world.lane.state.answered == before
+        assert not await world.pipeline.barrier(0.3)
+        assert world.lane.state.as_of == as_of
+        go.set()
+        await world.is_right_again("list:x:7")
+        assert await world.pipeline.barrier(5)
+
+
+async def test_what_readers_store_late_is_evicted_once_more_patterns_too(server):
+    async with world_at(server, repeat_after=0.3).running() as world:
+        client = server.client()
+        client.mset({"p:1": "stale", "list:a:1": "stale"})
+        world.change(1)
+        await eventually(lambda: not client.exists("p:1", "list:a:1"))
+        client.mset({"p:1": "stored late", "list:a:1": "stored late"})
+        await eventually(lambda: not client.exists("p:1", "list:a:1"))
+        world.pipeline.gap(Gap("reconnect"))
+        await eventually(lambda: world.flushes().get("reconnect"))
+        client.set("p:2", "stored late")
+        await eventually(lambda: not client.exists("p:2"))
 
 
 async def test_more_changes_than_memory_should_hold(server):

@@ -155,6 +155,14 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
         assert not client.exists("invalidator:{default.cache}:flush")
 
 
+async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
+    monkeypatch.setattr(sweep, "_SAY_EVERY", 0.0)
+    caplog.set_level("INFO", "invalidator")
+    async with RedisTarget("cache", parse_redis_url(plain.url)) as target:
+        await target.flush([Eviction("key", "p:*", glob=True)])
+    assert [record.event for record in caplog.records] == ["sweeping"]
+
+
 async def test_a_certificate_of_somebody_else_is_refused(servers):
     server = TlsServer(servers)
     server.start()
