@@ -152,8 +152,8 @@ class Board:
             self._holds = False
             await self._ask(("EVAL", _UNLOCK, 2, self._lock, self._flushes, self._me, int(flushed)))
 
-    async def flush_all(self, also: Sequence[str]) -> None:
-        """Remove everything from the database but what the sidecars have left there, and these."""
+    async def flush_all(self, also: Sequence[str]) -> int:
+        """Remove everything from the database but what the sidecars have left there, and these; 0, as nobody counts."""
         own: list[str] = [self._lock, self._able, self._flushes]
         single = [*own, *filter(None, [self._alive_key]), *also]
         for place, connection in await self._line.nodes():
@@ -162,6 +162,7 @@ class Board:
             else:
                 kept = single
             await connection.ask(("EVAL", _FLUSH, len(kept), *kept))
+        return 0
 
     async def _ask(self, *commands: Command) -> list[Any]:
         return await self._line.each(commands)

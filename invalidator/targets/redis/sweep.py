@@ -3,9 +3,10 @@
 While the server looks for the next page we match the one before, and what is to be removed of that goes out together
 with the question for the next. A page is small, so other clients of the server never wait for long.
 
-In a Cluster a key may move from one node to another behind a pass's back. A pass counts when nothing was moved while it
-ran. Where slots are on the move, two in a row under the same layout count: a key moves one way and once, so what the
-first has missed at both its places is at its new one throughout the second.
+In a Cluster a key may move from one node to another behind a pass's back, be it a SCAN or a FLUSHDB of one node after
+the other. A pass counts when nothing was moved while it ran. Where slots are on the move, two in a row under the same
+layout count: a key moves one way and once, so what the first has missed at both its places is at its new one throughout
+the second.
 
 The seam for an index: whoever knows the keys otherwise than by SCAN (an index fed by the server's tracking) takes the
 place of `_Pages`; what is done with what matches stays.
@@ -58,20 +59,22 @@ class Sweeper:
 
     async def run(self, sweep: Sweep, carry_out: CarryOut) -> int:
         """Carry out what the patterns say, on every key that is there all the time; how many keys were removed."""
-        existed, before, passes = 0, None, 0
+        return await self.at_rest(lambda: self._pass(sweep, carry_out))
+
+    async def at_rest(self, go_over_all: Callable[[], Awaitable[int]]) -> int:
+        """Go over all nodes until no key can have been missed; the sum of what that gives."""
+        if not isinstance(self._places, Cluster):
+            return await go_over_all()
+        total, before, passes = 0, None, 0
         for _ in range(_PASSES):
-            if isinstance(self._places, Cluster):
-                await self._places.find()
-                if before is not None and before != self._places.layout:
-                    passes = 0
-                before = self._places.layout
-            existed += await self._pass(sweep, carry_out)
-            if not isinstance(self._places, Cluster):
-                return existed
+            await self._places.find()
+            if self._places.layout != before:
+                passes, before = 0, self._places.layout
+            total += await go_over_all()
             await self._places.find()
             passes = passes + 1 if self._places.layout == before else 0
             if passes == (2 if self._places.layout.moving else 1):
-                return existed
+                return total
         raise TargetAway(f"the Cluster was never at rest in {_PASSES} passes")
 
     async def count(self, matcher: Matcher) -> int:
@@ -116,7 +119,7 @@ class _Pages:
 
     def __init__(self, connection: Connection, filtered: str | None, *, by_slot: bool) -> None:
         self.connection, self._by_slot = connection, by_slot
-        self._match = ("MATCH", filtered) if filtered else ()
+        self._match = ("MATCH", filtered.encode("utf-8", "surrogateescape")) if filtered else ()
         self.doomed: list[bytes] = []
         self.existed = 0
         self.strays: list[bytes] = []  # in a slot that moved away

@@ -162,7 +162,7 @@ class RedisTarget:
         if not self._whole_database:
             return await self._evict(Evictions.of(owned))
         counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
-        await self.board.flush_all(counters)
+        await self._sweeper.at_rest(lambda: self.board.flush_all(counters))
         await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
         await self._wait(self._side)
         return 0

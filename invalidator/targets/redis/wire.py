@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
@@ -150,6 +151,9 @@ async def connect(endpoint: Endpoint, timeout: float | None = None) -> Connectio
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except TimeoutError as error:
         raise TargetAway(f"can't connect within {timeout:g} s", where=where) from error
+    except ssl.SSLCertVerificationError as error:
+        what, todo = f"its certificate is not trusted: {error.verify_message}", "name its authority in ssl_ca_certs"
+        raise TargetAway(what, where=where, todo=todo, reason="refused") from error
     except OSError as error:
         raise TargetAway(f"can't connect: {_said(error)}", where=where) from error
     try:
