@@ -101,7 +101,8 @@ class Line:
     async def _identity(self, connection: Connection) -> Identity:
         info = read_info(b"\n".join(await connection.ask(("INFO", "server"), ("INFO", "replication"))))
         where = str(connection.endpoint)
-        if wrong := wrong_mode(self._places.mode, info.get("redis_mode", "standalone")):
+        mode = info.get("redis_mode") or info.get("server_mode", "standalone")  # Valkey's name for it
+        if wrong := wrong_mode(self._places.mode, mode):
             what, _, todo = wrong.partition("; ")
             raise TargetAway(what, where=where, todo=todo, reason="refused")
         if info.get("role") != "master":
