@@ -9,7 +9,7 @@ def stop_if_cancelled() -> None:
     """Raise if this task has been asked to end.
 
     On Python 3.11 `asyncio.wait_for` forgets a cancellation that comes in the moment in which its future is done, and
-    redis-py sends by it. A task is cancelled once, so a loop around such a call would go on for ever.
+    libraries wait by it, redis-py for one. A task is cancelled once, so a loop around such a call would go on for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

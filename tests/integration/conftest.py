@@ -7,7 +7,22 @@ import threading
 
 import pytest
 
+from invalidator.demo.servers import Workspace
+from invalidator.demo.servers.redis import find_redis
 from tests.integration.heard import ear
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """A workspace for servers of a module's own."""
+    with Workspace() as workspace:
+        yield workspace
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The Redis or Valkey that the tests run with."""
+    return find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None)
 
 
 @pytest.fixture

@@ -169,6 +169,12 @@ def change(source, number):
     source.publish([Change(T, "insert", None, {"id": str(number)})])
 
 
+def ask(source, nonce):
+    """Somebody asks."""
+    source._log.append(Ask("cache", nonce))
+    source._news.set()
+
+
 @asynccontextmanager
 async def able(source, url, **kwargs):
     """A sidecar that owes nothing and says so."""
@@ -210,8 +216,7 @@ async def test_no_answer_before_the_repeats(redis_url, cache):
     async with able(source, redis_url, repeat_after=0.4) as first:
         change(source, 1)
         await eventually(lambda: first.lane.state.answered == first.pipeline._number)
-        source._log.append(Ask("cache", "nonce"))
-        source._news.set()
+        ask(source, "nonce")
         await eventually(lambda: first.lane.state.is_asked)
         assert not cache.keys("*cover*")
         cache.set("p:1", "stored late")
@@ -227,8 +232,7 @@ async def test_a_debtor_answers_nobody(redis_url, cache):
         source.miss(Gap("reconnect"))
         await eventually(lambda: first.lane.state.owed and second.lane.state.owed)
         await eventually(lambda: not cache.exists("invalidator:{shop.cache}:able"))  # nobody waits for them
-        source._log.append(Ask("cache", "nonce"))
-        source._news.set()
+        ask(source, "nonce")
         await eventually(lambda: first.lane.state.is_asked and second.lane.state.is_asked)
         assert not cache.keys("*cover:nonce*")
         await first.settles()
@@ -260,12 +264,10 @@ async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answ
     source = MemorySource()
     async with able(source, redis_url, repeat_after=0.3) as first:
         change(source, 1)
-        source._log.append(Ask("cache", "before"))
-        source._news.set()
+        ask(source, "before")
         await eventually(lambda: first.lane.state.is_asked)
         first.pipeline.gap(Gap("drift", frozenset({T})))
-        source._log.append(Ask("cache", "after"))
-        source._news.set()
+        ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))
         assert not cache.keys("*cover:before*")
 
@@ -274,12 +276,11 @@ async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, ca
     source = MemorySource()
     async with able(source, redis_url) as first:
         first.claims = Claims()
-        source._log.append(Ask("cache", "in-doubt"))
+        ask(source, "in-doubt")
         change(source, 1)
         await eventually(lambda: first.lane.state.answered == first.pipeline._number > 1)
         first.claims = Claims("same")
-        source._log.append(Ask("cache", "after"))
-        source._news.set()
+        ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))
         assert not cache.keys("*cover:in-doubt*")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -18,8 +17,6 @@ from invalidator.core.cover import Claims
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
-from invalidator.demo.servers import Workspace
-from invalidator.demo.servers.redis import find_redis
 from invalidator.pipeline import lane
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.sources.memory import MemorySource
@@ -88,17 +85,6 @@ class World:
             for sample in family.samples
             if sample.name.endswith("_total") and sample.value
         }
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with Workspace() as workspace:
-        yield workspace
-
-
-@pytest.fixture(scope="module")
-def program():
-    return find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None)
 
 
 @pytest.fixture

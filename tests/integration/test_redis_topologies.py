@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import redis
 
 from invalidator.config.redis_url import Tls, parse_redis_url
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers import RedisServer, Workspace
-from invalidator.demo.servers.redis import find_redis
+from invalidator.demo.servers import RedisServer
 from invalidator.errors import TargetAway
 from invalidator.targets.redis import RedisTarget, sweep
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
@@ -23,17 +21,6 @@ RIGHTS = re.findall(
     r"(\+[a-z|]+)",
     (Path(__file__).parents[2] / "docs" / "redis.md").read_text().partition("ACL SETUSER")[2].partition("```")[0],
 )
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with Workspace() as workspace:
-        yield workspace
-
-
-@pytest.fixture(scope="module")
-def program():
-    return find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None)
 
 
 @pytest.fixture(scope="module")
