@@ -46,6 +46,7 @@ class Setting:
     warm: bool = False  # begin at rest, connected
     durable: bool = False  # the source keeps a log, and resumes after the position that was confirmed
     size: int = 100  # the lanes' bound
+    overtakes: bool = False  # exact keys have a way of their own, which is served when the other has nothing
     coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
     repeat_after: float = 1.0
     bound: Bound = Bound()
@@ -65,7 +66,7 @@ class Cache:
 
     def __init__(self):
         self.value, self.loading, self.evicted = None, None, {}
-        self.on_its_way, self.performed = None, False
+        self.on_its_way, self.performed, self.exact = None, False, False
 
     def evict(self, row, now, repeat_after):
         self.value = None
@@ -86,7 +87,7 @@ class World:
     def start(self):
         setting = self.setting
         self.lanes = [
-            LaneState(repeat_after=setting.repeat_after, bound=setting.size, table=setting.lane_table)
+            LaneState(setting.repeat_after, setting.size, setting.overtakes, setting.lane_table)
             for _ in range(setting.lanes)
         ]
         self.link, self.ledger, self.number = Link(setting.link_table, setting.gap), Ledger(), 0
@@ -109,7 +110,7 @@ class World:
         return (
             self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
             self.link.phase, *self.ledger._taken,
-            *((c.value, c.loading, c.performed, self.ages(c), work_key(c.on_its_way)) for c in self.caches),
+            *((c.value, c.loading, c.performed, c.exact, self.ages(c), work_key(c.on_its_way)) for c in self.caches),
             *(lane_key(one, self.now) for one in self.lanes),
         )  # fmt: skip
 
@@ -236,6 +237,9 @@ class World:
         if self.follows(which):
             one.release(min(before.answered for before in self.lanes[:which]), self.now)
         work = one.take(self.now)
+        cache.exact = work is None and self.setting.overtakes
+        if cache.exact:
+            work = one.take_exact(self.now)
         if work is None:
             return False
         if not work.flush and not work.evictions:
@@ -262,7 +266,7 @@ class World:
         if cache.on_its_way is None or not cache.performed:
             return False
         cache.on_its_way = None
-        self.lanes[which].answer(self.now)
+        (self.lanes[which].answer_exact if cache.exact else self.lanes[which].answer)(self.now)
         return True
 
     def fail(self, which):
@@ -270,7 +274,7 @@ class World:
         if cache.on_its_way is None:
             return False
         cache.on_its_way = None
-        self.lanes[which].fail(self.now)
+        (self.lanes[which].fail_exact if cache.exact else self.lanes[which].fail)(self.now)
         return True
 
     def seen(self, which):
@@ -378,6 +382,19 @@ SETTINGS = {
     ),
     "and collapses": Setting(
         lanes=2, follows=True, coarse=True, size=0, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
+    "keys that overtake": replace(ONE, overtakes=True, bound=Bound(changes=1, losses=1, probes=0)),
+    "keys that overtake on a lane that follows": Setting(
+        lanes=2, follows=True, overtakes=True, coarse=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
+    "and collapse there": Setting(
+        lanes=2,
+        follows=True,
+        overtakes=True,
+        coarse=True,
+        size=0,
+        repeat_after=0,
+        bound=Bound(changes=1, losses=0, probes=0),
     ),
     "three lanes": Setting(
         lanes=3, follows=True, warm=True, coarse=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
