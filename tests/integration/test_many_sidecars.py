@@ -203,6 +203,7 @@ async def test_one_that_is_cut_off_from_redis_alone_costs_at_most_one(world, all
         await all_of_them.settles()
         assert all_of_them.count() - before in (0, 1)
         await all_of_them.is_right()
+        await all_of_them.stop("cut-off")  # while it can still say goodbye
 
 
 async def test_two_versions_of_the_rules_cost_one_flush_each(world, fleet):

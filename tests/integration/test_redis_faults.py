@@ -342,17 +342,25 @@ async def test_another_primary_while_the_old_one_goes_on_to_answer(servers, prog
         assert server.client().exists("p:99")
 
 
+@pytest.fixture(scope="module")
+def sentinels(servers, program):
+    primary = Keeping(servers, program)
+    primary.start()
+    copy = Keeping(servers, program, {"replicaof": f"127.0.0.1 {primary.port}"})
+    copy.start()
+    until(lambda: is_linked(copy))
+    return (primary, copy), Sentinels(servers, primary.port)
+
+
 class TestSentinel:
     @pytest.fixture
-    def service(self, servers, program):
-        primary = Keeping(servers, program)
-        primary.start()
-        copy = Keeping(servers, program, {"replicaof": f"127.0.0.1 {primary.port}"})
-        copy.start()
-        until(lambda: is_linked(copy))
-        sentinels = Sentinels(servers, primary.port)
-        until(lambda: sentinel_knows_copies(sentinels, 1), 20)
-        return primary, copy, sentinels
+    def service(self, sentinels):
+        """The primary that there is now, its copy, and who watches them."""
+        pair, watching = sentinels
+        until(lambda: sentinel_knows_copies(watching, 1), 30)
+        primary, copy = sorted(pair, key=lambda server: server.port != watching.primary())
+        until(lambda: is_linked(copy), 30)
+        return primary, copy, watching
 
     def world(self, service, **options):
         primary, copy, sentinels = service

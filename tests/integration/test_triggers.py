@@ -13,6 +13,7 @@ from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
 from invalidator.errors import RefusedError
+from invalidator.triggers import install as installing
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.spec import Installation
 from tests.integration.heard import PAIRED, SHOP, P, drift, rules
@@ -260,7 +261,9 @@ def test_a_rule_that_asks_in_vain_is_refused_and_nothing_is_half_done(products, 
     assert products.execute("select count(*) from pg_trigger where tgname like 'invalidator%'").fetchone() == (0,)
 
 
-def test_a_lock_that_can_not_be_had_is_given_up(products, dsn):
+def test_a_lock_that_can_not_be_had_is_given_up(products, dsn, monkeypatch):
+    monkeypatch.setattr(installing, "FIRST_LOCK", "500ms")
+
     @contextmanager
     def locked():
         with psycopg.connect(dsn) as other:

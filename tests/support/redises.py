@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -38,10 +39,11 @@ class Keeping(RedisServer):
             self._clients[db] = redis.Redis(port=self.port, db=db, decode_responses=True)
         return self._clients[db]
 
-    def stop(self, *how):
+    def stop(self, how=signal.SIGKILL):
+        """At once: asked politely, a primary waits for copies that lag."""
         for client in self._clients.values():
             client.close()
-        super().stop(*how)
+        super().stop(how)
 
 
 class Sentinels:
@@ -141,6 +143,9 @@ class ClusterNode(RedisServer):
 
     def slots(self, begin, end):
         return (begin, end) if self.has_ranges() else range(begin, end + 1)
+
+    def stop(self, how=signal.SIGKILL):
+        super().stop(how)
 
     @property
     def id(self):

@@ -485,7 +485,7 @@ SETTINGS = {
     "one that restarts": replace(WARM, crashes=1),
     "both may restart": replace(WARM, before=(("fill", None), ("change", None), ("crash", 0)), crashes=1, changes=0),
     "a line that is lost": replace(WARM, losses=1),
-    "a failover to a copy that lags": replace(WARM, failovers=1),
+    "a failover to a copy that lags": replace(WARM, before=(("fill", None), ("save", None)), failovers=1),
     "a failover while one restarts": replace(WARM, before=(*SAVED, ("fail_over", None)), crashes=1, changes=0),
     "a failover of one node": replace(WARM, before=SAVED, failovers=1, changes=0, cluster=True),
     "a lock that runs out": replace(WARM, losses=1, expiries=1),

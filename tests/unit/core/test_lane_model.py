@@ -409,6 +409,7 @@ def test_nothing_is_stale_when_all_is_quiet_and_no_claim_is_false(setting):
 
 CHEAP = (
     Setting(repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)),
+    Setting(repeat_after=0, bound=Bound(changes=0, losses=2, probes=0)),
     Setting(repeat_after=0, bound=Bound(changes=1, losses=1, probes=0)),
     Setting(bound=Bound(changes=0, losses=0, probes=0)),
     Setting(size=0, repeat_after=0, bound=Bound(changes=2, losses=0, probes=0)),
