@@ -485,7 +485,7 @@ SETTINGS = {
     "one that restarts": replace(WARM, crashes=1),
     "both may restart": replace(WARM, before=(("fill", None), ("change", None), ("crash", 0)), crashes=1, changes=0),
     "a line that is lost": replace(WARM, losses=1),
-    "a failover to a copy that lags": replace(WARM, before=(("fill", None), ("save", None)), failovers=1),
+    "a failover to a copy that lags": replace(WARM, failovers=1),
     "a failover while one restarts": replace(WARM, before=(*SAVED, ("fail_over", None)), crashes=1, changes=0),
     "a failover of one node": replace(WARM, before=SAVED, failovers=1, changes=0, cluster=True),
     "a lock that runs out": replace(WARM, losses=1, expiries=1),
@@ -494,7 +494,9 @@ SETTINGS = {
     "triggers that were touched, and two restart": replace(
         WARM, before=(("fill", None), ("silent_change", None), ("crash", 0)), changes=0, crashes=1
     ),
-    "readers that store late": replace(WARM, repeat_after=1.0, crashes=1),
+    "readers that store late": replace(
+        WARM, repeat_after=1.0, before=(("load", None), ("change", None)), crashes=1, changes=0
+    ),
     "three": replace(WARM, sidecars=3, before=(("fill", None), ("change", None), ("crash", 0)), changes=0),
 }
 
@@ -507,7 +509,9 @@ def test_nothing_is_stale_when_all_is_quiet(setting):
 MISTAKES = {
     "asks before it listens": replace(WARM, early_ask=True, crashes=1, losses=1),
     "answers while it owes": replace(WARM, owing_answers=True, losses=2),
-    "answers before its repeats": replace(WARM, early_answer=True, repeat_after=1.0, crashes=2),
+    "answers before its repeats": replace(
+        WARM, early_answer=True, repeat_after=1.0, before=(("load", None), ("change", None)), crashes=2, changes=0
+    ),
     "answers for another server": replace(
         WARM, any_server=True, before=SAVED, failovers=1, crashes=1, changes=0, cluster=True
     ),
