@@ -235,17 +235,14 @@ class LaneState:
 
     def answer_exact(self, now: float) -> None:
         """The target has answered for the exact keys that it was told."""
-        work, self._exact.sent = self._exact.sent, None
-        assert work is not None, "the target was told nothing"
+        work = self._exact.end()
         if work.fresh:
             self._repeat_later(work.fresh, work.oldest, now)
         self._advance()
 
     def fail_exact(self, now: float) -> None:
         """It has not."""
-        work, self._exact.sent = self._exact.sent, None
-        assert work is not None, "the target was told nothing"
-        self._exact.put_back(work, now)
+        self._exact.put_back(self._exact.end(), now)
         self._collapse_if_too_deep(now)
 
     def answers(self) -> list[str]:
@@ -327,8 +324,7 @@ class LaneState:
         self.state = self.table[self.state, event]
 
     def _end(self, event: Event) -> Work:
-        work, self._main.sent = self._main.sent, None
-        assert work is not None, "the target was told nothing"
+        work = self._main.end()
         self._happen(event)
         return work
 

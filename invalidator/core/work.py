@@ -58,6 +58,12 @@ class Way:
         self.clear()
         return self.sent
 
+    def end(self) -> Work:
+        """What was on its way is so no more."""
+        work, self.sent = self.sent, None
+        assert work is not None, "the target was told nothing"
+        return work
+
     def put_back(self, work: Work, now: float) -> None:
         work.fresh.update(self.fresh)  # in place: there may be very many of them, and nobody else has them
         work.again.update(self.again)

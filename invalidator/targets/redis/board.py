@@ -52,7 +52,9 @@ _FLUSH: Final = """
 local kept = {}
 for number, key in ipairs(KEYS) do
     local value = redis.call('DUMP', key)
-    if value then kept[#kept + 1] = {key, math.max(redis.call('PTTL', key), 0), value} end
+    local left = redis.call('PTTL', key)
+    if left == 0 then left = 1 end -- RESTORE takes 0 for never, and a lock would stay for ever
+    if value then kept[#kept + 1] = {key, math.max(left, 0), value} end
 end
 redis.call('FLUSHDB', 'ASYNC')
 for number, one in ipairs(kept) do redis.call('RESTORE', one[1], one[2], one[3]) end

@@ -1,9 +1,9 @@
 """Where a target's primaries are: one server, one that Sentinels name, or the nodes of a Cluster.
 
 A *place* is a part of the target that has one primary at a time: the whole of it, or, in a Cluster, an address. `find`
-looks again; it is asked before the first connection, after each failure, and every second. With several Sentinels, or
-several nodes, all are asked at once and the one with the highest epoch is believed: one that was split off from the
-rest goes on saying what it knew.
+looks again; it is asked before the first connection, where a Cluster says MOVED, and every second. With several
+Sentinels, or several nodes, all are asked at once and the one with the highest epoch is believed: one that was split
+off from the rest goes on saying what it knew.
 """
 
 from __future__ import annotations
