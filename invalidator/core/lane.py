@@ -28,7 +28,8 @@ may be answered when all up to it is settled and nothing is owed.
 
 After. A lane that follows others (a local cache behind the shared one, or it would refill from there with what is
 stale) holds what it is given until they have answered it. It does not hold for ever: at the deadline it is told, and
-told again when they have answered; only that moves its `answered`.
+told again when they have answered; only that moves its `answered`. Its repeats come after theirs: until the shared
+cache's repeat is answered, somebody's late store there may be what the local one refills from.
 
 The models in `tests/unit/core/test_lane_model.py` and `test_overtaking.py` walk every order of all this within a bound.
 It is one file because it is one state: each method keeps what all the others rely on.
@@ -42,7 +43,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from invalidator.core.eviction import Evictions
 from invalidator.core.work import Way, Work, older
@@ -116,6 +117,7 @@ class LaneState:
     repeat_after: float = 0.0
     bound: int = BOUND
     overtakes: bool = False
+    follows: bool = False
     table: Mapping[tuple[State, Event], State] = field(default_factory=lambda: TABLE, repr=False)
     state: State = State.QUIET
     as_of: float | None = None
@@ -129,6 +131,7 @@ class LaneState:
     _owed_from: int = 0  # the number of the oldest thing that the flush owed is for
     _flush_from: int = 0  # and of the oldest that it repeats
     _owed_since: float = 0.0
+    _early: deque[tuple[int, int, Evictions | None]] = field(default_factory=deque)  # repeats before which others come
     _due: deque[tuple[float, int, Evictions | None]] = field(default_factory=deque)
     _due_size: int = 0
     _held: deque[_Held] = field(default_factory=deque)
@@ -172,9 +175,12 @@ class LaneState:
         """What was asked can't be answered: changes may have been missed before it. Who asked flushes."""
         self._asks.clear()
 
-    def release(self, number: int, now: float) -> None:
-        """The lanes that this one follows have answered for all up to this number."""
-        while self._held and self._held[0].number <= number:
+    def release(self, answered: int, settled: int, now: float) -> None:
+        """The lanes that this one follows have answered for all up to this number, repeats up to that one."""
+        while self._early and self._early[0][0] <= settled:
+            _, number, evictions = self._early.popleft()
+            self._due.append((now + self.repeat_after, number, evictions))
+        while self._held and self._held[0].number <= answered:
             held = self._held.popleft()
             self._told = max(self._told - 1, 0)
             self._held_size -= len(held.evictions or ())
@@ -210,9 +216,9 @@ class LaneState:
         """The target has answered for what it was told, or the flush is covered by another's word."""
         work = self._end(Event.ANSWER)
         if work.flush and work.oldest and not covered:
-            self._repeat_later(None, older(work.oldest, work.repeats), now)
+            self._repeat_later(None, older(work.oldest, work.repeats), work.number, now)
         elif work.fresh:
-            self._repeat_later(work.fresh, work.oldest, now)
+            self._repeat_later(work.fresh, work.oldest, work.number, now)
         self._advance()
 
     def fail(self, now: float) -> None:
@@ -237,7 +243,7 @@ class LaneState:
         """The target has answered for the exact keys that it was told."""
         work = self._exact.end()
         if work.fresh:
-            self._repeat_later(work.fresh, work.oldest, now)
+            self._repeat_later(work.fresh, work.oldest, work.number, now)
         self._advance()
 
     def fail_exact(self, now: float) -> None:
@@ -283,6 +289,7 @@ class LaneState:
             self._main.sent.repeats if self._main.sent else 0,
             self._exact.sent.repeats if self._exact.sent else 0,
             self._due[0][1] if self._due else 0,
+            self._early[0][1] if self._early else 0,
         )
         return min([self.answered, *(number - 1 for number in repeats if number)])
 
@@ -309,7 +316,7 @@ class LaneState:
     @property
     def is_idle(self) -> bool:
         on_its_way = self._main.sent or self._exact.sent
-        return self.state is State.QUIET and not (self.depth or on_its_way or self._due or self._held)
+        return self.state is State.QUIET and not (self.depth or on_its_way or self._due or self._early or self._held)
 
     def oldest(self) -> float | None:
         """When the oldest thing that is not answered was put; repeats that are not due do not count."""
@@ -385,12 +392,16 @@ class LaneState:
             self._tell(self._held[self._told], now)
             self._told += 1
 
-    def _repeat_later(self, evictions: Evictions | None, number: int, now: float) -> None:
-        if self.repeat_after:
-            if self._due and self._due[-1][1] > number:  # `settled` asks only the first
-                self._due = deque((moment, min(before, number), what) for moment, before, what in self._due)
-            self._due.append((now + self.repeat_after, number, evictions))
-            self._due_size += len(evictions or ())
+    def _repeat_later(self, evictions: Evictions | None, oldest: int, newest: int, now: float) -> None:
+        if not self.repeat_after:
+            return
+        self._due_size += len(evictions or ())
+        if self.follows:
+            self._early = _not_above(oldest, self._early)
+            self._early.append((newest, oldest, evictions))
+        else:
+            self._due = _not_above(oldest, self._due)
+            self._due.append((now + self.repeat_after, oldest, evictions))
 
     def _collapse_if_too_deep(self, now: float) -> None:
         """What comes back may be too much together with what came meanwhile."""
@@ -400,11 +411,16 @@ class LaneState:
     def _collapse(self, number: int, now: float) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
-        again = (self._main.again_from, self._exact.again_from, *(due for _, due, _ in self._due))
+        again = (
+            self._main.again_from,
+            self._exact.again_from,
+            *(oldest for _, oldest, _ in (*self._early, *self._due)),
+        )
         self._flush_from = older(self._flush_from, *again)
         self._owed_from = older(self._owed_from, self._main.fresh_from, self._exact.fresh_from)
         self._main.clear()
         self._exact.clear()
+        self._early.clear()
         self._due.clear()
         self._due_size = 0
         if self._held:
@@ -430,3 +446,14 @@ class LaneState:
         settled = self.settled
         while self._settling and self._settling[0][0] <= settled:
             self.settled_as_of = self._settling.popleft()[1]
+
+
+_Moment = TypeVar("_Moment", int, float)
+_Repeats = deque[tuple[_Moment, int, Evictions | None]]
+
+
+def _not_above(oldest: int, repeats: _Repeats[_Moment]) -> _Repeats[_Moment]:
+    """The same, so that the first says the oldest number of all with one more at the end: `settled` asks no other."""
+    if not repeats or repeats[-1][1] <= oldest:
+        return repeats
+    return deque((when, min(number, oldest), what) for when, number, what in repeats)

@@ -54,6 +54,7 @@ class Lane:
         owned: Sequence[Eviction],
         *,
         repeat_after: float = 0.0,
+        follows: bool = False,
         bound: int = BOUND,
         stale_after: float = 6.0,
         metrics: LaneMetrics | None = None,
@@ -62,7 +63,7 @@ class Lane:
         claims: Callable[[], Claims] = Claims,
         ask: Callable[[Ask], bool] = lambda _: False,
     ) -> None:
-        self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes)
+        self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes, follows)
         self._settling = Settling(target, owned, claims=claims, ask=ask, patience=repeat_after + _GRACE)
         self._claims, self._stale_after = claims, stale_after
         self._on_answer, self._on_change = on_answer, on_change
@@ -95,9 +96,9 @@ class Lane:
         self.state.owe(reason, number, _now(), hold_until, must=must)
         self._wake()
 
-    def release(self, number: int) -> None:
-        """The lanes that this one follows have answered up to here."""
-        self.state.release(number, _now())
+    def release(self, answered: int, settled: int) -> None:
+        """The lanes that this one follows have answered up to here, repeats up to there."""
+        self.state.release(answered, settled, _now())
         self._wake()
 
     def ask(self, number: int, nonce: str) -> None:

@@ -80,6 +80,7 @@ class Pipeline:
                 target,
                 owned[target.name],
                 repeat_after=repeats.get(target.name, 0.0),
+                follows=bool(after and after.get(target.name)),
                 stale_after=stale_after,
                 metrics=self.metrics.lane(target.name),
                 on_answer=self._moved_on,
@@ -262,9 +263,13 @@ class Pipeline:
         follows = self._follows.get(lane)
         if not follows:
             return None
+        self._release(lane, follows)
         answered = min(one.state.answered for one in follows)
-        lane.release(answered)
         return None if answered >= self._number else _now() + self._patience
+
+    def _release(self, lane: Lane, follows: Sequence[Lane]) -> None:
+        """Let a lane have what those that it follows have answered."""
+        lane.release(min(one.state.answered for one in follows), min(one.state.settled for one in follows))
 
     def _afterwards(self, then: Callable[[], None]) -> None:
         """Do this when what is being looked up has been put."""
@@ -298,7 +303,7 @@ class Pipeline:
     def _moved_on(self) -> None:
         """A lane has answered, or a mark was passed."""
         for lane, follows in self._follows.items():
-            lane.release(min(one.state.answered for one in follows))
+            self._release(lane, follows)
         self._confirmable.set()
         self._moved.set()
         self._moved = asyncio.Event()

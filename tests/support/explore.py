@@ -53,7 +53,7 @@ def copied(lane):
     for name in ("_main", "_exact"):
         way = getattr(lane, name)
         setattr(twin, name, replace(way, sent=way.sent and replace(way.sent, **both(way.sent)), **both(way)))
-    for name in ("_due", "_marks", "_settling", "_asks"):
+    for name in ("_early", "_due", "_marks", "_settling", "_asks"):
         setattr(twin, name, getattr(lane, name).copy())
     twin._held = deque(replace(held) for held in lane._held)
     return twin
@@ -73,6 +73,7 @@ def lane_key(lane, now):
         lane._flush_from, lane._told,
         *((bool(way.fresh), bool(way.again), way.fresh_from, way.again_from, work_key(way.sent))
           for way in (lane._main, lane._exact)),
+        tuple((newest, oldest, what is None) for newest, oldest, what in lane._early),
         tuple((max(at - now, 0), number, what is None) for at, number, what in lane._due),
         tuple((h.number, max(h.deadline - now, 0), h.evictions is None, bool(h.evictions)) for h in lane._held),
         *lane._marks, *lane._settling, *lane._asks,

@@ -24,6 +24,7 @@ from tests.support.explore import Violation, copied, explore, lane_key, work_key
 
 FINE = ("send", "perform", "answer", "fail", "fill", "load", "store")
 COARSE = ("serve", "refuse", "fill")
+SLOW = ("serve", "load", "store")
 KEY = Evictions({"row": None})
 
 
@@ -48,6 +49,7 @@ class Setting:
     size: int = 100  # the lanes' bound
     overtakes: bool = False  # exact keys have a way of their own, which is served when the other has nothing
     coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
+    slow: bool = False  # no target fails, but who reads the shared caches is slow
     repeat_after: float = 1.0
     bound: Bound = Bound()
     lane_table: object = field(default_factory=lambda: lane.TABLE, repr=False)
@@ -56,6 +58,7 @@ class Setting:
     no_gap: bool = False
     confirm_early: bool = False
     no_hold: bool = False
+    no_wait: bool = False  # repeats of a local cache go out whenever they are due
     own_canary: bool = False
     deaf: bool = False  # a pooler swallows LISTEN
     facts: bool = False  # also ask whether a lane's state says what is owed and on its way
@@ -87,8 +90,8 @@ class World:
     def start(self):
         setting = self.setting
         self.lanes = [
-            LaneState(setting.repeat_after, setting.size, setting.overtakes, setting.lane_table)
-            for _ in range(setting.lanes)
+            LaneState(setting.repeat_after, setting.size, setting.overtakes, self.follows(which), setting.lane_table)
+            for which in range(setting.lanes)
         ]
         self.link, self.ledger, self.number = Link(setting.link_table, setting.gap), Ledger(), 0
         for cache in self.caches:
@@ -123,8 +126,13 @@ class World:
         for name in ("change", "lose", "crash", "probe", "tick", "connect", "deliver", "confirm"):
             yield name, None
         for number in range(self.setting.lanes):
-            for name in COARSE if self.setting.coarse else FINE:
+            for name in self.of_a_target(number):
                 yield name, number
+
+    def of_a_target(self, number):
+        if self.setting.slow:
+            return SLOW if not self.follows(number) else ("serve", "fill")
+        return COARSE if self.setting.coarse else FINE
 
     def make(self, name, number):
         """Whether the move can be made now; it is made."""
@@ -234,8 +242,6 @@ class World:
         one, cache = self.lanes[which], self.caches[which]
         if cache.on_its_way is not None:
             return False
-        if self.follows(which):
-            one.release(min(before.answered for before in self.lanes[:which]), self.now)
         work = one.take(self.now)
         cache.exact = work is None and self.setting.overtakes
         if cache.exact:
@@ -267,7 +273,14 @@ class World:
             return False
         cache.on_its_way = None
         (self.lanes[which].answer_exact if cache.exact else self.lanes[which].answer)(self.now)
+        self.release()
         return True
+
+    def release(self):
+        *before, last = self.lanes
+        if self.setting.follows:
+            settled = self.number if self.setting.no_wait else min(lane.settled for lane in before)
+            last.release(min(lane.answered for lane in before), settled, self.now)
 
     def fail(self, which):
         cache = self.caches[which]
@@ -380,6 +393,7 @@ SETTINGS = {
     "a lane that follows": Setting(
         lanes=2, follows=True, coarse=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
     ),
+    "and repeats": Setting(lanes=2, follows=True, slow=True, warm=True, bound=Bound(changes=1, losses=0, probes=0)),
     "and collapses": Setting(
         lanes=2, follows=True, coarse=True, size=0, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
     ),
@@ -460,9 +474,10 @@ def test_each_transition_of_a_link_that_is_bent_is_caught(transition):
         {"deaf": True, "own_canary": True},
         {"confirm_early": True, "durable": True, "coarse": True, "bound": Bound(changes=1, losses=0, crashes=1)},
         {"no_hold": True, "lanes": 2, "follows": True, "coarse": True},
+        {"no_wait": True, "lanes": 2, "follows": True, "slow": True, "warm": True, "repeat_after": 1.0},
     ],
-    ids=["flush before LISTEN", "no flush", "canary on the own connection",
-         "confirm before delivery", "local cache beside the shared one"],
+    ids=["flush before LISTEN", "no flush", "canary on the own connection", "confirm before delivery",
+         "local cache beside the shared one", "its repeat beside the shared one's"],
 )  # fmt: skip
 def test_each_old_mistake_is_caught(mistake):
     assert caught(replace(CHEAP[0], **mistake))
