@@ -39,6 +39,7 @@ GAUGES: Final = {
     "lane_oldest_seconds": "the age of the oldest thing that the target has not answered for",
     "flush_owed": "1 while the target is owed a flush",
     "trigger_drift": "tables whose triggers are in this state",
+    "stream_clients": "readers of the stream",
     "config_reload_success": "1 when the last reload of the configuration was taken over",
 }
 

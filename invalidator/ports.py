@@ -104,16 +104,21 @@ class Target(Protocol):
         """Where sidecars that share it meet; None for a target of our own."""
         ...
 
-    async def beat(self) -> None:
-        """See that it is there, and the same as before; called every second."""
+    @property
+    def patience(self) -> float:
+        """Seconds without an answer after which a flush is the better message than all that waits."""
+        ...
+
+    async def beat(self, as_of: float | None = None) -> None:
+        """See that it is there, and the same as before; called every second, with how far its lane is."""
         ...
 
     async def evict(self, evictions: Evictions) -> int:
         """Carry out all of them; returns how many keys there had been, as far as the target says."""
         ...
 
-    async def flush(self, owned: Sequence[Eviction]) -> int:
-        """Remove everything that these cover; returns how many keys there had been."""
+    async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
+        """Remove everything that these cover, or more; returns how many keys there had been."""
         ...
 
     async def __aenter__(self) -> Target: ...

@@ -51,6 +51,8 @@ def wait(config_file: str | None, timeout: float) -> None:
 @click.command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--pattern", "patterns", multiple=True, help="Keys that match, with * for anything; may be repeated.")
+@click.option("--tag", "tags", multiple=True, help="What has this tag; may be repeated.")
+@click.option("--url", "urls", multiple=True, help="Pages, by path, with * for anything; may be repeated.")
 @click.option("--table", help="What the rules say for this table; without --id, for all of it.")
 @click.option("--id", "row", help="The row's id, where the table is given.")
 @config_option
@@ -58,6 +60,8 @@ def wait(config_file: str | None, timeout: float) -> None:
 def purge(
     keys: tuple[str, ...],
     patterns: tuple[str, ...],
+    tags: tuple[str, ...],
+    urls: tuple[str, ...],
     table: str | None,
     row: str | None,
     config_file: str | None,
@@ -66,9 +70,10 @@ def purge(
     """Evict keys, or what the rules make of a table or row, on every target."""
     if row is not None and not table:
         raise UsageError("--id is of no table", todo="give --table too")
-    if not (keys or patterns or table):
-        raise UsageError("nothing to purge", todo="give keys, --pattern, or --table")
-    body: dict[str, Any] = {"keys": list(keys), "patterns": list(patterns), "timeout": timeout}
+    body: dict[str, Any] = {"keys": keys, "patterns": patterns, "tags": tags, "urls": urls}
+    if not (any(body.values()) or table):
+        raise UsageError("nothing to purge", todo="give keys, --pattern, --tag, --url, or --table")
+    body |= {"timeout": timeout}
     body |= ({"table": table} if table else {}) | ({"id": row} if row is not None else {})
     answer = _ask_api(config_file, "POST", "/v1/purge", body, timeout)
     _require(answer, f"not every target has answered after {timeout:g} s; they are tried again until they do")

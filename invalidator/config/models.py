@@ -12,18 +12,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from invalidator.config.types import (
     Address,
     FieldName,
+    HookSecret,
+    HookUrl,
     HostPort,
     InstanceName,
     OneOrMany,
     PostgresDsn,
     RedisUrl,
     Seconds,
+    Site,
     TableName,
     TargetName,
     Version,
 )
 from invalidator.core.change import OPS, Op
 from invalidator.core.eviction import KINDS, Kind
+from invalidator.core.reach import Fallback, Format
 from invalidator.core.rule import Level
 
 
@@ -95,6 +99,10 @@ class Sentinel(Model):
     password: SecretStr = Field(SecretStr(""), description="The password there; that of the primary is in `url`.")
 
 
+_REPEAT_AFTER = "Evict once more this long after, for readers that were loading while it changed. 0s: off."
+_AFTER = "Targets that this one follows: it is told when they have answered, or after `canary_timeout`."
+
+
 class RedisTarget(Model):
     """A Redis, or Valkey, that holds cached values."""
 
@@ -114,9 +122,7 @@ class RedisTarget(Model):
         description="What a gap flushes. owned: what the rules can ever evict, by a SCAN; "
         "database: everything (FLUSHDB ASYNC), for a Redis that is all cache.",
     )
-    repeat_after: Seconds = Field(
-        1.0, description="Evict once more this long after, for readers that were loading while it changed. 0s: off."
-    )
+    repeat_after: Seconds = Field(1.0, description=_REPEAT_AFTER)
     alive_key: str | None = Field(
         None,
         description="A key that is there only while the promise holds for this target, with a time to live of "
@@ -129,9 +135,70 @@ class RedisTarget(Model):
         le=100,
         description="An eviction counts when so many replicas have it (WAIT): for apps that read there.",
     )
-    after: OneOrMany[str] = Field(
-        [], description="Targets that this one follows: it is told when they have answered, or after `canary_timeout`."
+    after: OneOrMany[str] | None = Field(None, description=f"{_AFTER} Default: none.")
+
+
+class Tls(Model):
+    """Files for TLS with a hook."""
+
+    ca: str = Field("", description="The authorities to trust, in PEM. Default: those of the system.")
+    cert: str = Field("", description="Our own certificate, in PEM, where the other side asks for one.")
+    key: str = Field("", description="Its key.")
+
+
+class HookTarget(Model):
+    """What is told by HTTP requests of ours: a process of the application, a caching proxy, a CDN."""
+
+    kind: Literal["hook"]
+    url: HookUrl = Field(
+        description="http://, https://, or unix:/path/of/socket:/path. For purge, xkey and ban the proxy; for fastly "
+        "and cloudflare the service or the zone."
     )
+    format: Format = Field(
+        "json",
+        description="json: batches for a process of the application; purge, xkey, ban: Varnish, nginx; fastly, "
+        "cloudflare: their APIs.",
+    )
+    fallback: Fallback | None = Field(
+        None,
+        description="What is said where the format can't say a pattern of URLs. purge: ban or wildcard (PURGE of a "
+        "path that ends in *); xkey: ban; fastly: flush.",
+    )
+    site: Site = Field(
+        "", description="Whose pages they are, like https://shop.example; for a proxy it becomes the Host."
+    )
+    secret: HookSecret = Field(
+        SecretStr(""), description="Signs json batches, by the headers of Standard Webhooks: whsec_ and base64."
+    )
+    token: SecretStr = Field(SecretStr(""), description="A bearer token, or the key of Fastly's API.")
+    tls: Tls = Field(Tls(), description="Files for TLS.")
+    timeout: Seconds = Field(3.0, gt=0, description="A request that takes longer is not answered.")
+    rate: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="Requests a second, at most. Default: any number; fastly: 25, cloudflare: 5.",
+    )
+    repeat_after: Seconds = Field(1.0, description=_REPEAT_AFTER)
+    after: OneOrMany[str] | None = Field(None, description=f"{_AFTER} Default: every redis target.")
+
+
+class StreamTarget(Model):
+    """Local processes that read our stream of events."""
+
+    kind: Literal["stream"]
+    stale_after: Seconds | None = Field(
+        None,
+        gt=0,
+        description="Readers distrust what they hold when `as_of` is older. More than canary + canary_timeout; "
+        "default: 1s more.",
+    )
+    repeat_after: Seconds = Field(1.0, description=_REPEAT_AFTER)
+    after: OneOrMany[str] | None = Field(None, description=f"{_AFTER} Default: every redis target.")
+
+
+TARGETS: dict[str, type[Model]] = {"redis": RedisTarget, "hook": HookTarget, "stream": StreamTarget}
+Target = Annotated[RedisTarget | HookTarget | StreamTarget, Field(discriminator="kind")]
 
 
 class _OrText:
@@ -154,7 +221,7 @@ class Evict(Model):
     version: str | None = Field(None, description="A counter in the app's keys: raised, never removed.")
     hash: str | None = Field(None, description="A hash, of which only `field` is removed.")
     field: str | None = Field(None, description="The field of `hash`.")
-    url: str | None = Field(None, description="A path to purge, for targets that purge by URL.")
+    url: str | None = Field(None, description="A path, for targets that purge by URL: caching proxies, CDNs.")
 
     def kinds(self) -> list[Kind]:
         return [kind for kind in KINDS if getattr(self, kind) is not None]
@@ -231,7 +298,7 @@ class Config(Model):
     postgres: Postgres = Postgres()
     source: Source = Source()
     triggers: Triggers = Triggers()
-    targets: dict[TargetName, RedisTarget] = Field(min_length=1, description="Where evictions go, by name.")
+    targets: dict[TargetName, Target] = Field(min_length=1, description="Where evictions go, by name.")
     listen: Listen = Listen()
     rules: list[Rule] = Field(min_length=1, description="What evicts what.")
     channels: dict[str, Channel] = Field({}, description="Other people's notifications, by channel.")

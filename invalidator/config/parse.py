@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
-from invalidator.config.compile import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.document import Data, Document, Path, read
 from invalidator.config.interpolate import interpolate
+from invalidator.config.together import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.types import is_loopback
 from invalidator.core.eviction import KINDS
 from invalidator.core.suggest import did_you_mean
@@ -52,17 +52,23 @@ def _validate(document: Document, data: dict[str, Data]) -> models.Config | None
         return models.Config.model_validate(data)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=True):
-            path = _path(problem["loc"], data)
+            path = (*_path(problem["loc"], data), *(["kind"] if problem["type"].startswith("union_tag") else []))
             what, todo = _worded(problem, path)
             document.mistake(path, what, todo, at_key=problem["type"] == "extra_forbidden")
     return None
+
+
+_TAG: Final = 2
+"""Where, in the place of what is about a target, pydantic says which kind of target it took."""
 
 
 def _path(loc: tuple[int | str, ...], data: Data) -> Path:
     """The place in the file that pydantic means; it names types and roles too, which are not in the file."""
     path: list[int | str] = []
     here: Any = data
-    for step in loc[:-1] if loc and loc[-1] == "[key]" else loc:
+    for place, step in enumerate(loc[:-1] if loc and loc[-1] == "[key]" else loc):
+        if place == _TAG and loc[0] == "targets":
+            continue
         if isinstance(here, dict) and isinstance(step, str):
             path.append(step)
             here = here.get(step)
@@ -89,8 +95,10 @@ def _worded(problem: Any, path: Path) -> tuple[str, str]:
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         return "unknown key", did_you_mean(str(path[-1]), _known_keys(problem["loc"]))
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
         return "this key is required", "add it"
+    if kind == "union_tag_invalid":
+        return f"{_shown(problem['ctx']['tag'])} is not known here", did_you_mean(problem["ctx"]["tag"], models.TARGETS)
     if kind == "literal_error":
         expected = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         return f"{_shown(given)} is not known here", did_you_mean(str(given), expected)
@@ -109,10 +117,12 @@ def _worded(problem: Any, path: Path) -> tuple[str, str]:
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """The keys of the model that stands at a place."""
     model: Any = models.Config
-    for step in loc[:-1]:
+    for place, step in enumerate(loc[:-1]):
         if isinstance(step, int):
             continue
-        if isinstance(model, type) and issubclass(model, BaseModel):
+        if place == _TAG and loc[0] == "targets":
+            model = models.TARGETS[step]
+        elif isinstance(model, type) and issubclass(model, BaseModel):
             fields = {(info.alias or name): info.annotation for name, info in model.model_fields.items()}
             model = _model_in(fields.get(step, model))
     return [info.alias or name for name, info in model.model_fields.items()]
@@ -206,9 +216,10 @@ def _check_together(document: Document, data: dict[str, Data]) -> None:
     raw_targets, raw_rules = data.get("targets"), data.get("rules")
     if not isinstance(raw_targets, dict) or not isinstance(raw_rules, list):
         return
-    targets = {name: made for name, raw in raw_targets.items() if (made := _valid(models.RedisTarget, raw)) is not None}
+    targets = {name: made for name, raw in raw_targets.items() if (made := _target(raw)) is not None}
     if len(targets) == len(raw_targets):
-        check_targets(targets, document.mistake)
+        postgres = data.get("postgres")
+        check_targets(targets, _valid(models.Postgres, {} if postgres is None else postgres), document.mistake)
     for number, raw in enumerate(raw_rules):
         path: Path = ("rules", number)
         rule = _valid(models.Rule, raw)
@@ -229,10 +240,27 @@ def _check_listen(document: Document, raw: object) -> None:
         document.mistake(("listen", "api"), what, "set listen.token, or listen on 127.0.0.1 or a Unix socket")
 
 
-def _named(raw_targets: dict[str, Data], targets: dict[str, models.RedisTarget]) -> dict[str, models.RedisTarget]:
-    """The targets with a stand-in for each that has mistakes of its own: its name is still known."""
-    stand_in = models.RedisTarget(kind="redis", prefix="?")
-    return {name: targets.get(name, stand_in) for name in raw_targets}
+def _named(raw_targets: dict[str, Data], targets: dict[str, models.Target]) -> dict[str, models.Target]:
+    """The targets that rules may name; one with mistakes of its own is still known, and what it can be told is not."""
+    return {name: targets.get(name) or _stand_in(raw) for name, raw in raw_targets.items()}
+
+
+def _stand_in(raw: Data) -> models.Target:
+    given = raw if isinstance(raw, dict) else {}
+    if given.get("kind") != "hook":
+        return models.RedisTarget(kind="redis", prefix="?")
+    try:
+        return models.HookTarget.model_validate(
+            {"kind": "hook", "url": "http://x", "site": "http://x", "fallback": "flush", "format": given.get("format")}
+        )
+    except ValidationError:
+        return models.HookTarget.model_validate({"kind": "hook", "url": "http://x"})
+
+
+def _target(raw: object) -> models.Target | None:
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    model = models.TARGETS.get(kind) if isinstance(kind, str) else None
+    return None if model is None else cast("models.Target | None", _valid(model, raw))
 
 
 def _valid(model: type[Model], raw: object) -> Model | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
+from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.config.redis_url import parse_address, parse_redis_url
 from invalidator.core.fields import parse_field
 from invalidator.core.rule import TablePattern
@@ -127,8 +128,34 @@ def _host_port(text: Any) -> Any:
     return text
 
 
+_SITE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+
+
+def _site(text: Any) -> Any:
+    if isinstance(text, str) and text and not _SITE.fullmatch(text):
+        raise ValueError("not the address of a site; write https://shop.example, without a path")
+    return text
+
+
+def _hook_url(text: Any) -> Any:
+    if isinstance(text, str):
+        parse_hook_url(text)
+    return text
+
+
+def _hook_secret(text: Any) -> Any:
+    if isinstance(text, str) and text and secret_bytes(text) is None:
+        raise ValueError(
+            "not a secret of Standard Webhooks; write whsec_ and what `openssl rand -base64 32` prints: "
+            "24 to 64 bytes in base64"
+        )
+    return text
+
+
 Address = Annotated[str, BeforeValidator(read_address)]
 FieldName = Annotated[str, BeforeValidator(_field)]
+Site = Annotated[str, BeforeValidator(_site)]
+HookSecret = Annotated[SecretStr, BeforeValidator(_hook_secret)]
 InstanceName = Annotated[str, BeforeValidator(_instance_name)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 TargetName = Annotated[str, BeforeValidator(_target_name)]
@@ -190,6 +217,7 @@ PostgresDsn = Annotated[
     _connection(_DSN, "/", "not a connection string; write postgresql://user@host/database, or host=... dbname=..."),
     *_SECRET,
 ]
+HookUrl = Annotated[SecretStr, BeforeValidator(_hook_url), *_SECRET]
 RedisUrl = Annotated[
     SecretStr,
     _connection(_REDIS_URL, "/?#", "not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path"),

@@ -188,6 +188,11 @@ class LaneState:
             self._latest = held.number
         self._advance()
 
+    def collapse(self, now: float) -> None:
+        """Trade all that waits for a flush: the target has not answered for so long."""
+        if self.depth:
+            self._collapse(self._held[-1].number if self._held else self._latest, now)
+
     # What it gives
 
     def take(self, now: float) -> Work | None:
@@ -405,8 +410,8 @@ class LaneState:
 
     def _collapse_if_too_deep(self, now: float) -> None:
         """What comes back may be too much together with what came meanwhile."""
-        if self.depth > self.bound and not self._held:
-            self._collapse(self._latest, now)
+        if self.depth > self.bound:
+            self.collapse(now)
 
     def _collapse(self, number: int, now: float) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""

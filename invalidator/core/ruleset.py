@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from invalidator.core.change import Change, Table
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.eviction import Eviction, Evictions, Kind
 from invalidator.core.lookup import Answers
 from invalidator.core.rule import Rule
 
@@ -17,11 +17,19 @@ _table = itemgetter(0)
 
 
 class RuleSet:
-    """The compiled rules of one configuration, for the targets that it names."""
+    """The compiled rules of one configuration, for the targets that it names; `reach` has what each can be told."""
 
-    def __init__(self, rules: Iterable[Rule], targets: Iterable[str]) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        targets: Iterable[str],
+        reach: Mapping[str, frozenset[Kind]] | None = None,
+    ) -> None:
         self.rules = tuple(rules)
         self.targets = tuple(targets)
+        self.reach = reach or {}
+        made = {entry.kind for rule in self.rules for entry in rule.evicts}
+        self._all_reach_all = all(made <= kinds for kinds in self.reach.values())
         self._by_table: dict[Table, tuple[Rule, ...]] = {}
 
     def about(self, table: Table) -> tuple[Rule, ...]:
@@ -56,17 +64,25 @@ class RuleSet:
         routed = self._routed(out)
         return {target: tuple(routed.get(target, ())) for target in self.targets}
 
+    def within_reach(self, target: str, evictions: Evictions) -> Evictions:
+        """Those that the target can be told."""
+        kinds = self.reach.get(target)
+        if kinds is None or ("key" in kinds and all(one.kind in kinds for one in evictions.others)):
+            return evictions
+        others = {one: None for one in evictions.others if one.kind in kinds}
+        return Evictions(evictions.keys if "key" in kinds else {}, others)
+
     def _routed(self, by_route: Mapping[tuple[str, ...], Evictions]) -> dict[str, Evictions]:
         """One set a target; targets that are told the same share it, so nobody may change it."""
-        if len(by_route) == 1:
+        if len(by_route) == 1 and self._all_reach_all:
             ((route, evictions),) = by_route.items()
             return dict.fromkeys(route, evictions) if evictions else {}
         routed: dict[str, Evictions] = {}
         for target in self.targets:
-            merged = Evictions()
-            for route, evictions in by_route.items():
-                if target in route:
-                    merged.update(evictions)
+            sets = [self.within_reach(target, told) for route, told in by_route.items() if target in route]
+            merged = sets[0] if len(sets) == 1 else Evictions()
+            for told in sets if len(sets) > 1 else ():
+                merged.update(told)
             if merged:
                 routed[target] = merged
         return routed

@@ -2,7 +2,8 @@
 
 A page in some browser on this machine can send us requests, though it may not read the answers; with a name that it
 makes point here (DNS rebinding) it could read them too. So every route refuses a Host that is a name other than our
-own, and a route that changes something refuses the Origin of another page, and a body that a plain form could send.
+own, and the Origin of another page, and what a browser says another page asks for, be it only to hold a stream open.
+A body that a plain form could send is refused as well.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ def guard(address: str, token: str = "") -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not address.startswith("unix:") and not is_ours(request.host, address):
             raise _refusal(web.HTTPForbidden, "a foreign Host")
-        if request.method not in ("GET", "HEAD"):
-            origin = request.headers.get("Origin")
-            if origin is not None and urlsplit(origin).netloc != request.host:
-                raise _refusal(web.HTTPForbidden, "a foreign Origin")
-            if request.can_read_body and request.content_type != "application/json":
-                raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
+        origin = request.headers.get("Origin")
+        if (origin is not None and urlsplit(origin).netloc != request.host) or _is_from_elsewhere(request):
+            raise _refusal(web.HTTPForbidden, "a foreign Origin")
+        if request.can_read_body and request.content_type != "application/json":
+            raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
         if token and not hmac.compare_digest(
             request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
         ):
@@ -38,6 +38,12 @@ def guard(address: str, token: str = "") -> Middleware:
         return await handler(request)
 
     return check
+
+
+def _is_from_elsewhere(request: web.Request) -> bool:
+    """Whether a browser says that another page asks; somebody who follows a link to us is welcome."""
+    site, mode = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Sec-Fetch-Mode", "")
+    return site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET")
 
 
 def is_ours(host: str, address: str) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from invalidator.config.types import read_table
+from invalidator.config.asked import change_asked, table_of
 from invalidator.core import glob
-from invalidator.core.change import Change, Table, table_wide
+from invalidator.core.change import Change, table_wide
 from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.explain import Explanation, explain
+from invalidator.core.rule import TablePattern
+from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
 from invalidator.core.values import encodable
 
 _LONGEST_WAIT: Final = 300.0
-_KNOWN: Final = ("keys", "patterns", "table", "id", "columns", "timeout")
+_KNOWN: Final = ("keys", "patterns", "tags", "urls", "table", "id", "columns", "timeout")
 
 
 class BadRequestError(ValueError):
@@ -28,19 +31,24 @@ def timeout_of(body: Mapping[str, Any]) -> float:
     return float(timeout)
 
 
-def purge_of(body: Mapping[str, Any], tables: Sequence[Table]) -> tuple[Evictions, list[Change]]:
+def purge_of(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> tuple[Evictions, list[Change]]:
     """What is asked to be evicted: by key, by pattern, or by table and id, which goes through the rules."""
     for name in body:
         if name not in _KNOWN:
             raise BadRequestError(f"{name}: unknown; {did_you_mean(name, _KNOWN)}")
     evictions = Evictions(dict.fromkeys(_texts(body, "keys")))
+    evictions.update(Evictions.of(Eviction("tag", tag) for tag in _texts(body, "tags")))
     for pattern in _texts(body, "patterns"):
         if pattern.startswith("*"):
             raise BadRequestError(f'patterns: "{pattern}" would sweep every key; begin it with literal text')
         evictions.add(Eviction("key", glob.join(glob.wild(pattern)), glob=True))
+    for url in _texts(body, "urls"):
+        if not url.startswith("/") or not url.isascii() or not url.isprintable() or " " in url:
+            raise BadRequestError(f'urls: "{url}" is no path; begin it with /, and percent-encode what it needs')
+        evictions.add(Eviction("url", glob.join(glob.wild(url)) if "*" in url else url, glob="*" in url))
     changes = [_change(body, tables)] if "table" in body else []
     if not evictions and not changes:
-        raise BadRequestError("nothing to purge; give keys, patterns, or a table")
+        raise BadRequestError("nothing to purge; give keys, patterns, tags, urls, or a table")
     return evictions, changes
 
 
@@ -51,28 +59,36 @@ def _texts(body: Mapping[str, Any], name: str) -> list[str]:
     return texts
 
 
-def _change(body: Mapping[str, Any], tables: Sequence[Table]) -> Change:
-    name, columns = body["table"], dict(body.get("columns") or {})
-    if not isinstance(name, str):
-        raise BadRequestError("table: write schema.table")
-    found = [table for table in tables if name in (str(table), table.name)]
-    if len({str(table) for table in found}) > 1:
-        raise BadRequestError(f"table: rules are about several tables {name}; write schema.table")
-    if found and "*" not in found[0].schema:
-        table = found[0]
-    else:
-        try:
-            table = Table(*read_table(name))
-        except ValueError as error:
-            raise BadRequestError(f"table: {error}") from error
-        if not any(table.name == one.name for one in tables):
-            names = [str(one) for one in tables]
-            raise BadRequestError(f"table: no rule is about {table}; {did_you_mean(name, names)}")
+def _change(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> Change:
+    name, columns = body["table"], body.get("columns") or {}
+    if not isinstance(name, str) or not isinstance(columns, dict):
+        raise BadRequestError('table, columns: write {"table": "schema.table", "columns": {"id": 42}}')
+    try:
+        table = table_of(name, tables)
+    except ValueError as error:
+        raise BadRequestError(f"table: {error}") from error
     if "id" in body:
-        columns |= {"id": body["id"]}
+        columns = columns | {"id": body["id"]}
     if not columns:
         return table_wide(table)
-    texts = {column: str(value) if isinstance(value, int) else value for column, value in columns.items()}
+    texts = {column: _text(value) for column, value in columns.items()}
     if not all(value is None or (isinstance(value, str) and encodable(value)) for value in texts.values()):
         raise BadRequestError("id, columns: write texts, numbers or null")
     return Change(table, None, None, texts, ("id",) if "id" in texts else None)
+
+
+def _text(value: object) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else value
+
+
+def explain_of(query: Sequence[tuple[str, str]], rules: RuleSet) -> Explanation:
+    """What the rules make of the change that a query string describes: `table`, `op`, and columns."""
+    said = dict(query)
+    try:
+        table = table_of(said.get("table", ""), [rule.table for rule in rules.rules])
+        columns = [(name, value) for name, value in query if name not in ("table", "op")]
+        return explain(rules, change_asked(table, said.get("op", "update"), columns))
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error

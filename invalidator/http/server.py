@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from invalidator.config.asked import explained
 from invalidator.config.models import Listen
-from invalidator.core.change import Change, Table
+from invalidator.core.change import Change
 from invalidator.core.eviction import Evictions
+from invalidator.core.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.http.guard import guard
-from invalidator.http.requests import BadRequestError, purge_of, timeout_of
+from invalidator.http.requests import BadRequestError, explain_of, purge_of, timeout_of
+from invalidator.http.stream import HEADERS, Reader, prefixes_of, until_ended
 from invalidator.logs import Log
 from invalidator.metrics import Metrics
 
@@ -34,15 +37,25 @@ class Tail(Protocol):
     async def next(self) -> dict[str, Any]: ...
 
 
+class Stream(Protocol):
+    @property
+    def at(self) -> str: ...
+    @property
+    def is_full(self) -> bool: ...
+    def join(self, reader: Reader, last: str, prefixes: Sequence[str]) -> None: ...
+    def leave(self, reader: Reader) -> None: ...
+
+
 class Sidecar(Protocol):
     """What a server asks of a sidecar."""
 
     metrics: Metrics
+    rules: RuleSet
 
     def started(self) -> bool: ...
     def doubts(self) -> list[str]: ...
     def status(self) -> dict[str, Any]: ...
-    def tables(self) -> Sequence[Table]: ...
+    def streams(self) -> Mapping[str, Stream]: ...
     async def barrier(self, timeout: float) -> bool: ...
     async def purge(self, evictions: Evictions, changes: Sequence[Change], timeout: float) -> tuple[int, bool]: ...
     async def flush(self, timeout: float) -> bool: ...
@@ -82,6 +95,8 @@ class Server:
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/tail", self._tail),
+                web.get("/v1/stream", self._stream, allow_head=False),
+                web.get("/v1/explain", self._explain),
                 web.post("/v1/purge", self._purge),
                 web.post("/v1/flush", self._flush),
                 web.post("/v1/barrier", self._barrier),
@@ -153,7 +168,7 @@ class Server:
     async def _purge(self, request: web.Request) -> web.Response:
         body = await _body(request)
         try:
-            evictions, changes = purge_of(body, self._shown.tables())
+            evictions, changes = purge_of(body, [rule.table for rule in self._shown.rules.rules])
             timeout = timeout_of(body)
         except BadRequestError as error:
             return _json({"error": str(error)}, 400)
@@ -166,13 +181,46 @@ class Server:
     async def _barrier(self, request: web.Request) -> web.Response:
         return await self._waited(request, self._shown.barrier)
 
+    async def _explain(self, request: web.Request) -> web.Response:
+        try:
+            return _json(explained(explain_of(list(request.query.items()), self._shown.rules)))
+        except BadRequestError as error:
+            return _json({"error": str(error)}, 400)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        streams = self._shown.streams()
+        name = request.query.get("target") or next(iter(streams), "")
+        stream, prefixes = streams.get(name), prefixes_of(request)
+        if stream is None:
+            known = f"known: {', '.join(streams)}" if streams else "the configuration has no target of kind stream"
+            return _json({"error": f"no stream of this name; {known}"}, 404)
+        if len(streams) > 1 and "target" not in request.query:
+            return _json({"error": f"several streams; say which: ?target={' or '.join(streams)}"}, 400)
+        if stream.is_full:
+            return _json({"error": "too many readers"}, 503)
+        if prefixes is None:
+            return _json({"error": "prefix: write the beginnings of names, 100 at most"}, 400)
+        response = web.StreamResponse(headers=HEADERS)
+        await response.prepare(request)
+        if request.transport is None:
+            return response
+        reader = Reader(request.transport, in_chunks=request.version >= HttpVersion11)
+        stream.join(reader, request.headers.get("Last-Event-ID", ""), prefixes)
+        try:
+            await until_ended(reader, self._ending)
+        finally:
+            stream.leave(reader)
+        return response
+
     async def _waited(self, request: web.Request, wait: Any) -> web.Response:
         try:
             timeout = timeout_of(await _body(request))
         except BadRequestError as error:
             return _json({"error": str(error)}, 400)
         answered: bool = await wait(timeout)
-        told = {"answered": answered} | ({} if answered else {"doubts": self._shown.doubts()})
+        told: dict[str, Any] = {"answered": answered} | ({} if answered else {"doubts": self._shown.doubts()})
+        streams = {name: stream.at for name, stream in self._shown.streams().items()}
+        told |= {"streams": streams} if streams else {}
         return _json(told, 200 if answered else 504)
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:

@@ -31,7 +31,7 @@ class Asking:
     """`put` is given the evictions of the rules with a lookup, whenever a round of questions is over."""
 
     def __init__(self, rules: RuleSet, lookups: Lookups, put: Callable[[Mapping[str, Evictions]], None]) -> None:
-        self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets)
+        self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
         self._lookups, self._put = lookups, put
         self._waiting: list[Change] = []
         self._after: deque[tuple[int, Callable[[], None]]] = deque()

@@ -130,7 +130,7 @@ class Lane:
         tell: Callable[[Work], Awaitable[None]],
         fail: Callable[[float], None],
     ) -> None:
-        failures = 0
+        failures, since = 0, 0.0
         while True:
             stop_if_cancelled()
             work = take(_now())
@@ -142,7 +142,10 @@ class Lane:
             except TargetAway as error:
                 fail(_now())
                 self._failed(way, error)
+                since = since if failures else _now()
                 failures += 1
+                if _now() - since > self.target.patience and not work.flush:
+                    self.state.collapse(_now())
                 await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
             else:
                 failures = 0
@@ -194,7 +197,7 @@ class Lane:
             try:
                 if _now() >= beat_at:
                     beat_at = _now() + BEAT
-                    await self.target.beat()
+                    await self.target.beat(self.state.as_of)
                     await self._show()
                 await self._answer_asks()
             except TargetAway as error:

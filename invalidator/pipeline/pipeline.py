@@ -73,7 +73,7 @@ class Pipeline:
         self.witnesses: set[Witness] = set()
         self.failures, self.why = 0, "the source was not opened yet"
         self._source, self._rules, self._patience = source, rules, patience
-        self._plain = RuleSet((rule for rule in rules.rules if rule.lookup is None), rules.targets)
+        self._plain = RuleSet((rule for rule in rules.rules if rule.lookup is None), rules.targets, rules.reach)
         owned, repeats = rules.owned(), repeat_after or {}
         self.lanes = [
             Lane(
@@ -153,7 +153,8 @@ class Pipeline:
         if changes:
             self._changes(changes)
         if evictions:
-            self._put(dict.fromkeys((lane.target.name for lane in self.lanes), evictions))
+            names = [lane.target.name for lane in self.lanes]
+            self._put({name: self._rules.within_reach(name, evictions) for name in names})
         return self._number
 
     async def answered(self, number: int, timeout: float) -> bool:

@@ -54,7 +54,7 @@ class Settling:
                 if error.reason != "refused":
                     raise
                 # Evicting may still be allowed where meeting is not; the watch says what is missing.
-        return await self._target.flush(self._owned), False
+        return await self._target.flush(self._owned, work.flush), False
 
     async def _is_covered(self, board: Board) -> bool:
         """Whether somebody else answers for us; when not, the lock is ours."""

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import psycopg
 
 from invalidator.config.compile import compile_channels, compile_rules
-from invalidator.config.models import Config
+from invalidator.config.models import Config, HookTarget, StreamTarget
 from invalidator.core.hashslot import has_tag
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import connect, first_line, within
@@ -42,22 +42,53 @@ async def check(config: Config) -> AsyncIterator[Finding]:
             yield finding
         async for finding in _queries(config, rules):
             yield finding
-    for name, part in config.targets.items():
-        if part.cluster and has_tag(part.prefix.encode()):
-            what = "the prefix has a hash tag, so all keys lie on one node of the Cluster"
-            yield Finding("note", f"target {name}", what, "take the braces out of it, if the application can")
-        async with wiring.target(config, name) as target:
-            try:
-                found = await target.check()
-            except TargetAway as error:
-                level: Literal["finding", "away"] = "finding" if error.reason in ("refused", "moved") else "away"
-                todo = error.todo or "start it, or correct its url"
-                yield Finding(level, f"target {name}", f"{error.where}: {error.what}", todo)
-                continue
-        for what in found:
-            yield Finding("finding", f"target {name}", *_split(what))
-        if not found:
-            yield Finding("ok", f"target {name}", "answers, and takes evictions")
+    for name in config.targets:
+        async for finding in _target(config, name):
+            yield finding
+
+
+async def _target(config: Config, name: str) -> AsyncIterator[Finding]:
+    part = config.targets[name]
+    if isinstance(part, StreamTarget):
+        yield Finding("ok", f"target {name}", "is read from our own API, when we run")
+        return
+    if isinstance(part, HookTarget):
+        async for finding in _hook(part, name):
+            yield finding
+        return
+    if part.cluster and has_tag(part.prefix.encode()):
+        what = "the prefix has a hash tag, so all keys lie on one node of the Cluster"
+        yield Finding("note", f"target {name}", what, "take the braces out of it, if the application can")
+    async with wiring.redis(config, name, part) as target:
+        try:
+            found = await target.check()
+        except TargetAway as error:
+            level: Literal["finding", "away"] = "finding" if error.reason in ("refused", "moved") else "away"
+            todo = error.todo or "start it, or correct its url"
+            yield Finding(level, f"target {name}", f"{error.where}: {error.what}", todo)
+            return
+    for what in found:
+        yield Finding("finding", f"target {name}", *_split(what))
+    if not found:
+        yield Finding("ok", f"target {name}", "answers, and takes evictions")
+
+
+async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
+    """What a hook answers to a message that evicts nothing; a CDN's API is asked nothing."""
+    where = f"target {name}"
+    if part.format in ("fastly", "cloudflare"):
+        what = "a CDN needs to be told once, and each sidecar tells it all, flushes at its start among it"
+        yield Finding("note", where, what, "give this target to one sidecar, not to one beside every app")
+    try:
+        async with wiring.hook(part, name) as target:
+            said = await target.check()
+    except RefusedError as error:
+        yield Finding("finding", where, f"{error.where}: {error.what}", error.todo)
+    except TargetAway as error:
+        level: Literal["finding", "away"] = "finding" if error.reason == "refused" else "away"
+        yield Finding(level, where, f"{error.where}: {error.what}", error.todo or "start it, or correct its url")
+    else:
+        yield Finding("note" if said else "ok", where, said or "answers")
 
 
 async def _postgres(config: Config) -> AsyncIterator[Finding]:

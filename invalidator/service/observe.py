@@ -7,13 +7,14 @@ keys there are instead of removing them. So what is counted went through all tha
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from invalidator.config.compile import compile_rules
+from invalidator.config.compile import compile_rules, reach
 from invalidator.config.models import Config
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.eviction import Eviction, Evictions, Kind
 from invalidator.core.ruleset import RuleSet
 from invalidator.http.server import Server
 from invalidator.logs import Log
@@ -26,34 +27,38 @@ PERIOD = 60.0
 
 @dataclass
 class Observer:
-    """One rule's view of a target: it counts what would be evicted there."""
+    """One rule's view of a target: it counts what would be evicted there; only a Redis says how much of it exists."""
 
     name: str
-    target: RedisTarget
+    target: RedisTarget | None
     table: str
     evictions: int = 0
     existed: int = 0
     overtakes: bool = False
     board: None = None
+    patience: float = math.inf
 
     async def __aenter__(self) -> Observer:
-        await self.target.__aenter__()
+        if self.target is not None:
+            await self.target.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.target.__aexit__()
+        if self.target is not None:
+            await self.target.__aexit__()
 
     async def evict(self, evictions: Evictions) -> int:
-        existed = await self.target.count(evictions)
+        existed = 0 if self.target is None else await self.target.count(evictions)
         self.evictions += len(evictions)
         self.existed += existed
         return existed
 
-    async def flush(self, owned: Sequence[Eviction]) -> int:
+    async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
         return 0
 
-    async def beat(self) -> None:
-        await self.target.beat()
+    async def beat(self, as_of: float | None = None) -> None:
+        if self.target is not None:
+            await self.target.beat()
 
 
 async def observe(config: Config) -> list[str]:
@@ -75,19 +80,24 @@ async def observe(config: Config) -> list[str]:
 
 def observed(config: Config) -> tuple[RuleSet, list[Observer]]:
     """The rules, each sent to observers of its own."""
-    targets = {name: wiring.target(config, name) for name in config.targets}
+    made = {name: wiring.target(config, name) for name in config.targets}
+    targets = {name: target if isinstance(target, RedisTarget) else None for name, target in made.items()}
+    reaches: dict[str, frozenset[Kind]] = {}
     rules, observers = [], []
     for rule in compile_rules(config).rules:
+        reaches |= {f"rules[{rule.number}] {name}": reach(config.targets[name]) for name in rule.to}
         mine = [Observer(f"rules[{rule.number}] {name}", targets[name], str(rule.table)) for name in rule.to]
         observers += mine
         rules.append(replace(rule, to=tuple(observer.name for observer in mine)))
-    return RuleSet(rules, [observer.name for observer in observers]), observers
+    return RuleSet(rules, [observer.name for observer in observers], reaches), observers
 
 
 def lines(observers: Sequence[Observer]) -> list[str]:
     """What was counted, as a table."""
     rows = [("rule and target", "table", "would evict", "of which exist")]
-    rows += [(one.name, one.table, str(one.evictions), str(one.existed)) for one in observers]
+    rows += [
+        (one.name, one.table, str(one.evictions), "-" if one.target is None else str(one.existed)) for one in observers
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,11 +16,13 @@ from invalidator.logs import Log
 from invalidator.service.sidecar import DRAIN, Sidecar
 
 _RELOAD_DRAIN: Final = 2.0
+_FILES: Final = 65_536
 _log: Final = Log()
 
 
 async def run(config: Config, read_again: Callable[[], Config]) -> None:
     """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    _allow_many_readers()
     loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -93,6 +96,14 @@ def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | 
         return None
     _log.info("reloading", "taking over the new configuration")
     return config
+
+
+def _allow_many_readers() -> None:
+    """Let us have as many open files as we may: each reader of the stream is one, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def serve(config: Config) -> None:

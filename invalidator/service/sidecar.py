@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from invalidator import __version__
-from invalidator.config.compile import compile_rules, target_digest
+from invalidator.config.compile import compile_rules, follows, stale_after, target_digest
 from invalidator.config.models import Config
 from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table
+from invalidator.core.change import Change
 from invalidator.core.cover import Claims
 from invalidator.core.digest import digest
 from invalidator.core.eviction import Evictions
@@ -26,6 +26,7 @@ from invalidator.ports import Target
 from invalidator.service import wiring
 from invalidator.service.tail import Tail
 from invalidator.service.watch import Watch
+from invalidator.targets.stream import StreamTarget
 
 DRAIN: Final = 8.0
 """Seconds that lanes are given when we are told to end."""
@@ -45,7 +46,7 @@ class Sidecar:
         self.metrics.state = self._gauges
         self.reloaded = True
         self._digests = {name: target_digest(config, name) for name in config.targets}
-        self._stale_after = wiring.stale_after(config)
+        self._stale_after = stale_after(config.postgres)
         self._source = wiring.source(config, self.metrics)
         self._pipeline: Pipeline | None = None
         self._watch: Watch | None = None
@@ -85,7 +86,7 @@ class Sidecar:
             self.rules,
             [await stack.enter_async_context(one) for one in made],
             repeat_after={} if observed else {name: part.repeat_after for name, part in config.targets.items()},
-            after={} if observed else {name: part.after for name, part in config.targets.items()},
+            after={} if observed else follows(config.targets),
             patience=config.postgres.canary_timeout,
             stale_after=self._stale_after,
             lookups=lookups,
@@ -167,7 +168,7 @@ class Sidecar:
             "owed": state.owed or None,
             "as_of_seconds": _rounded(self._age(state.as_of)),
             "settled_seconds": _rounded(self._age(state.settled_as_of)),
-        }
+        } | ({"readers": target.readers, "at": target.at} if isinstance(target := lane.target, StreamTarget) else {})
 
     def _age(self, moment: float | None) -> float | None:
         return None if moment is None else _now() - moment
@@ -175,6 +176,7 @@ class Sidecar:
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         yield "source_up", {}, float(self.hears)
         yield "config_reload_success", {}, float(self.reloaded)
+        yield "stream_clients", {}, float(sum(stream.readers for stream in self.streams().values()))
         for lane in self._lanes:
             yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.why)
         if self._watch is not None:
@@ -224,8 +226,9 @@ class Sidecar:
         if self._watch is not None:
             self._watch.ask()
 
-    def tables(self) -> list[Table]:
-        return [Table(*rule.table) for rule in self.rules.rules]
+    def streams(self) -> dict[str, StreamTarget]:
+        """The targets that local processes read."""
+        return {lane.target.name: lane.target for lane in self._lanes if isinstance(lane.target, StreamTarget)}
 
 
 def _leaf(error: BaseException | None) -> BaseException | None:

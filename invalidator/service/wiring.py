@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+import ssl
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import psycopg
 
-from invalidator.config.compile import compile_channels
-from invalidator.config.models import Config
+from invalidator.config.compile import compile_channels, stale_after
+from invalidator.config.hook_url import parse_hook_url, secret_bytes
+from invalidator.config.models import Config, Tls
+from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.config.models import StreamTarget as StreamConfig
 from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
 from invalidator.core.ruleset import RuleSet
+from invalidator.errors import RefusedError
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
 from invalidator.sources.notify import NotifySource
+from invalidator.targets.hook import HookTarget
+from invalidator.targets.hook import formats as formats_
+from invalidator.targets.hook.formats import Format
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.places import SENTINEL_PORT, Cluster, Places, Sentinel, Single
+from invalidator.targets.stream import StreamTarget
 from invalidator.triggers.spec import Installation
 
 
@@ -61,13 +71,20 @@ def lookups(config: Config, rules: RuleSet) -> PostgresLookups | None:
     return PostgresLookups(dsn, application_name(config), postgres.canary_timeout)
 
 
-def stale_after(config: Config) -> float:
-    """Seconds after which `as_of` should have moved on."""
-    return config.postgres.canary + config.postgres.canary_timeout + 1.0
+AnyTarget = RedisTarget | HookTarget | StreamTarget
 
 
-def target(config: Config, name: str) -> RedisTarget:
+def target(config: Config, name: str) -> AnyTarget:
+    """The target of this name, not yet open."""
     part = config.targets[name]
+    if isinstance(part, HookConfig):
+        return hook(part, name)
+    if isinstance(part, StreamConfig):
+        return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres))
+    return redis(config, name, part)
+
+
+def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
     return RedisTarget(
         name,
         _places(part),
@@ -77,8 +94,53 @@ def target(config: Config, name: str) -> RedisTarget:
         whole_database=part.flush == "database",
         wait_replicas=part.wait_replicas,
         alive_key=_alive_key(config, name) if part.alive_key is None else part.alive_key,
-        alive_for=stale_after(config),
+        alive_for=stale_after(config.postgres),
     )
+
+
+def hook(part: HookConfig, name: str) -> HookTarget:
+    """A hook; RefusedError where one of its files can't be read."""
+    token = part.token.get_secret_value()
+    site = part.site or ""
+    headers = {"Host": urlsplit(site).netloc} if site and part.format in ("purge", "xkey", "ban") else {}
+    if token:
+        headers |= {"Fastly-Key": token} if part.format == "fastly" else {"Authorization": f"Bearer {token}"}
+    formats: dict[str, Format | None] = {
+        "json": None,
+        "purge": formats_.purge(part.fallback),
+        "xkey": formats_.xkey(part.fallback),
+        "ban": formats_.ban,
+        "fastly": formats_.fastly(site),
+        "cloudflare": formats_.cloudflare(site),
+    }
+    return HookTarget(
+        name,
+        parse_hook_url(part.url.get_secret_value()),
+        format_=formats[part.format],
+        headers=headers,
+        secret=secret_bytes(part.secret.get_secret_value()) or b"",
+        timeout=part.timeout,
+        rate=part.rate or _RATES.get(part.format),
+        tls=_tls(part.tls, f"targets.{name}.tls"),
+    )
+
+
+_RATES: Final = {"fastly": 25.0, "cloudflare": 5.0}
+"""Requests a second that an API takes for ever: 100,000 an hour, and the limit of a small plan."""
+
+
+def _tls(part: Tls, where: str) -> ssl.SSLContext | None:
+    if not (part.ca or part.cert):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=part.ca or None)
+        if part.cert:
+            context.load_cert_chain(part.cert, part.key)
+    except (OSError, ssl.SSLError) as error:
+        raise RefusedError(
+            f"can't read the files of TLS: {error.strerror or error}", where=where, todo="correct their paths"
+        ) from error
+    return context
 
 
 def _alive_key(config: Config, target: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from invalidator.core import glob
@@ -19,6 +20,7 @@ class MemoryTarget:
         self.calls: list[str] = []
         self.overtakes = False
         self.board: None = None
+        self.patience = math.inf
 
     async def __aenter__(self) -> MemoryTarget:
         return self
@@ -26,14 +28,14 @@ class MemoryTarget:
     async def __aexit__(self, *exc_info: object) -> None:
         return None
 
-    async def beat(self) -> None:
+    async def beat(self, as_of: float | None = None) -> None:
         return
 
     async def evict(self, evictions: Evictions) -> int:
         self._answer("evict")
         return sum(self._carry_out(eviction) for eviction in evictions)
 
-    async def flush(self, owned: Sequence[Eviction]) -> int:
+    async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
         self._answer("flush")
         return sum(self._carry_out(eviction) for eviction in owned)
 

@@ -170,7 +170,7 @@ class TestExplain:
 class TestConfig:
     def test_the_example_is_valid(self, repo):
         done = invalidator("config", "validate", "-c", repo / "config.example.yaml")
-        assert (done.returncode, done.stdout) == (0, "shop: 4 rules, 1 target, no mistakes\n")
+        assert (done.returncode, done.stdout) == (0, "shop: 4 rules, 2 targets, no mistakes\n")
 
     def test_print_hides_passwords(self, repo):
         url = "postgresql://app:s3cret@db/shop"

@@ -12,6 +12,7 @@ Keys are bytes. The prefix is put before them as it is; members of a tag's set a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -59,6 +60,7 @@ class RedisTarget:
     """
 
     overtakes = True
+    patience = math.inf
 
     def __init__(
         self,
@@ -112,11 +114,11 @@ class RedisTarget:
         """Carry out all of them; how many keys there had been."""
         return await self._told(self._evict(evictions))
 
-    async def flush(self, owned: Sequence[Eviction]) -> int:
+    async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
         """Remove what these cover, or the whole database; how many keys there had been, as far as that is known."""
         return await self._told(self._flush(owned))
 
-    async def beat(self) -> None:
+    async def beat(self, as_of: float | None = None) -> None:
         """See that the servers are there, and still the same ones; TargetChanged when they are not."""
         await self._told(self._beat())
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.config.compile import compile_rules
+from invalidator.config.compile import compile_rules, follows
 from invalidator.config.parse import parse
 from invalidator.core.change import Change, Table
 from invalidator.errors import ConfigError
@@ -63,6 +63,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file():
         targets:
           cache:
             kind: reddis
+          second:
+            kind: redis
             repeat_after: 5x
         rules:
           - tabel: public.products
@@ -76,11 +78,11 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file():
         'c.yaml:2:7: name: "Shop!" is no name for an installation; use up to 31 of a-z, 0-9 and _, a letter first',
         'c.yaml:3:12: postgres.dns: unknown key; did you mean "dsn"?',
         'c.yaml:6:11: targets.cache.kind: "reddis" is not known here; did you mean "redis"?',
-        NOT_A_DURATION,
-        'c.yaml:9:5: rules[0].tabel: unknown key; did you mean "table"?',
-        "c.yaml:9:5: rules[0].table: this key is required; add it",
-        'c.yaml:10:22: rules[0].evict[0]: unknown filter "lowr"; did you mean "lower"?',
-        'c.yaml:14:9: rules[1].to[0]: no target is named "cahce"; did you mean "cache"?',
+        NOT_A_DURATION.replace("7:19", "9:19").replace("cache", "second"),
+        'c.yaml:11:5: rules[0].tabel: unknown key; did you mean "table"?',
+        "c.yaml:11:5: rules[0].table: this key is required; add it",
+        'c.yaml:12:22: rules[0].evict[0]: unknown filter "lowr"; did you mean "lower"?',
+        'c.yaml:16:9: rules[1].to[0]: no target is named "cahce"; did you mean "cache"?',
     ]
 
 
@@ -148,7 +150,7 @@ def test_a_duplicate_key_names_both_places():
         ("[{hash: x}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
         ("[{tag: x, field: y}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
         ("[{tgа: x}]", "c.yaml:7:14: rules[0].evict[0].tgа: unknown key; "),
-        ("[{url: /x}]", "c.yaml:7:13: rules[0].evict[0]: none of the rule's targets purges by URL; "),
+        ("[{url: /x}]", "c.yaml:7:13: rules[0].evict[0]: none of the rule's targets can be told a url; "),
         ("[]", "c.yaml:7:12: rules[0].evict: there is nothing in it; add at least one"),
         ("[[x]]", "c.yaml:7:13: rules[0].evict[0]: a list where a mapping should be; "),
         (
@@ -419,3 +421,99 @@ def test_mistakes_in_after(after, line):
 def test_a_table_that_somebody_elses_notifications_tell_of_gets_no_triggers_unless_the_rule_says_so():
     text = GOOD + "channels: {c: {table: public.products, columns: {id: '{id}'}}}\n"
     assert [rule.triggers for rule in compile_rules(read(text)).rules] == ["none"]
+
+
+HOOK = """\
+version: 1
+name: shop
+targets:
+  cache: {kind: redis}
+  it: {HOOK}
+rules:
+  - {table: public.products, evict: ["p:{id}", url: "URL"]}
+"""
+
+
+def hook_mistakes(hook, url="/products/{id}"):
+    return mistakes(HOOK.replace("HOOK", hook).replace("URL", url))
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("kind: hook", "c.yaml:5:7: targets.it.url: this key is required; add it"),
+        ("kind: hok", 'c.yaml:5:14: targets.it.kind: "hok" is not known here; did you mean "hook"?'),
+        ("url: http://x", "c.yaml:5:7: targets.it.kind: this key is required; add it"),
+        ("kind: hook, url: http://x, fromat: ban", 'targets.it.fromat: unknown key; did you mean "format"?'),
+        ("kind: hook, url: http://x, format: bann", 'targets.it.format: "bann" is not known here; did you mean "ban"?'),
+        ("kind: hook, url: 'ftp://u:s3cret@x'", "targets.it.url: not the URL of a hook; write http://host:port/path"),
+        ("kind: hook, url: 'http://a@b:s3cret@x/'", "targets.it.url: not the URL of a hook; "),
+        ("kind: hook, url: 'http://x:s3cret/'", "targets.it.url: not the URL of a hook; "),
+        ("kind: hook, url: 'http://x/a b'", "targets.it.url: not the URL of a hook; "),
+        ("kind: hook, url: http://x, secret: s3cret", "targets.it.secret: not a secret of Standard Webhooks; "),
+        ("kind: hook, url: http://x, format: purge", "a gap is one; name a fallback: ban or wildcard"),
+        ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is nothing for format xkey; '),
+        ("kind: hook, url: http://x, format: ban, fallback: ban", "the format can say all that it is told"),
+        ("kind: hook, url: http://x, format: ban, secret: whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
+         "targets.it.secret: only json batches are signed; take it out"),
+        ("kind: hook, url: http://u@x, format: ban, token: t", "the url has a user already; "),
+        ("kind: hook, url: http://x, format: ban, tls: {cert: a}", "cert and key go together; name both files"),
+        ("kind: hook, url: http://x, format: fastly", 'target "it" needs to know whose page this is; '),
+        ("kind: hook, url: http://x, format: fastly, site: https://y", "Fastly can't be told a pattern, which"),
+        ("kind: hook, url: http://x, format: ban, site: https://y/z", "targets.it.site: not the address of a site; "),
+        ("kind: hook, url: http://x, format: ban, rate: 0", "targets.it.rate: "),
+        ("kind: hook, url: http://x, timeout: 0s", "targets.it.timeout: "),
+        ("kind: stream, stale_after: 5s", "as_of moves on by canaries, so it may well be 5 s old; write more than 5s"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_hooks_and_streams(hook, said):
+    told = hook_mistakes(hook)
+    assert any(said in line for line in told), told
+    assert "s3cret" not in "".join(told)
+
+
+def test_a_url_is_for_targets_that_purge_by_url():
+    assert any(
+        "none of the rule's targets can be told a url; name a hook" in line for line in hook_mistakes("kind: stream")
+    )
+    for url, said in (
+        ("products/{id}", "a path begins with /"),
+        ("/a b", "it has characters that can't stand in a URL"),
+    ):
+        assert any(said in line for line in hook_mistakes("kind: hook, url: http://x, format: ban", url))
+
+
+def test_a_rule_must_have_something_to_tell_a_target_that_it_names():
+    said = rule_mistakes(
+        """\
+        - table: public.products
+          evict: ["p:{id}"]
+          to: [varnish]
+        """,
+        HEAD + "  varnish: {kind: hook, url: http://x, format: ban}\n",
+    )
+    assert '"varnish" can be told nothing of what this rule evicts; add a url to evict' in said[-1]
+
+
+def test_each_target_is_told_what_it_can_be_told():
+    config = read(HOOK.replace("HOOK", "kind: hook, url: http://x, format: ban").replace("URL", "/products/{id}"))
+    rules = compile_rules(config)
+    change = Change(Table("public", "products"), "insert", None, {"id": "7"})
+    told = {name: [(one.kind, one.key) for one in made] for name, made in rules.evict([change]).items()}
+    assert told == {"cache": [("key", "p:7")], "it": [("url", "/products/7")]}
+    assert [(one.kind, one.key) for one in rules.owned()["it"]] == [("url", "/products/*")]
+
+
+def test_local_targets_follow_every_redis_unless_they_say_otherwise():
+    text = GOOD.replace(
+        "rules:",
+        """\
+  second: {kind: redis}
+  app: {kind: hook, url: "http://x"}
+  other: {kind: stream, after: [second]}
+  alone: {kind: stream, after: []}
+rules:""",
+    )
+    assert follows(read(text.replace("second: {kind: redis}", "second: {kind: redis, url: 'redis://b'}")).targets) == {
+        "cache": [], "second": [], "app": ["cache", "second"], "other": ["second"], "alone": []
+    }  # fmt: skip

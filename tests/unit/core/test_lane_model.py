@@ -22,8 +22,8 @@ from invalidator.core.ledger import Ledger
 from invalidator.core.link import Link, Phase, Step
 from tests.support.explore import Violation, copied, explore, lane_key, work_key
 
-FINE = ("send", "perform", "answer", "fail", "fill", "load", "store")
-COARSE = ("serve", "refuse", "fill")
+FINE = ("send", "perform", "answer", "fail", "give_up", "fill", "load", "store")
+COARSE = ("serve", "refuse", "give_up", "fill")
 SLOW = ("serve", "load", "store")
 KEY = Evictions({"row": None})
 
@@ -50,6 +50,7 @@ class Setting:
     overtakes: bool = False  # exact keys have a way of their own, which is served when the other has nothing
     coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
     slow: bool = False  # no target fails, but who reads the shared caches is slow
+    gives_up: bool = False  # a target that has not answered may have what waits for it traded for a flush
     repeat_after: float = 1.0
     bound: Bound = Bound()
     lane_table: object = field(default_factory=lambda: lane.TABLE, repr=False)
@@ -290,6 +291,13 @@ class World:
         (self.lanes[which].fail_exact if cache.exact else self.lanes[which].fail)(self.now)
         return True
 
+    def give_up(self, which):
+        one, cache = self.lanes[which], self.caches[which]
+        if not self.setting.gives_up or cache.on_its_way is not None or not one.depth:
+            return False
+        one.collapse(self.now)
+        return True
+
     def seen(self, which):
         """What a reader that misses finds: the row, or, behind shared caches, the oldest that they hold."""
         shared = [cache.value for cache in self.caches[:which] if cache.value is not None]
@@ -387,6 +395,10 @@ SETTINGS = {
     "repeats": Setting(bound=Bound(changes=1, losses=0, probes=0)),
     "repeats and losses": Setting(coarse=True, bound=Bound(changes=1, losses=1, probes=1)),
     "a bound of nothing": replace(ONE, size=0),
+    "a target that is given up": replace(ONE, gives_up=True),
+    "and one that follows": Setting(
+        lanes=2, follows=True, coarse=True, gives_up=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+    ),
     "a collapse of repeats": Setting(size=0, coarse=True, bound=Bound(changes=2, losses=0, probes=1)),
     "a log, and crashes": Setting(durable=True, coarse=True, bound=Bound(changes=1, losses=1, crashes=1)),
     "crashes": Setting(coarse=True, repeat_after=0, bound=Bound(changes=1, losses=1, crashes=1)),

@@ -309,10 +309,10 @@ class TestLane:
         started, go_on = asyncio.Event(), asyncio.Event()
 
         class Slow(MemoryTarget):
-            async def flush(self, owned):
+            async def flush(self, owned, reason=""):
                 started.set()
                 await go_on.wait()
-                return await super().flush(owned)
+                return await super().flush(owned, reason)
 
         target = Slow()
         lane = Lane(target, [])

@@ -1,0 +1,61 @@
+"""Where a hook is: `http://`, `https://`, or `unix:/path/of/socket:/path`, the path being `/` when there is none."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+_UNIX: Final = re.compile(r"unix:(/[^:\s]+)(?::(/\S*))?")
+_HTTP: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s#]*)?")
+
+
+class HookUrl(NamedTuple):
+    """`origin` is scheme, host and port; `path` what comes behind it. No part of it but `place` is for messages."""
+
+    origin: str
+    path: str
+    socket: str = ""
+    user: str = ""
+    password: str = ""
+
+    @property
+    def place(self) -> str:
+        """It, without what may be secret."""
+        return f"unix:{self.socket}" if self.socket else self.origin
+
+
+def parse_hook_url(text: str) -> HookUrl:
+    """Read it; ValueError says what it should be, and quotes nothing of it."""
+    wrong = "not the URL of a hook; write http://host:port/path, https://... or unix:/path/of/socket:/path"
+    unix = _UNIX.fullmatch(text)
+    if unix is not None:
+        return HookUrl("http://localhost", unix[2] or "/", socket=unix[1])
+    if not _HTTP.fullmatch(text) or not text.isascii() or not text.isprintable():
+        raise ValueError(wrong)
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not host or parts.netloc.count("@") > 1:
+        raise ValueError(wrong)
+    name = f"[{host}]" if ":" in host else host
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return HookUrl(
+        f"{parts.scheme}://{name}" + (f":{port}" if port is not None else ""),
+        path,
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+    )
+
+
+def secret_bytes(text: str) -> bytes | None:
+    """The key of a Standard Webhooks secret; None where it is none."""
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if 24 <= len(key) <= 64 else None

@@ -1,0 +1,5 @@
+"""A target that is told by HTTP requests: a process of the application, a caching proxy, or a CDN's API."""
+
+from invalidator.targets.hook.target import HookTarget
+
+__all__ = ["HookTarget"]

@@ -1,0 +1,244 @@
+"""What is said to caching proxies and CDNs: from evictions to requests. Pure.
+
+What a row's values can't do. In a path they are percent-encoded by the template; in a header a name with a separator or
+a control character in it is no one name, and is not said; in a regular expression everything but `*` stands for itself,
+and what is written is safe in Varnish's ban expressions too, which are split at spaces. JSON quotes what it quotes.
+
+What a format can't say exactly is said by more: a pattern by what its literal text in front bounds, a name that can't
+be said by everything. Where more is too much for a format, the configuration has named the fallback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from invalidator.core import glob
+from invalidator.core.eviction import Eviction
+from invalidator.core.reach import Fallback
+
+_HEADER: Final = 3500
+"""Bytes of names in one header; Varnish and nginx take some 8000."""
+
+_PATH: Final = 4000
+"""Bytes of a path; a longer one is a pattern of its beginning."""
+
+_FASTLY_KEYS: Final = 256
+_FASTLY_KEY: Final = 1024
+_CLOUDFLARE_ITEMS: Final = 30
+"""Names in one request: what every plan may send."""
+
+_T = TypeVar("_T")
+
+
+class Call(NamedTuple):
+    """One request. `path` goes behind that of the hook's URL, or is the whole path; these statuses, besides 2xx, are
+    answers too.
+    """
+
+    method: str
+    path: str = ""
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    answers: frozenset[int] = frozenset()
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What evictions come to here: paths as they are, patterns of paths, tags; and whether only everything will do."""
+
+    paths: list[str] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    everything: bool = False
+
+
+EVERYTHING: Final = Names(everything=True)
+Format = Callable[[Names], list[Call]]
+
+
+def names(evictions: Iterable[Eviction]) -> Names:
+    """Sort them; an unknown tag could have been any."""
+    paths: dict[str, None] = {}
+    patterns: dict[str, None] = {}
+    tags: dict[str, None] = {}
+    for one in evictions:
+        if one.kind == "url" and (one.glob or not _is_plain(one.key)):
+            patterns[one.key if one.glob else f"{glob.escape(_plain_part(one.key))}*"] = None
+        elif one.kind == "url":
+            paths[one.key] = None
+        elif one.glob:
+            return Names(everything=True)
+        else:
+            tags[one.key] = None
+    return Names(list(paths), list(patterns), list(tags))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a server takes the path as it stands: not too long, and nothing in it that it would resolve."""
+    return len(path) <= _PATH and not _DOTS.search(unquote(path))
+
+
+_DOTS: Final = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\?]|$)")
+
+
+def _plain_part(path: str) -> str:
+    """The longest beginning that a server takes as it stands."""
+    kept = path[:_PATH]
+    while not _is_plain(kept):
+        kept = kept[:-1]
+    return re.sub(r"%[0-9A-Fa-f]?$", "", kept)
+
+
+# Varnish and nginx
+
+_ABSENT: Final = frozenset({404, 412})
+"""What nginx says when the page is not in its cache."""
+
+
+def purge(fallback: Fallback | None) -> Format:
+    """PURGE of each path; patterns by BAN, or by PURGE of a path that ends in a star."""
+    stand_in = ban if fallback == "ban" else _wildcards
+
+    def calls(told: Names) -> list[Call]:
+        rest = stand_in(Names(patterns=told.patterns, everything=told.everything))
+        return rest if told.everything else [*(Call("PURGE", path, answers=_ABSENT) for path in told.paths), *rest]
+
+    return calls
+
+
+def xkey(fallback: Fallback | None) -> Format:
+    """The same, and tags many at a time in a header."""
+    without_tags = purge(fallback)
+
+    def calls(told: Names) -> list[Call]:
+        if told.everything or not all(map(_is_one_word, told.tags)):
+            return ban(Names(everything=True))
+        return [
+            *(Call("PURGE", "/", {"xkey-purge": " ".join(tags)}) for tags in _by_size(told.tags)),
+            *without_tags(told),
+        ]
+
+    return calls
+
+
+def ban(told: Names) -> list[Call]:
+    """BAN, with a regular expression of paths in a header."""
+    if told.everything:
+        return [Call("BAN", "/", {"x-ban-url": "^/"})]
+    expressions = [f"{_expression([path])}$" for path in told.paths]
+    for pattern in told.patterns:
+        pieces = list(glob.tokens(pattern))
+        end = "" if pieces[-1] is None else "$"
+        expressions.append(_expression(pieces[:-1] if pieces[-1] is None else pieces) + end)
+    whole = [one if len(one) <= _HEADER else _cut(one) for one in expressions]
+    return [Call("BAN", "/", {"x-ban-url": f"^(?:{'|'.join(some)})"}) for some in _by_size(whole)]
+
+
+def _wildcards(told: Names) -> list[Call]:
+    stars = ["/*"] if told.everything else [f"{glob.anchor(pattern)}*" for pattern in told.patterns]
+    return [Call("PURGE", star, answers=_ABSENT) for star in dict.fromkeys(stars)]
+
+
+def _expression(pieces: Iterable[str | None]) -> str:
+    """A regular expression without backslashes, quotes or spaces, whatever stands in the paths."""
+    return "".join(
+        ".*" if piece is None else re.sub(r"[^A-Za-z0-9/%_~=&:,@!'-]", _bracketed, piece) for piece in pieces
+    )
+
+
+def _bracketed(found: re.Match[str]) -> str:
+    char = found[0]
+    return "." if char in "^[]\\" or not char.isascii() or not char.isprintable() or char in ' "' else f"[{char}]"
+
+
+def _cut(expression: str) -> str:
+    """What is too long for a header, by its beginning."""
+    return re.sub(r"\[[^\]]*$|%[0-9A-Fa-f]?$", "", expression[:_HEADER])
+
+
+def _is_one_word(tag: str) -> bool:
+    return bool(tag) and len(tag.encode()) <= _FASTLY_KEY and tag.isprintable() and not set(tag) & set(" ,")
+
+
+# CDNs
+
+
+def fastly(site: str) -> Format:
+    """Surrogate keys many at a time, paths one by one, or the whole service."""
+    host = urlsplit(site).netloc
+
+    def calls(told: Names) -> list[Call]:
+        if told.everything or told.patterns or not all(map(_is_one_word, told.tags)):
+            return [Call("POST", "/purge_all")]
+        keys = [
+            Call("POST", "/purge", _JSON, _json({"surrogate_keys": some})) for some in _some(told.tags, _FASTLY_KEYS)
+        ]
+        return [*keys, *(Call("POST", f"/purge/{host}{path}", whole=True) for path in told.paths)]
+
+    return calls
+
+
+def cloudflare(site: str) -> Format:
+    """Cache tags, files and prefixes, some at a time, or the whole zone."""
+    host = urlsplit(site).netloc
+
+    def calls(told: Names) -> list[Call]:
+        folders = dict.fromkeys(_folder(pattern) for pattern in told.patterns)
+        if told.everything or "" in folders or not all(map(_is_cache_tag, told.tags)):
+            return [Call("POST", "/purge_cache", _JSON, _json({"purge_everything": True}))]
+        wanted = {
+            "tags": told.tags,
+            "files": [f"{site}{path}" for path in told.paths],
+            "prefixes": [f"{host}{folder}" for folder in folders],
+        }
+        return [
+            Call("POST", "/purge_cache", _JSON, _json({what: some}))
+            for what, listed in wanted.items()
+            for some in _some(listed, _CLOUDFLARE_ITEMS)
+        ]
+
+    return calls
+
+
+def _folder(pattern: str) -> str:
+    """The folder that holds all that a pattern matches; empty for the root."""
+    return glob.anchor(pattern).partition("?")[0].rpartition("/")[0]
+
+
+_JSON: Final = {"content-type": "application/json"}
+
+
+def _is_cache_tag(tag: str) -> bool:
+    return _is_one_word(tag) and tag.isascii()
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data).encode()
+
+
+def _some(items: Sequence[_T], number: int) -> Iterator[list[_T]]:
+    left = iter(items)
+    while some := list(islice(left, number)):
+        yield some
+
+
+def _by_size(words: Iterable[str]) -> Iterator[list[str]]:
+    """As many at a time as fit in a header."""
+    some: list[str] = []
+    size = 0
+    for word in words:
+        cost = len(word.encode()) + 1
+        if some and size + cost > _HEADER:
+            yield some
+            some, size = [], 0
+        some.append(word)
+        size += cost
+    if some:
+        yield some

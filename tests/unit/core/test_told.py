@@ -1,0 +1,46 @@
+"""What local caches are told."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.told import MOST, Told, messages
+
+
+def test_every_kind_has_its_list():
+    made = messages(
+        Evictions.of(
+            [
+                Eviction("key", "k"),
+                Eviction("key", "p:*", glob=True),
+                Eviction("tag", "t"),
+                Eviction("version", "v"),
+                Eviction("hash", "h", field="f"),
+                Eviction("hash", "h:*", glob=True, field="f*"),
+            ]
+        )
+    )
+    assert made == [Told(["k", "v", "h#f"], ["p:*", r"h:*#f\*"], ["t"])]
+
+
+def test_an_unknown_tag_can_only_be_said_by_a_flush():
+    assert messages(Evictions.of([Eviction("key", "k"), Eviction("tag", "t:*", glob=True)])) is None
+
+
+def test_nothing_is_no_message():
+    assert messages(Evictions()) == []
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=40), st.integers(1, 400))
+def test_all_names_are_said_in_messages_that_fit(words, times):
+    keys = dict.fromkeys(word * times for word in words)
+    made = messages(Evictions(keys))
+    if made is None:
+        assert max(map(len, keys)) * 6 > MOST
+        return
+    assert [key for one in made for key in one.keys] == list(keys)
+    assert all(len(json.dumps(one.keys)) < 2 * MOST for one in made)
