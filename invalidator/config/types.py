@@ -163,6 +163,7 @@ TableName = Annotated[str, BeforeValidator(_table)]
 
 _URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)\S*(@)")  # up to the last @: a password may hold what it should not
 _PARAMETER = re.compile(r"\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
+_QUERY = re.compile(r"\?.*")
 MASK: Final = "***"
 
 
@@ -217,7 +218,12 @@ PostgresDsn = Annotated[
     _connection(_DSN, "/", "not a connection string; write postgresql://user@host/database, or host=... dbname=..."),
     *_SECRET,
 ]
-HookUrl = Annotated[SecretStr, BeforeValidator(_hook_url), *_SECRET]
+HookUrl = Annotated[
+    SecretStr,
+    BeforeValidator(_hook_url),
+    PlainSerializer(lambda secret: _QUERY.sub(rf"?{MASK}", mask(secret.get_secret_value()))),
+    WithJsonSchema({"type": "string"}),
+]
 RedisUrl = Annotated[
     SecretStr,
     _connection(_REDIS_URL, "/?#", "not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path"),

@@ -8,6 +8,7 @@ keep the connection.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -149,6 +150,6 @@ def _words(error: Exception) -> str:
         return "its certificate is not trusted"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "closed the connection without an answer"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.lower()
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()
     return f"no HTTP answer ({type(error).__name__})"

@@ -1,0 +1,237 @@
+"""A page of another site, in a real browser on the machine of a sidecar: it can evict nothing and read nothing.
+
+That the tests can fail: the same page, from a site that stands before the sidecar under its own name, can do all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from invalidator.config.models import Listen
+from invalidator.core.ruleset import RuleSet
+from invalidator.demo.servers.workspace import free_port
+from invalidator.http.server import Server
+from invalidator.targets.stream import StreamTarget
+from tests.support import eventually
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt: chromium)")
+
+PAGE = """<!doctype html><title>elsewhere</title>
+<iframe name="frame"></iframe><form id="form" method="post" action="TARGET/v1/flush" target="frame"></form>
+<script type="module">
+const tried = {};
+async function attempt(name, ask) {
+  try { tried[name] = await ask(); } catch (error) { tried[name] = "refused: " + error.name; }
+}
+async function post(path, more) {
+  const answer = await fetch("TARGET" + path, { method: "POST", ...more });
+  return answer.status || answer.type;
+}
+const json = { "Content-Type": "application/json" }, text = { "Content-Type": "text/plain" }, body = '{"keys": ["a"]}';
+while (WAIT && !(await fetch("/v1/nothing").catch(() => ({}))).headers?.get("Server")?.includes("aiohttp"))
+  await new Promise((done) => setTimeout(done, 50));
+await attempt("purge as JSON", () => post("/v1/purge", { headers: json, body }));
+await attempt("purge as text", () => post("/v1/purge", { headers: text, body }));
+await attempt("flush as text, not looking", () => post("/v1/flush", { mode: "no-cors", headers: text, body: "{}" }));
+await attempt("flush with nothing, not looking", () => post("/v1/flush", { mode: "no-cors" }));
+document.getElementById("form").submit();
+await attempt("status", () => fetch("TARGET/v1/status").then((answer) => answer.text()));
+await attempt("stream", async () => {
+  const answer = await fetch("TARGET/v1/stream");
+  return new TextDecoder().decode((await answer.body.getReader().read()).value);
+});
+await attempt("EventSource", () => new Promise((done) => {
+  const source = new EventSource("TARGET/v1/stream");
+  source.addEventListener("hello", () => { source.close(); done("heard"); });
+  source.onerror = () => { source.close(); done("refused"); };
+}));
+await attempt("image", () => new Promise((done) => {
+  const image = new Image();
+  image.onerror = image.onload = () => done("refused");
+  image.src = "TARGET/v1/stream";
+  setTimeout(() => done("held open"), 1000);
+}));
+await fetch("REPORT", { method: "POST", body: JSON.stringify(tried) });
+</script>"""
+
+
+class Shown:
+    """A sidecar that writes down what it is asked."""
+
+    def __init__(self, stream):
+        self.stream, self.asked, self.rules = stream, [], RuleSet([], [])
+
+    def streams(self):
+        return {"local": self.stream}
+
+    def status(self):
+        return {"secret": "what only we may know"}
+
+    def doubts(self):
+        return []
+
+    async def purge(self, evictions, changes, timeout):
+        self.asked.append("purge")
+        return 1, True
+
+    async def flush(self, timeout):
+        self.asked.append("flush")
+        return True
+
+
+@asynccontextmanager
+async def sidecar(port=0):
+    port = port or free_port()
+    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}"})
+    async with StreamTarget("local") as stream, Server(listen) as server:
+        shown = Shown(stream)
+        server.show(shown)
+        yield shown, port
+
+
+@asynccontextmanager
+async def site(answer, port=0):
+    """A web site; its port."""
+    app = web.Application()
+    app.add_routes([web.route("*", "/{path:.*}", answer)])
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+class Browser:
+    """One that visits a page; what the page tells of what it has tried."""
+
+    def __init__(self):
+        self.tried = asyncio.get_running_loop().create_future()
+
+    async def _report(self, request):
+        if request.method == "POST":
+            self.tried.set_result(json.loads(await request.text()))
+        return web.Response(headers={"Access-Control-Allow-Origin": "*"})
+
+    @asynccontextmanager
+    async def visiting(self, site_of, url, *options, target, wait=False):
+        """Visit `url` of the site that `site_of(page)` serves; its port."""
+        async with site(self._report) as report:
+            page = PAGE.replace("TARGET", target).replace("REPORT", f"http://127.0.0.1:{report}/")
+            async with site_of(page.replace("WAIT", "true" if wait else "false")) as port:
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+                    process = await asyncio.create_subprocess_exec(
+                        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                        "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
+                        "--remote-debugging-port=0", *options, url.replace("PORT", str(port)),
+                        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+                        env=os.environ | {"HOME": profile}, start_new_session=True,
+                    )  # fmt: skip
+                    try:
+                        yield port
+                    finally:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        await process.wait()
+
+
+def page_alone(page, port=0):
+    async def answer(request):
+        return web.Response(text=page, content_type="text/html", headers={"Connection": "close", "Server": "evil"})
+
+    return site(answer, port)
+
+
+def page_before(proxied):
+    """A site that has the page, and behind it what listens on that port, under its own name."""
+
+    def made(page):
+        async def answer(request):
+            if request.path == "/":
+                return web.Response(text=page, content_type="text/html")
+            headers = {"Host": f"127.0.0.1:{proxied}"}
+            headers |= {"Content-Type": request.content_type} if request.can_read_body else {}
+            url = f"http://127.0.0.1:{proxied}{request.path}"
+            async with aiohttp.request(
+                request.method, url, data=await request.read() or None, headers=headers
+            ) as through:
+                response = web.StreamResponse(status=through.status, headers={"Content-Type": through.content_type})
+                await response.prepare(request)
+                async for data in through.content.iter_any():
+                    await response.write(data)
+                return response
+
+        return site(answer)
+
+    return made
+
+
+async def tried_by(browser):
+    async with asyncio.timeout(60):
+        return await browser.tried
+
+
+def nothing_came_of_it(tried, shown):
+    assert shown.asked == []
+    assert shown.stream.readers == 0
+    assert len(tried) == 8
+    for name, came in tried.items():
+        assert came in (400, 403, 405, 415, "opaque") or str(came).startswith("refused") or "a foreign" in came, (
+            name,
+            came,
+        )
+
+
+async def test_a_page_of_another_site_can_evict_nothing_and_read_nothing():
+    async with sidecar() as (shown, port):
+        for host in ("localhost", "127.0.0.1"):
+            browser = Browser()
+            target = f"http://127.0.0.1:{port}"
+            async with browser.visiting(page_alone, f"http://{host}:PORT/", target=target):
+                nothing_came_of_it(await tried_by(browser), shown)
+
+
+async def test_a_name_that_is_made_to_point_at_us_can_do_no_more():
+    """DNS rebinding: for the browser the page and we are one site, once the name, or here its port, leads to us."""
+    browser, theirs, port = Browser(), AsyncExitStack(), free_port()
+    served = asyncio.Event()
+
+    @asynccontextmanager
+    async def until_it_is_served(page):
+        async def answer(request):
+            if request.path == "/v1/nothing":  # the page is there, and waits for us
+                served.set()
+            return web.Response(text=page, content_type="text/html", headers={"Connection": "close", "Server": "evil"})
+
+        await theirs.enter_async_context(site(answer, port))
+        yield port
+
+    name = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+    async with browser.visiting(until_it_is_served, "http://evil.example:PORT/", name, target="", wait=True):
+        async with asyncio.timeout(30):
+            await served.wait()
+        await theirs.aclose()
+        async with sidecar(port) as (shown, _):
+            nothing_came_of_it(await tried_by(browser), shown)
+
+
+async def test_the_same_page_at_our_own_address_can_so_the_tests_above_can_fail():
+    browser = Browser()
+    async with sidecar() as (shown, port), browser.visiting(page_before(port), "http://127.0.0.1:PORT/", target=""):
+        tried = await tried_by(browser)
+        assert tried["purge as JSON"] == 200
+        assert "what only we may know" in tried["status"]
+        assert "event: hello" in tried["stream"]
+        assert tried["EventSource"] == "heard"
+        await eventually(lambda: {"purge", "flush"} <= set(shown.asked))
