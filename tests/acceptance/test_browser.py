@@ -6,14 +6,8 @@ That the tests can fail: the same page, from a site that stands before the sidec
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import signal
-import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -23,8 +17,8 @@ from invalidator.demo.servers.workspace import free_port
 from invalidator.http.server import Server
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually
+from tests.support.browser import CHROMIUM, Browser, page_before, site
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt: chromium)")
 
 PAGE = """<!doctype html><title>elsewhere</title>
@@ -100,86 +94,15 @@ async def sidecar(port=0):
         yield shown, port
 
 
-@asynccontextmanager
-async def site(answer, port=0):
-    """A web site; its port."""
-    app = web.Application()
-    app.add_routes([web.route("*", "/{path:.*}", answer)])
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
-class Browser:
-    """One that visits a page; what the page tells of what it has tried."""
-
-    def __init__(self):
-        self.tried = asyncio.get_running_loop().create_future()
-
-    async def _report(self, request):
-        if request.method == "POST":
-            self.tried.set_result(json.loads(await request.text()))
-        return web.Response(headers={"Access-Control-Allow-Origin": "*"})
-
-    @asynccontextmanager
-    async def visiting(self, site_of, url, *options, target, wait=False):
-        """Visit `url` of the site that `site_of(page)` serves; its port."""
-        async with site(self._report) as report:
-            page = PAGE.replace("TARGET", target).replace("REPORT", f"http://127.0.0.1:{report}/")
-            async with site_of(page.replace("WAIT", "true" if wait else "false")) as port:
-                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-                    process = await asyncio.create_subprocess_exec(
-                        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                        "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
-                        "--remote-debugging-port=0", *options, url.replace("PORT", str(port)),
-                        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-                        env=os.environ | {"HOME": profile}, start_new_session=True,
-                    )  # fmt: skip
-                    try:
-                        yield port
-                    finally:
-                        os.killpg(process.pid, signal.SIGKILL)
-                        await process.wait()
-
-
-def page_alone(page, port=0):
+def page_alone(page):
     async def answer(request):
         return web.Response(text=page, content_type="text/html", headers={"Connection": "close", "Server": "evil"})
 
-    return site(answer, port)
+    return site(answer)
 
 
-def page_before(proxied):
-    """A site that has the page, and behind it what listens on that port, under its own name."""
-
-    def made(page):
-        async def answer(request):
-            if request.path == "/":
-                return web.Response(text=page, content_type="text/html")
-            headers = {"Host": f"127.0.0.1:{proxied}"}
-            headers |= {"Content-Type": request.content_type} if request.can_read_body else {}
-            url = f"http://127.0.0.1:{proxied}{request.path}"
-            async with aiohttp.request(
-                request.method, url, data=await request.read() or None, headers=headers
-            ) as through:
-                response = web.StreamResponse(status=through.status, headers={"Content-Type": through.content_type})
-                await response.prepare(request)
-                async for data in through.content.iter_any():
-                    await response.write(data)
-                return response
-
-        return site(answer)
-
-    return made
-
-
-async def tried_by(browser):
-    async with asyncio.timeout(60):
-        return await browser.tried
+def page(target, *, wait=False):
+    return PAGE.replace("TARGET", target).replace("WAIT", "true" if wait else "false")
 
 
 def nothing_came_of_it(tried, shown):
@@ -197,9 +120,8 @@ async def test_a_page_of_another_site_can_evict_nothing_and_read_nothing():
     async with sidecar() as (shown, port):
         for host in ("localhost", "127.0.0.1"):
             browser = Browser()
-            target = f"http://127.0.0.1:{port}"
-            async with browser.visiting(page_alone, f"http://{host}:PORT/", target=target):
-                nothing_came_of_it(await tried_by(browser), shown)
+            async with browser.visiting(page(f"http://127.0.0.1:{port}"), page_alone, f"http://{host}:PORT/"):
+                nothing_came_of_it(await browser.report(), shown)
 
 
 async def test_a_name_that_is_made_to_point_at_us_can_do_no_more():
@@ -218,18 +140,18 @@ async def test_a_name_that_is_made_to_point_at_us_can_do_no_more():
         yield port
 
     name = "--host-resolver-rules=MAP evil.example 127.0.0.1"
-    async with browser.visiting(until_it_is_served, "http://evil.example:PORT/", name, target="", wait=True):
+    async with browser.visiting(page("", wait=True), until_it_is_served, "http://evil.example:PORT/", name):
         async with asyncio.timeout(30):
             await served.wait()
         await theirs.aclose()
         async with sidecar(port) as (shown, _):
-            nothing_came_of_it(await tried_by(browser), shown)
+            nothing_came_of_it(await browser.report(), shown)
 
 
 async def test_the_same_page_at_our_own_address_can_so_the_tests_above_can_fail():
     browser = Browser()
-    async with sidecar() as (shown, port), browser.visiting(page_before(port), "http://127.0.0.1:PORT/", target=""):
-        tried = await tried_by(browser)
+    async with sidecar() as (shown, port), browser.visiting(page(""), page_before(port), "http://127.0.0.1:PORT/"):
+        tried = await browser.report()
         assert tried["purge as JSON"] == 200
         assert "what only we may know" in tried["status"]
         assert "event: hello" in tried["stream"]

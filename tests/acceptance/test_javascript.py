@@ -1,0 +1,216 @@
+"""The JavaScript client of docs/local.md, in Node and in a browser, on a real stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from contextlib import asynccontextmanager
+
+import pytest
+
+from invalidator.config.models import Listen
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.demo.servers.workspace import free_port
+from invalidator.http.server import Server
+from invalidator.targets.stream import StreamTarget
+from tests.support import eventually
+from tests.support.browser import CHROMIUM, Browser, page_before
+
+NODE = shutil.which("node")
+DRIVER = """
+import { LocalCache } from "./invalidator-cache.js";
+import readline from "node:readline";
+const cache = new LocalCache(process.argv[2]);
+const waiting = new Map();
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const { id, get, value, tags, slowly, finish, close } = JSON.parse(line);
+  if (finish) waiting.get(finish)();
+  else if (close) { await cache.close(); process.exit(0); }
+  else {
+    const loader = async () => { if (slowly) await new Promise((done) => waiting.set(id, done)); return value; };
+    cache.get(get, loader, tags).then((got) => console.log(JSON.stringify({ id, got, fresh: cache.isFresh })));
+  }
+}
+"""
+
+
+class Shown:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def streams(self):
+        return {"local": self.stream}
+
+
+@asynccontextmanager
+async def served(port=0, stale_after=6.0):
+    port = port or free_port()
+    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}"})
+    async with StreamTarget("local", stale_after=stale_after) as stream, Server(listen) as server:
+        server.show(Shown(stream))
+        yield stream, port
+
+
+async def beat(stream):
+    await stream.beat(asyncio.get_running_loop().time())
+
+
+def client(repo):
+    blocks = re.findall(r"^```js\n(.*?)^```", (repo / "docs/local.md").read_text(), re.MULTILINE | re.DOTALL)
+    return next(block for block in blocks if block.startswith("// invalidator-cache.js"))
+
+
+class Node:
+    """A process of Node with the client in it."""
+
+    def __init__(self, process):
+        self._process, self._number, self._answers = process, 0, {}
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, repo, folder, port):
+        (folder / "invalidator-cache.js").write_text(client(repo))
+        (folder / "driver.mjs").write_text(DRIVER)
+        (folder / "package.json").write_text('{"type": "module"}')
+        process = await asyncio.create_subprocess_exec(
+            NODE, folder / "driver.mjs", f"http://127.0.0.1:{port}/v1/stream",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        node = cls(process)
+        reading = asyncio.create_task(node._read())
+        try:
+            yield node
+            node._say(close=True)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+        finally:
+            reading.cancel()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def _read(self):
+        async for line in self._process.stdout:
+            answer = json.loads(line)
+            self._answers[answer["id"]].set_result(answer)
+
+    def _say(self, **what):
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+
+    def ask(self, key, value, **more):
+        """Get a key, with a loader that gives this value; the number of the question and its answer to come."""
+        self._number += 1
+        self._answers[self._number] = asyncio.get_running_loop().create_future()
+        self._say(id=self._number, get=key, value=value, tags=more.pop("tags", []), **more)
+        return self._number, self._answers[self._number]
+
+    async def get(self, key, value, **more):
+        return (await asyncio.wait_for(self.ask(key, value, **more)[1], 10))["got"]
+
+    async def fresh(self):
+        return (await asyncio.wait_for(self.ask("nothing", None)[1], 10))["fresh"]
+
+    def finish(self, number):
+        self._say(finish=number)
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
+async def test_the_client_in_node_keeps_what_it_holds_right(repo, tmp_path):
+    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+        await eventually(lambda: stream.readers == 1)
+        assert await node.get("a", 1) == 1
+        assert await node.get("a", 2) == 2, "nothing is trusted before the first heartbeat"
+        await beat(stream)
+        await eventually(node.fresh)
+        assert [await node.get("a", value) for value in (3, 4)] == [3, 3]
+
+        for key, eviction in {
+            "a": Eviction("key", "a"),
+            "p:1:x": Eviction("key", "p:*:x", glob=True),
+            "q*[": Eviction("key", r"q\*\[", glob=True),
+            "é\n": Eviction("key", "é\n"),
+            "tagged": Eviction("tag", "t"),
+        }.items():
+            await node.get("p:1:y", "kept")
+            await node.get("qq[", "kept")
+            await node.get(key, "old", tags=["t"] if key == "tagged" else [])
+            await stream.evict(Evictions.of([eviction]))
+            await eventually(lambda key=key: held(node, key, "new"))
+            assert [await node.get(one, "lost") for one in ("p:1:y", "qq[")] == ["kept", "kept"]
+
+        await stream.flush([], "gap")
+        await eventually(lambda: held(node, "p:1:y", "new"))
+
+
+async def held(node, key, value):
+    return await node.get(key, value) == value
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
+async def test_what_was_loaded_across_an_eviction_is_not_kept(repo, tmp_path):
+    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+        await eventually(lambda: stream.readers == 1)
+        await beat(stream)
+        await eventually(node.fresh)
+        evictions = (
+            lambda: stream.evict(Evictions({"a0": None})),
+            lambda: stream.evict(Evictions.of([Eviction("tag", "t")])),
+            lambda: stream.evict(Evictions.of([Eviction("key", "a2*", glob=True)])),
+            lambda: stream.flush([]),
+        )
+        for number, evict in enumerate(evictions):
+            question, answer = node.ask(f"a{number}", "old", slowly=True, tags=["t"])
+            await node.get(f"marker {number}", "old")
+            await evict()
+            await stream.evict(Evictions({f"marker {number}": None}))
+            await eventually(lambda number=number: held(node, f"marker {number}", "it has read so far"))
+            node.finish(question)
+            assert (await answer)["got"] == "old"
+            assert await node.get(f"a{number}", "new") == "new"
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
+async def test_it_trusts_nothing_when_nobody_tells_it_and_comes_back(repo, tmp_path):
+    async with served(stale_after=0.5) as (stream, port), Node.running(repo, tmp_path, port) as node:
+        await eventually(lambda: stream.readers == 1)
+        await beat(stream)
+        await eventually(node.fresh)
+        await node.get("a", "old")
+        await eventually(lambda: not_fresh(node))
+        assert await node.get("a", "new") == "new"
+    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+        await eventually(lambda: stream.readers == 1)
+        await beat(stream)
+        await eventually(node.fresh)
+        await node.get("a", "old")
+        for seat in list(stream._seats.values()):
+            stream._let_go(seat, cut=True)
+        await stream.evict(Evictions({"a": None}))
+        await eventually(lambda: stream.readers == 1)
+        await eventually(lambda: held(node, "a", "new"))
+        assert stream.ring.newest == 1, "it has resumed"
+
+
+async def not_fresh(node):
+    return not await node.fresh()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt: chromium)")
+async def test_the_client_in_a_browser(repo):
+    page = f"""<!doctype html><script type="module">
+    {client(repo)}
+    const cache = new LocalCache("/v1/stream"), pause = () => new Promise((done) => setTimeout(done, 20));
+    const report = (what) => fetch("REPORT", {{ method: "POST", body: JSON.stringify(what) }});
+    while (!cache.isFresh) await pause();
+    await report(await cache.get("a", async () => "old"));
+    while (await cache.get("a", async () => "new") !== "new") await pause();
+    await report(await cache.get("a", async () => "newer"));
+    </script>"""
+    browser = Browser()
+    async with served() as (stream, port), browser.visiting(page, page_before(port), "http://127.0.0.1:PORT/"):
+        await eventually(lambda: stream.readers == 1, timeout=30)
+        await beat(stream)
+        assert await browser.report() == "old"
+        await stream.evict(Evictions({"a": None}))
+        assert await browser.report() == "new"
