@@ -39,6 +39,7 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.redis_faults
 	$(BIN)/python -m bench.evictions
+	$(BIN)/python -m bench.local
 
 soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded
 	$(BIN)/python -m bench.soak

@@ -55,7 +55,7 @@ class Sidecar(Protocol):
     def started(self) -> bool: ...
     def doubts(self) -> list[str]: ...
     def status(self) -> dict[str, Any]: ...
-    def streams(self) -> Mapping[str, Stream]: ...
+    def streams(self) -> Mapping[str, Stream] | None: ...
     async def barrier(self, timeout: float) -> bool: ...
     async def purge(self, evictions: Evictions, changes: Sequence[Change], timeout: float) -> tuple[int, bool]: ...
     async def flush(self, timeout: float) -> bool: ...
@@ -189,6 +189,8 @@ class Server:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         streams = self._shown.streams()
+        if streams is None:
+            return _json({"error": "starting"}, 503)
         name = request.query.get("target") or next(iter(streams), "")
         stream, prefixes = streams.get(name), prefixes_of(request)
         if stream is None:
@@ -219,7 +221,7 @@ class Server:
             return _json({"error": str(error)}, 400)
         answered: bool = await wait(timeout)
         told: dict[str, Any] = {"answered": answered} | ({} if answered else {"doubts": self._shown.doubts()})
-        streams = {name: stream.at for name, stream in self._shown.streams().items()}
+        streams = {name: stream.at for name, stream in (self._shown.streams() or {}).items()}
         told |= {"streams": streams} if streams else {}
         return _json(told, 200 if answered else 504)
 

@@ -7,18 +7,23 @@ thousand readers would cost more than what is said to them.
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
+from typing import Final
 
 from aiohttp import web
 
 from invalidator.core.values import encodable
 
-HEADERS = {
+HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # nginx
 }
-_PREFIXES = 100
+_PREFIXES: Final = 100
+_SEND_BUFFER: Final = 131_072
+_SILENCE: Final = 10_000
+"""Milliseconds for which what is sent may go unacknowledged."""
 
 
 class Reader:
@@ -26,6 +31,7 @@ class Reader:
 
     def __init__(self, transport: asyncio.Transport, *, in_chunks: bool = True) -> None:
         self._transport, self._in_chunks = transport, in_chunks
+        _bound(transport.get_extra_info("socket"))
         self.ended = asyncio.Event()
 
     def write(self, data: bytes) -> None:
@@ -41,6 +47,13 @@ class Reader:
         if cut:
             self._transport.abort()
         self.ended.set()
+
+
+def _bound(line: socket.socket) -> None:
+    """Bound what a reader that is gone, or does not read, costs the kernel, and how long it goes unnoticed."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if line.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE)
 
 
 def prefixes_of(request: web.Request) -> list[str] | None:

@@ -74,11 +74,13 @@ async def _target(config: Config, name: str) -> AsyncIterator[Finding]:
 
 
 async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
-    """What a hook answers to a message that evicts nothing; a CDN's API is asked nothing."""
+    """What a hook answers to a message that evicts nothing."""
     where = f"target {name}"
     if part.format in ("fastly", "cloudflare"):
         what = "a CDN needs to be told once, and each sidecar tells it all, flushes at its start among it"
         yield Finding("note", where, what, "give this target to one sidecar, not to one beside every app")
+        yield Finding("note", where, "was not asked: its API has no request that evicts nothing")
+        return
     try:
         async with wiring.hook(part, name) as target:
             said = await target.check()

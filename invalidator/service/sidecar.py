@@ -26,6 +26,7 @@ from invalidator.ports import Target
 from invalidator.service import wiring
 from invalidator.service.tail import Tail
 from invalidator.service.watch import Watch
+from invalidator.targets.hook import HookTarget
 from invalidator.targets.stream import StreamTarget
 
 DRAIN: Final = 8.0
@@ -121,8 +122,12 @@ class Sidecar:
         return self._pipeline.lanes if self._pipeline else []
 
     def started(self) -> bool:
-        """Whether we listen and the targets are settled; a target that is away must not keep an app from starting."""
-        settled = bool(self._lanes) and all(lane.state.answered for lane in self._lanes)
+        """Whether we listen and the targets are settled; one that is away must not keep an app from starting.
+
+        Nor must a hook, which may well be in the app that waits for us.
+        """
+        waited_for = [lane for lane in self._lanes if not isinstance(lane.target, HookTarget)]
+        settled = bool(self._lanes) and all(lane.state.answered for lane in waited_for)
         return (self.hears and settled) or _now() - self._began > _STARTED
 
     def doubts(self) -> list[str]:
@@ -176,7 +181,7 @@ class Sidecar:
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         yield "source_up", {}, float(self.hears)
         yield "config_reload_success", {}, float(self.reloaded)
-        yield "stream_clients", {}, float(sum(stream.readers for stream in self.streams().values()))
+        yield "stream_clients", {}, float(sum(stream.readers for stream in (self.streams() or {}).values()))
         for lane in self._lanes:
             yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.why)
         if self._watch is not None:
@@ -226,8 +231,10 @@ class Sidecar:
         if self._watch is not None:
             self._watch.ask()
 
-    def streams(self) -> dict[str, StreamTarget]:
-        """The targets that local processes read."""
+    def streams(self) -> dict[str, StreamTarget] | None:
+        """The targets that local processes read; None while we are not running."""
+        if self._pipeline is None:
+            return None
         return {lane.target.name: lane.target for lane in self._lanes if isinstance(lane.target, StreamTarget)}
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import time
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -61,6 +62,15 @@ def home(dsn, redis_url, db):
 
 async def ask(home, *arguments):
     return await asyncio.to_thread(home, *arguments)
+
+
+async def started(home):
+    """What the startup probe of a pod asks."""
+    line = aiohttp.UnixConnector(home.probes.removeprefix("unix:"))
+    async with aiohttp.ClientSession(connector=line) as session:
+        with suppress(aiohttp.ClientError):
+            return (await session.get("http://localhost/startupz")).status == 200
+    return False
 
 
 async def run_settled(running):
@@ -170,12 +180,9 @@ async def test_a_dead_app_holds_up_no_other_target(home, db, cache):
     running = home.running(ready=False)
     process = await run_settled(running)
     try:
-
-        async def hears():
-            answer = await ask(home, "status", "-o", "json")
-            return answer.stdout and json.loads(answer.stdout)["source"]["state"] == "hearing"
-
-        await eventually(hears)
+        began = time.monotonic()
+        await eventually(lambda: started(home))
+        assert time.monotonic() - began < 8, "an app that starts after us is not waited for"
         async with Listener(home.port).reading() as listener:
             await eventually(lambda: listener.age < 3)
             cache.set("p:1", "old")
@@ -228,6 +235,8 @@ async def test_who_may_ask(home):
                 assert await status("GET", "/explain?table=prodcts", right) == 400
                 assert await status("GET", "/explain?table=products&op=upsert", right) == 400
                 assert await status("GET", "/explain?table=products&a%20b=1", right) == 400
+                async with session.post(f"{base}/barrier", headers=right) as answer:
+                    assert (await answer.json())["streams"].keys() == {"stream"}
                 async with session.get(f"{base}/explain?table=products&op=update&id=7&name=x", headers=right) as answer:
                     found = await answer.json()
                 assert [one["key"] for one in found["targets"]["stream"]] == ["p:7", "list:*:x", "t:7"]

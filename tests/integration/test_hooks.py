@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 import subprocess
 import tempfile
@@ -152,6 +153,8 @@ async def test_a_unix_socket_and_a_plain_server_of_the_standard_library():
 
 @pytest.fixture(scope="module")
 def certificate():
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run(

@@ -27,6 +27,15 @@ SITE = "shop.example"
 PAGES = ["/products/1", "/products/2", "/products/2?lang=de", "/products/a%20b", "/products/.x", "/categories/1", "/"]
 TWO = {"/products/a%20b", "/categories/1"}
 MODULES = Path("/usr/lib/nginx/modules")
+NEEDED = ("ndk_http_module", "ngx_http_cache_purge_module", "ngx_http_lua_module")
+needs_varnish = pytest.mark.skipif(
+    not (Path(VARNISH).exists() and list(Path("/usr/lib").glob("*/varnish/vmods/libvmod_xkey.so"))),
+    reason="there is no Varnish here (apt: varnish, varnish-modules)",
+)
+needs_nginx = pytest.mark.skipif(
+    not all((MODULES / f"{name}.so").exists() for name in NEEDED),
+    reason="there is no nginx here (apt: nginx, libnginx-mod-http-cache-purge, libnginx-mod-http-lua)",
+)
 
 
 def snippet(repo, name):
@@ -128,10 +137,7 @@ async def nginx(repo, folder):
         port = free_port()
         http = snippet(repo, "nginx").replace("/var/cache/nginx/shop", f"{folder}/cache")
         http = re.sub(r"listen \d+;", f"listen 127.0.0.1:{port};", http).replace("127.0.0.1:8000", f"127.0.0.1:{app}")
-        modules = "".join(
-            f"load_module {MODULES / name}.so;\n"
-            for name in ("ndk_http_module", "ngx_http_cache_purge_module", "ngx_http_lua_module")
-        )
+        modules = "".join(f"load_module {MODULES / name}.so;\n" for name in NEEDED)
         temporary = "".join(
             f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
@@ -153,7 +159,7 @@ def url(path):
     return Eviction("url", path, glob="*" in path)
 
 
-@pytest.mark.skipif(not Path(VARNISH).exists(), reason="there is no Varnish here (apt: varnish, varnish-modules)")
+@needs_varnish
 @pytest.mark.parametrize(
     "format_", [formats.purge("ban"), formats.xkey("ban"), formats.ban], ids=["purge", "xkey", "ban"]
 )
@@ -172,7 +178,7 @@ async def test_varnish_evicts_pages_patterns_and_everything_and_nothing_else(rep
         assert await hook.check() == ""
 
 
-@pytest.mark.skipif(not Path(VARNISH).exists(), reason="there is no Varnish here (apt: varnish, varnish-modules)")
+@needs_varnish
 async def test_varnish_evicts_by_tag(repo, folder):
     async with varnish(repo, folder) as proxy, target(proxy, formats.xkey("ban")) as hook:
         assert await proxy.evicted(hook, Eviction("tag", "odd")) == {"/products/1", "/categories/1"}
@@ -183,7 +189,7 @@ async def test_varnish_evicts_by_tag(repo, folder):
         assert await proxy.evicted(hook, Eviction("tag", "odd*", glob=True)) == set(PAGES)
 
 
-@pytest.mark.skipif(not Path(VARNISH).exists(), reason="there is no Varnish here (apt: varnish, varnish-modules)")
+@needs_varnish
 async def test_varnish_refuses_whom_it_does_not_know(repo, folder):
     async with varnish(repo, folder, purgers='"192.0.2.1";') as proxy, target(proxy, formats.ban) as hook:
         with pytest.raises(TargetAway, match="refuses, with 403") as caught:
@@ -191,7 +197,7 @@ async def test_varnish_refuses_whom_it_does_not_know(repo, folder):
     assert caught.value.reason == "refused"
 
 
-@pytest.mark.skipif(not (MODULES / "ngx_http_lua_module.so").exists(), reason="there is no nginx with its modules here")
+@needs_nginx
 async def test_nginx_evicts_pages_and_for_a_pattern_everything(repo, folder):
     async with nginx(repo, folder) as proxy, target(proxy, formats.purge("wildcard"), "/_purge") as hook:
         assert await proxy.evicted(hook, url("/products/1")) == {"/products/1"}

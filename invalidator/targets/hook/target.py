@@ -99,7 +99,7 @@ class HookTarget:
         """Say something that evicts nothing; what there is to know of the answer, TargetAway where there is none."""
         if self._format is None:
             await self._batch(Told(), reason="check")
-        elif self._rate is None:
+        else:
             for call in self._format(Names(paths=[_NO_PAGE])):
                 if await self._line.send(call) in call.answers:
                     return "it says that the page is not there, as nginx does, or somebody who knows no PURGE"

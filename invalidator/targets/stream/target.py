@@ -34,7 +34,7 @@ BEHIND: Final = 65_536
 STALLED: Final = 5.0
 """Seconds without reading on after which a reader is cut off."""
 
-_AT_A_TIME: Final = 25
+_AT_A_TIME: Final = 10
 _REST: Final = 4.0
 """How much longer than a round the rest after it is, so that readers take a fifth of our time at most."""
 
