@@ -69,10 +69,12 @@ def names(evictions: Iterable[Eviction]) -> Names:
     patterns: dict[str, None] = {}
     tags: dict[str, None] = {}
     for one in evictions:
-        if one.kind == "url" and (one.glob or not _is_plain(one.key)):
-            patterns[one.key if one.glob else f"{glob.escape(_plain_part(one.key))}*"] = None
-        elif one.kind == "url":
-            paths[one.key] = None
+        if one.kind == "url":
+            known = glob.anchor(one.key) if one.glob else one.key
+            if not _is_plain(known):
+                patterns[f"{glob.escape(_plain_part(known))}*"] = None
+            else:
+                (patterns if one.glob else paths)[one.key] = None
         elif one.glob:
             return Names(everything=True)
         else:
@@ -85,15 +87,16 @@ def _is_plain(path: str) -> bool:
     return len(path) <= _PATH and not _DOTS.search(unquote(path))
 
 
+_HALF: Final = re.compile(r"%[0-9A-Fa-f]?$")
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\?]|$)")
 
 
 def _plain_part(path: str) -> str:
     """The longest beginning that a server takes as it stands."""
     kept = path[:_PATH]
-    while not _is_plain(kept):
+    while not _is_plain(kept) or _HALF.search(kept):
         kept = kept[:-1]
-    return re.sub(r"%[0-9A-Fa-f]?$", "", kept)
+    return kept
 
 
 # Varnish and nginx
@@ -160,7 +163,7 @@ def _bracketed(found: re.Match[str]) -> str:
 
 def _cut(expression: str) -> str:
     """What is too long for a header, by its beginning."""
-    return re.sub(r"\[[^\]]*$|%[0-9A-Fa-f]?$", "", expression[:_HEADER])
+    return re.sub(r"\[[^\]]*$", "", _HALF.sub("", expression[:_HEADER]))
 
 
 def _is_one_word(tag: str) -> bool:

@@ -108,6 +108,14 @@ def test_a_pattern_evicts_all_that_it_matches(format_, before, after):
         assert is_told(told, f"/p/{before}{middle}{after}")
 
 
+@pytest.mark.parametrize("anchor", ["/p/../", "/p/./x", "/p/%2e%2e/", "/p/" + "x" * 5000])
+def test_a_pattern_that_a_server_would_resolve_elsewhere_is_widened(anchor):
+    (call,) = calls(formats.purge("wildcard"), Eviction("url", f"{anchor}*", glob=True))
+    assert call.path.startswith("/p/")
+    assert "." not in unquote(call.path)
+    assert len(call.path) < 4100
+
+
 @EACH
 def test_a_flush_evicts_everything(format_):
     assert is_told(format_(EVERYTHING), "/any/page?x=1")
