@@ -175,8 +175,12 @@ class LaneState:
         """What was asked can't be answered: changes may have been missed before it. Who asked flushes."""
         self._asks.clear()
 
-    def release(self, answered: int, settled: int, now: float) -> None:
-        """The lanes that this one follows have answered for all up to this number, repeats up to that one."""
+    def release(self, answered: int, settled: int, now: float) -> bool:
+        """The lanes that this one follows have answered for all up to this number, repeats up to that one.
+
+        Whether there is more to tell now, or will be.
+        """
+        waited = len(self._early) + len(self._held)
         while self._early and self._early[0][0] <= settled:
             _, number, evictions = self._early.popleft()
             self._due.append((now + self.repeat_after, number, evictions))
@@ -187,6 +191,7 @@ class LaneState:
             self._tell(held, now)
             self._latest = held.number
         self._advance()
+        return len(self._early) + len(self._held) < waited
 
     def collapse(self, now: float) -> None:
         """Trade all that waits for a flush: the target has not answered for so long."""

@@ -98,8 +98,8 @@ class Lane:
 
     def release(self, answered: int, settled: int) -> None:
         """The lanes that this one follows have answered up to here, repeats up to there."""
-        self.state.release(answered, settled, _now())
-        self._wake()
+        if self.state.release(answered, settled, _now()):
+            self._wake()
 
     def ask(self, number: int, nonce: str) -> None:
         """A sidecar asks whether everything up to this number is evicted here; in doubt we say nothing, ever."""
