@@ -260,7 +260,7 @@ async def test_an_app_that_is_dead_is_told_when_it_is_back():
 
 
 async def test_who_was_away_for_long_is_owed_a_flush_which_is_said_first(monkeypatch):
-    monkeypatch.setattr(HookTarget, "patience", 0.3)
+    monkeypatch.setattr(HookTarget, "patience", HookTarget.patience / 33)
     app = App()
     async with app.serving() as url, told(url) as world:
         await world.settled()

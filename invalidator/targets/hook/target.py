@@ -23,7 +23,6 @@ from typing import Final
 from invalidator.config.hook_url import HookUrl
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.told import Told, messages
-from invalidator.errors import TargetAway
 from invalidator.targets.hook.formats import EVERYTHING, Call, Format, Names, names
 from invalidator.targets.hook.line import Line
 from invalidator.targets.hook.signing import signed
@@ -119,8 +118,8 @@ class HookTarget:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._at_once, len(calls))):
                     group.create_task(some())
-        except* TargetAway as failed:
-            raise _first(failed) from None
+        except ExceptionGroup as group:
+            raise _leaf(group) from None  # what one request met stands for all
 
     async def _batch(self, told: Told, *, flush: bool = False, reason: str = "") -> None:
         self.seq += 1
@@ -141,9 +140,7 @@ class HookTarget:
         await self._line.send(Call("POST", headers=headers, body=body))
 
 
-def _first(group: BaseExceptionGroup[TargetAway]) -> TargetAway:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
+def _leaf(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, TargetAway)
     return error
