@@ -398,9 +398,10 @@ async def test_a_path_is_sent_as_it_is():
 
     app = App()
     app.misbehave = proxy
-    async with app.serving() as url:
-        async with HookTarget("proxy", parse_hook_url(url), format_=formats.purge("wildcard")) as target:
-            await target.evict(Evictions.of([Eviction("url", "/%7Ea%2fb?x=%41"), Eviction("url", "/p/*", glob=True)]))
+    evictions = Evictions.of([Eviction("url", "/%7Ea%2fb?x=%41"), Eviction("url", "/p/*", glob=True)])
+    format_ = formats.purge("wildcard")
+    async with app.serving() as url, HookTarget("proxy", parse_hook_url(url), format_=format_) as target:
+        await target.evict(evictions)
     assert set(paths) == {"/hook/%7Ea%2fb?x=%41", "/hook/p/*"}
 
 
