@@ -11,13 +11,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiohttp import web
 
-from invalidator.config.models import Listen
 from invalidator.core.ruleset import RuleSet
 from invalidator.demo.servers.workspace import free_port
-from invalidator.http.server import Server
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually
 from tests.support.browser import CHROMIUM, Browser, page_before, site
+from tests.support.listening import Shown, served
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt: chromium)")
 
@@ -60,14 +59,12 @@ await fetch("REPORT", { method: "POST", body: JSON.stringify(tried) });
 </script>"""
 
 
-class Shown:
+class Asked(Shown):
     """A sidecar that writes down what it is asked."""
 
     def __init__(self, stream):
+        super().__init__(stream)
         self.stream, self.asked, self.rules = stream, [], RuleSet([], [])
-
-    def streams(self):
-        return {"local": self.stream}
 
     def status(self):
         return {"secret": "what only we may know"}
@@ -86,12 +83,8 @@ class Shown:
 
 @asynccontextmanager
 async def sidecar(port=0):
-    port = port or free_port()
-    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}"})
-    async with StreamTarget("local") as stream, Server(listen) as server:
-        shown = Shown(stream)
-        server.show(shown)
-        yield shown, port
+    async with StreamTarget("local") as stream, served(shown=(shown := Asked(stream)), port=port) as at:
+        yield shown, at
 
 
 def page_alone(page):

@@ -10,13 +10,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from invalidator.config.models import Listen
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers.workspace import free_port
-from invalidator.http.server import Server
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually
 from tests.support.browser import CHROMIUM, Browser, page_before
+from tests.support.listening import served
 
 NODE = shutil.which("node")
 DRIVER = """
@@ -36,20 +34,9 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
 """
 
 
-class Shown:
-    def __init__(self, stream):
-        self.stream = stream
-
-    def streams(self):
-        return {"local": self.stream}
-
-
 @asynccontextmanager
-async def served(port=0, stale_after=6.0):
-    port = port or free_port()
-    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}"})
-    async with StreamTarget("local", stale_after=stale_after) as stream, Server(listen) as server:
-        server.show(Shown(stream))
+async def streaming(stale_after=6.0):
+    async with StreamTarget("local", stale_after=stale_after) as stream, served(stream) as port:
         yield stream, port
 
 
@@ -117,7 +104,7 @@ class Node:
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
 async def test_the_client_in_node_keeps_what_it_holds_right(repo, tmp_path):
-    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+    async with streaming() as (stream, port), Node.running(repo, tmp_path, port) as node:
         await eventually(lambda: stream.readers == 1)
         assert await node.get("a", 1) == 1
         assert await node.get("a", 2) == 2, "nothing is trusted before the first heartbeat"
@@ -149,7 +136,7 @@ async def held(node, key, value):
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
 async def test_what_was_loaded_across_an_eviction_is_not_kept(repo, tmp_path):
-    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+    async with streaming() as (stream, port), Node.running(repo, tmp_path, port) as node:
         await eventually(lambda: stream.readers == 1)
         await beat(stream)
         await eventually(node.fresh)
@@ -172,14 +159,14 @@ async def test_what_was_loaded_across_an_eviction_is_not_kept(repo, tmp_path):
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
 async def test_it_trusts_nothing_when_nobody_tells_it_and_comes_back(repo, tmp_path):
-    async with served(stale_after=0.5) as (stream, port), Node.running(repo, tmp_path, port) as node:
+    async with streaming(stale_after=0.5) as (stream, port), Node.running(repo, tmp_path, port) as node:
         await eventually(lambda: stream.readers == 1)
         await beat(stream)
         await eventually(node.fresh)
         await node.get("a", "old")
         await eventually(lambda: not_fresh(node))
         assert await node.get("a", "new") == "new"
-    async with served() as (stream, port), Node.running(repo, tmp_path, port) as node:
+    async with streaming() as (stream, port), Node.running(repo, tmp_path, port) as node:
         await eventually(lambda: stream.readers == 1)
         await beat(stream)
         await eventually(node.fresh)
@@ -208,7 +195,7 @@ async def test_the_client_in_a_browser(repo):
     await report(await cache.get("a", async () => "newer"));
     </script>"""
     browser = Browser()
-    async with served() as (stream, port), browser.visiting(page, page_before(port), "http://127.0.0.1:PORT/"):
+    async with streaming() as (stream, port), browser.visiting(page, page_before(port), "http://127.0.0.1:PORT/"):
         await eventually(lambda: stream.readers == 1, timeout=30)
         await beat(stream)
         assert await browser.report() == "old"

@@ -7,23 +7,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from invalidator.config.hook_url import parse_hook_url
-from invalidator.config.models import Listen
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers.workspace import free_port
-from invalidator.http.server import Server
 from invalidator.targets.hook import HookTarget
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually
 from tests.support.apps import App, LocalCache
-from tests.support.listening import Listener
-
-
-class Shown:
-    def __init__(self, stream):
-        self._stream = stream
-
-    def streams(self):
-        return {"local": self._stream}
+from tests.support.listening import Listener, served
 
 
 @asynccontextmanager
@@ -34,13 +23,9 @@ async def hook(cache):
 
 @asynccontextmanager
 async def stream(cache):
-    port = free_port()
-    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}"})
-    async with StreamTarget("local") as target, Server(listen) as server:
-        server.show(Shown(target))
-        async with Listener(port, cache).reading() as listener:
-            await eventually(lambda: listener.events)
-            yield target
+    async with StreamTarget("local") as target, served(target) as port, Listener(port, cache).reading() as listener:
+        await eventually(lambda: listener.events)
+        yield target
 
 
 @pytest.fixture(params=[hook, stream], ids=["hook", "stream"])

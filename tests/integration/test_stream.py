@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
 
-from invalidator.config.models import Listen
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers.workspace import free_port
-from invalidator.http.server import Server
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream import target as stream_target
 from invalidator.targets.stream.ring import Ring
 from tests.support import eventually
 from tests.support.apps import LocalCache
-from tests.support.listening import Listener
-
-
-class Shown:
-    """What the server asks of a sidecar, as far as streams go."""
-
-    def __init__(self, *targets):
-        self._streams = {target.name: target for target in targets}
-
-    def streams(self):
-        return self._streams
-
-
-@asynccontextmanager
-async def served(*targets, token=""):
-    """The port on which these streams are served."""
-    port, probes = free_port(), free_port()
-    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{probes}", "token": token})
-    async with Server(listen) as server:
-        server.show(Shown(*targets))
-        yield port
+from tests.support.listening import Listener, served
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Readers of the stream, as docs/local.md tells them to be."""
+"""The stream as it is served, and readers of it as docs/local.md tells them to be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,30 @@ import json
 import time
 from contextlib import asynccontextmanager
 
+from invalidator.config.models import Listen
+from invalidator.demo.servers.workspace import free_port
+from invalidator.http.server import Server
 from tests.support.apps import LocalCache
+
+
+class Shown:
+    """What the server asks of a sidecar, as far as streams go."""
+
+    def __init__(self, *targets):
+        self._streams = {target.name: target for target in targets}
+
+    def streams(self):
+        return self._streams
+
+
+@asynccontextmanager
+async def served(*targets, shown=None, port=0, token=""):
+    """The port on which these streams are served."""
+    port = port or free_port()
+    listen = Listen.model_validate({"api": f"127.0.0.1:{port}", "probes": f"127.0.0.1:{free_port()}", "token": token})
+    async with Server(listen) as server:
+        server.show(shown or Shown(*targets))
+        yield port
 
 
 class Listener:
