@@ -49,7 +49,7 @@ class Setting:
     size: int = 100  # the lanes' bound
     overtakes: bool = False  # exact keys have a way of their own, which is served when the other has nothing
     coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
-    slow: bool = False  # no target fails, but who reads the shared caches is slow
+    slow: bool = False  # no target fails, but who reads is slow
     gives_up: bool = False  # a target that has not answered may have what waits for it traded for a flush
     repeat_after: float = 1.0
     bound: Bound = Bound()
@@ -127,13 +127,8 @@ class World:
         for name in ("change", "lose", "crash", "probe", "tick", "connect", "deliver", "confirm"):
             yield name, None
         for number in range(self.setting.lanes):
-            for name in self.of_a_target(number):
+            for name in SLOW if self.setting.slow else COARSE if self.setting.coarse else FINE:
                 yield name, number
-
-    def of_a_target(self, number):
-        if self.setting.slow:
-            return SLOW if not self.follows(number) else ("serve", "fill")
-        return COARSE if self.setting.coarse else FINE
 
     def make(self, name, number):
         """Whether the move can be made now; it is made."""
