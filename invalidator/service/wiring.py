@@ -138,7 +138,9 @@ def _tls(part: Tls, where: str) -> ssl.SSLContext | None:
             context.load_cert_chain(part.cert, part.key)
     except (OSError, ssl.SSLError) as error:
         raise RefusedError(
-            f"can't read the files of TLS: {error.strerror or error}", where=where, todo="correct their paths"
+            f"can't read the files of TLS: {(error.strerror or str(error)).lower()}",
+            where=where,
+            todo="correct their paths",
         ) from error
     return context
 

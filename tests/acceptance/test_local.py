@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from invalidator.demo.servers import Workspace
 from invalidator.demo.servers.workspace import free_port
@@ -244,6 +245,50 @@ async def test_who_may_ask(home):
             assert done.returncode == 0, done.stderr
         finally:
             await asyncio.to_thread(running.__exit__, None, None, None)
+
+
+async def test_check_says_how_each_hook_answers(home):
+    text = home.file.read_text()
+    home.file.write_text(
+        text.replace(
+            "  stream:",
+            """\
+  dead: {kind: hook, url: "http://127.0.0.1:1/"}
+  lost: {kind: hook, url: "http://127.0.0.1:1/", tls: {ca: /nowhere.pem}}
+  proxy: {kind: hook, url: "http://127.0.0.1:APP/", format: purge, fallback: ban}
+  cdn: {kind: hook, url: "http://127.0.0.1:1/", format: fastly, token: s3cret}
+  stream:""".replace("APP", str(home.hook)),
+        )
+    )
+
+    async def says_page(request):
+        if request.method == "POST":
+            return web.Response(text="<html>", content_type="text/html")
+        return web.Response(status=404)
+
+    app = App()
+    async with app.serving(port=home.hook):
+        done = await ask(home, "check", "-o", "json")
+        found = {}
+        for one in json.loads(done.stdout):
+            found.setdefault(one["where"].removeprefix("target "), []).append((one["level"], one["what"]))
+        assert found["app"] == [("ok", "answers")]
+        assert app.cache.messages[0]["reason"] == "check"
+        assert found["dead"] == [("away", "http://127.0.0.1:1: connection refused")]
+        assert found["lost"][0][0] == "finding"
+        assert "can't read the files of TLS: no such file or directory" in found["lost"][0][1]
+        assert [level for level, _ in found["cdn"]] == ["note", "note"]
+        assert "a CDN needs to be told once" in found["cdn"][0][1]
+        assert found["stream"][0][0] == "ok"
+        assert done.returncode == 4
+        app.misbehave = says_page
+        done = await ask(home, "check")
+        assert "answers 200 OK with a page" in done.stdout
+        assert "the page is not there, as nginx does, or somebody who knows no PURGE" in done.stdout
+        done = await ask(home, "run")
+        assert done.returncode == 1
+        assert "targets.lost.tls: can't read the files of TLS" in done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
 
 
 async def test_no_secret_shows_in_logs_status_errors_or_the_printed_configuration(home):

@@ -17,6 +17,7 @@ from invalidator.core.template import parse
 from invalidator.pipeline import lane, settling
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.sources.memory import MemorySource
+from invalidator.targets.memory import MemoryTarget
 from invalidator.targets.redis import RedisTarget, board
 from invalidator.targets.redis.line import Identity
 from tests.support import eventually
@@ -123,19 +124,22 @@ async def not_able(one):
 class Sidecar:
     """One of several between a source in memory and a Redis that each reaches in its own way."""
 
-    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, **options):
+    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, local=(), **options):
         self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
-        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=("cache",))], ["cache"])
+        names = ["cache", *(one.name for one in local)]
+        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))], names)
         self.claims = Claims(claims)
         self.pipeline = Pipeline(
             source,
             rules,
-            [self.target],
+            [*local, self.target],
             repeat_after={"cache": repeat_after},
+            after={one.name: ["cache"] for one in local},
+            patience=60,
             stale_after=stale_after,
             claims=lambda _: self.claims,
         )
-        self.lane = self.pipeline.lanes[0]
+        self.lane = self.pipeline.lanes[-1]
 
     @asynccontextmanager
     async def running(self):
@@ -191,6 +195,23 @@ async def test_one_that_heard_all_along_covers_one_that_starts(redis_url, cache)
         await second.settles()
         assert (second.flushes, second.covered) == (0, 1)
         assert cache.exists("p:fresh")
+
+
+async def test_a_local_cache_is_flushed_when_the_shared_one_is_covered_and_not_before(redis_url, cache):
+    source, when = MemorySource(), []
+
+    class Noted(MemoryTarget):
+        async def flush(self, owned, reason=""):
+            when.append((second.covered, second.flushes))
+            return await super().flush(owned, reason)
+
+    local = Noted("local")
+    local.store["p:1"] = "old"
+    async with able(source, redis_url), Sidecar(source, redis_url, "second", local=[local]).running() as second:
+        await second.settles()
+        await eventually(lambda: when)
+        assert when == [(1, 0)]
+        assert local.store == {}
 
 
 async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, cache):

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -367,6 +367,31 @@ async def test_a_gap_and_a_flush_by_hand_come_after_redis_too():
         world.source.publish([table_wide(T)])
         await eventually(lambda: len(order) == 3)
         assert order == ["cache", "app", "app"]
+
+
+async def test_several_hooks_are_told_each_for_itself():
+    apps = [App(LocalCache(**{"p:1": "old"})) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(app.serving()) for app in apps]
+        hooks = [HookTarget(f"app{n}", parse_hook_url(url), timeout=0.3) for n, url in enumerate(urls)]
+        targets = [await stack.enter_async_context(hook) for hook in hooks]
+        names = [target.name for target in targets]
+        rule = Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))
+        source = MemorySource()
+        pipeline = Pipeline(source, RuleSet([rule], names), targets)
+        task = asyncio.create_task(pipeline.run())
+        await eventually(lambda: all(app.cache.messages for app in apps))
+        apps[1].misbehave = slow
+        for app in apps:
+            app.cache.values["p:1"] = "old"
+        source.publish([insert(1)])
+        await eventually(lambda: not apps[0].cache.values and not apps[2].cache.values)
+        assert apps[1].cache.values
+        apps[1].misbehave = None
+        await eventually(lambda: not apps[1].cache.values)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_requests_keep_to_the_rate_and_to_what_they_are_asked(monkeypatch):

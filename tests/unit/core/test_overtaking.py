@@ -247,3 +247,24 @@ def test_an_ask_is_answered_when_all_before_it_is_settled_and_nothing_is_owed():
     state.take(1.0)
     state.answer(1.0, covered=True)
     assert state.answers() == ["nonce"]
+
+
+def test_a_collapse_does_not_take_for_repeated_what_others_were_to_repeat_first():
+    state = LaneState(1.0, 2, follows=True)
+    state.put(Evictions({"k": None}), 1, 0.0)
+    state.take(0.0)
+    state.answer(0.0)
+    state.mark(1, 0.5)
+    assert (state.answered, state.settled) == (1, 0)
+    state.put(Evictions({"l": None, "m": None}), 2, 0.0)
+    assert state.owed == "backlog"
+    assert state.take(0.0).flush
+    state.answer(0.0)
+    assert (state.answered, state.settled, state.settled_as_of) == (2, 0, None)
+    assert state.due() is None, "the shared cache has not repeated it"
+    assert state.release(2, 2, 3.0)
+    assert state.due() == 4.0
+    assert state.take(4.0).flush == lane.REPEAT
+    state.answer(4.0)
+    assert (state.settled, state.settled_as_of) == (2, 0.5)
+    assert state.is_idle

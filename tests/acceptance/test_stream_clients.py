@@ -1,4 +1,4 @@
-"""The JavaScript client of docs/local.md, in Node and in a browser, on a real stream."""
+"""What docs/local.md shows of the stream: the line with curl, and the JavaScript client in Node and in a browser."""
 
 from __future__ import annotations
 
@@ -47,6 +47,38 @@ async def beat(stream):
 def client(repo):
     blocks = re.findall(r"^```js\n(.*?)^```", (repo / "docs/local.md").read_text(), re.MULTILINE | re.DOTALL)
     return next(block for block in blocks if block.startswith("// invalidator-cache.js"))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+async def test_the_line_with_curl_shows_the_stream_as_it_is_documented(repo):
+    (line,) = re.findall(r"^curl .*$", (repo / "docs/local.md").read_text(), re.MULTILINE)
+    documented = re.search(
+        r"^```text\n(event: hello.*?)```", (repo / "docs/local.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    async with streaming() as (stream, port):
+        command = [*line.replace("9911", str(port)).split(), "-s"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        await eventually(lambda: stream.readers == 1)
+        await beat(stream)
+        evictions = [
+            Eviction("key", "product:42"),
+            Eviction("key", "search:*:acme", glob=True),
+            Eviction("tag", "products-42"),
+        ]
+        await eventually(lambda: stream._seats[next(iter(stream._seats))].beat)
+        await stream.evict(Evictions.of(evictions))
+        shown = ""
+        while "event: evict" not in shown or not shown.endswith("\n\n"):
+            shown += (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
+        process.kill()
+        await process.wait()
+    assert shapes(shown) == shapes(documented[1])
+
+
+def shapes(text):
+    """The events, with the names of what they hold."""
+    blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in text.strip().split("\n\n")]
+    return [(one["event"], "id" in one, list(json.loads(one["data"]))) for one in blocks]
 
 
 class Node:
