@@ -392,7 +392,13 @@ SETTINGS = {
     "a bound of nothing": replace(ONE, size=0),
     "a target that is given up": replace(ONE, gives_up=True),
     "and one that follows": Setting(
-        lanes=2, follows=True, coarse=True, gives_up=True, repeat_after=0, bound=Bound(changes=1, losses=0, probes=0)
+        lanes=2,
+        follows=True,
+        warm=True,
+        coarse=True,
+        gives_up=True,
+        repeat_after=0,
+        bound=Bound(changes=1, losses=0, probes=1),
     ),
     "a collapse of repeats": Setting(size=0, coarse=True, bound=Bound(changes=2, losses=0, probes=1)),
     "a log, and crashes": Setting(durable=True, coarse=True, bound=Bound(changes=1, losses=1, crashes=1)),

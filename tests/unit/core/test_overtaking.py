@@ -268,3 +268,14 @@ def test_a_collapse_does_not_take_for_repeated_what_others_were_to_repeat_first(
     state.answer(4.0)
     assert (state.settled, state.settled_as_of) == (2, 0.5)
     assert state.is_idle
+
+
+def test_what_overtook_does_not_claim_for_what_it_overtook_while_both_wait_to_be_repeated():
+    state = LaneState(1.0, overtakes=True, follows=True)
+    state.put(Evictions.of([PATTERN]), 1, 0.0)
+    state.take(0.0)
+    state.put(Evictions.of([KEY]), 2, 0.0)
+    state.take_exact(0.0)
+    state.answer_exact(0.0)
+    state.answer(0.0)
+    assert (state.answered, state.settled) == (2, 0)
