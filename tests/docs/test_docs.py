@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -15,11 +16,15 @@ from invalidator.cli.main import _COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
 from invalidator.config.find import PLACES
-from invalidator.core import filters
+from invalidator.config.hook_url import parse_hook_url
+from invalidator.core import filters, reach
+from invalidator.core.eviction import Evictions
 from invalidator.core.lane import LaneState
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
 from invalidator.metrics import Metrics, lane_gauges
+from invalidator.targets.hook import HookTarget
 from invalidator.triggers.plan import STATES
+from tests.support.apps import App
 
 
 def keys(model, prefix=""):
@@ -82,6 +87,30 @@ def test_every_filter_and_eviction_is_in_the_reference(reference):
         assert re.search(rf"`({{name\|)?{name}[:x}}]*`", reference), name
     for name in models.Evict.model_fields:
         assert f"`{name}:" in reference, name
+
+
+async def test_a_hooks_message_is_as_it_is_documented(repo):
+    (block,) = re.findall(r"^```json\n(.*?)^```", (repo / "docs/local.md").read_text(), re.MULTILINE | re.DOTALL)
+    app = App()
+    async with app.serving() as url, HookTarget("app", parse_hook_url(url)) as target:
+        await target.evict(Evictions({"product:42": None}))
+    (message,) = app.cache.messages
+    documented = json.loads(block)
+    assert list(message) == list(documented)
+    assert {name: type(value) for name, value in message.items() if name != "as_of"} == {
+        name: type(value) for name, value in documented.items() if name != "as_of"
+    }
+
+
+def test_every_format_of_a_hook_is_documented_with_what_stands_in(repo):
+    text = (repo / "docs/proxies.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE))
+    assert ["json", *rows] == list(reach.FORMATS)
+    for format_, able in reach.FALLBACKS.items():
+        assert all(f"`{fallback}`" in rows[format_] or f"`fallback: {fallback}`" in rows[format_] for fallback in able)
+    for format_, kinds in reach.FORMATS.items():
+        if format_ != "json":
+            assert (rows[format_].split("|")[2].strip() != "-") == ("tag" in kinds), format_
 
 
 def test_every_state_of_a_table_and_every_option_of_installing_is_documented(repo):
