@@ -144,12 +144,18 @@ class Lane:
                 self._failed(way, error)
                 since = since if failures else _now()
                 failures += 1
-                if _now() - since > self.target.patience and not work.flush:
-                    self.state.collapse(_now())
+                if _now() - since > self.target.patience:
+                    self._give_up()
                 await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
             else:
                 failures = 0
                 self._succeeded(way)
+
+    def _give_up(self) -> None:
+        """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
+        if not self.state.owed:
+            self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
+        self.state.collapse(_now())
 
     async def _tell_exact(self, work: Work) -> None:
         existed = await self.target.evict(work.evictions)

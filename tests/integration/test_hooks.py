@@ -268,6 +268,10 @@ async def test_who_was_away_for_long_is_owed_a_flush_which_is_said_first(monkeyp
         for number in range(5):
             world.source.publish([insert(number)])
         await eventually(lambda: world.lane.state.owed == "backlog")
+        for number in range(5, 10):
+            world.source.publish([insert(number)])
+        requests = app.requests
+        await eventually(lambda: app.requests > requests and not world.lane.state.depth)
         app.cache.values |= {"p:1": "old", "other": "old"}
         app.cache.messages.clear()
         app.misbehave = None
