@@ -206,7 +206,8 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         state = "up" if lane["up"] else "away"
         state += f", owed a flush ({lane['owed']})" if lane["owed"] else ""
         age = "nothing yet" if lane["as_of_seconds"] is None else f"all until {lane['as_of_seconds']:.1f} s ago"
-        yield f"target {name}: {state}, {lane['waiting']} waiting, evicted: {age}"
+        readers = f", readers: {lane['readers']}, at {lane['at']}" if "readers" in lane else ""
+        yield f"target {name}: {state}, {lane['waiting']} waiting, evicted: {age}{readers}"
     for table, state in answer["triggers"].items():
         yield f"triggers of {table}: {state}"
 

@@ -105,6 +105,7 @@ async def test_a_commit_reaches_redis_then_the_hook_and_the_stream(home, db, cac
 
                 status = json.loads((await ask(home, "status", "-o", "json")).stdout)
                 assert status["targets"]["stream"]["readers"] == 1
+                assert ", readers: 1, at " in (await ask(home, "status")).stdout
                 assert status["targets"]["stream"]["at"].startswith(listener.hello["epoch"])
                 for local in (app.cache, listener.cache):
                     local.values |= {"mine": "x", "your:1": "x", "p:3": "x", "z": "x", "tagged": "x"}
