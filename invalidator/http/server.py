@@ -30,6 +30,7 @@ from invalidator.metrics import Metrics
 
 _LARGEST_BODY: Final = 1 << 20
 _LAST_WORDS: Final = 1.0
+_BACKLOG: Final = 1024
 _log: Final = Log()
 
 
@@ -134,7 +135,7 @@ class Server:
             _clear(address)  # one that was killed leaves its socket behind
             return web.UnixSite(runner, address.removeprefix("unix:"))
         host, _, port = address.rpartition(":")
-        return web.TCPSite(runner, host.strip("[]"), int(port))
+        return web.TCPSite(runner, host.strip("[]"), int(port), backlog=_BACKLOG)
 
     @property
     def _shown(self) -> Sidecar:

@@ -91,6 +91,17 @@ class TestBoard:
         assert await other.look("", "") == Seen(flushes=1)
         assert await other.lock()
 
+    async def test_a_lock_that_our_last_life_left_is_ours(self, two, redis_url):
+        one, other = (target.board for target in two)
+        assert await one.lock()
+        async with RedisTarget("cache", parse_redis_url(redis_url), installation="shop", instance="one") as again:
+            await again.beat()
+            assert await again.board.look("", "") == Seen()
+            assert (await other.look("", "")).locked
+            assert await again.board.lock()
+            await again.board.unlock(flushed=True)
+        assert not (await other.look("", "")).locked
+
     async def test_the_lock_is_kept_while_the_flush_moves_and_runs_out_else(self, two, cache, monkeypatch):
         one, other = (target.board for target in two)
         monkeypatch.setattr(board, "_RENEW_EVERY", 0.0)

@@ -21,6 +21,11 @@ PRESENT: Final = 5
 _ANSWERED: Final = 30  # seconds for which an answer can be found
 _RENEW_EVERY: Final = 1.0
 
+# What our last life left is ours.
+_LOCK: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) and 1 or 0
+"""
 _UNLOCK: Final = """
 if ARGV[2] == '1' then
     redis.call('INCR', KEYS[2])
@@ -65,7 +70,7 @@ return #kept
 class Board:
     """One target's; `alive_key` is what applications may look at, and empty where nobody does.
 
-    A presence under our own `instance` is that of our last life, from which no answer will come.
+    A presence under our own `instance` is that of our last life, from which no answer will come, and so is a lock.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class Board:
         others = [member.decode() for member in present if not member.startswith(self._instance.encode())]
         return Seen(
             covered=bool(covered),
-            locked=lock not in (None, self._me.encode()),
+            locked=lock not in (None, self._instance.encode()),
             able=any(member.endswith(facts) for member in others),
             flushes=flushes,
         )
@@ -137,22 +142,22 @@ class Board:
             await self.renew()
             if self._holds:
                 return True
-        (taken,) = await self._ask(("SET", self._lock, self._me, "NX", "EX", PRESENT))
-        self._holds, self._renewed = taken is not None, self._clock()
+        (taken,) = await self._ask(("EVAL", _LOCK, 1, self._lock, self._instance, PRESENT))
+        self._holds, self._renewed = bool(taken), self._clock()
         return self._holds
 
     async def renew(self) -> None:
         """The flush moves: keep the lock. One that is lost costs another flush, so nothing is done about it."""
         if self._holds and self._clock() >= self._renewed + _RENEW_EVERY:
             self._renewed = self._clock()
-            (kept,) = await self._ask(("EVAL", _RENEW, 1, self._lock, self._me, PRESENT * 1000))
+            (kept,) = await self._ask(("EVAL", _RENEW, 1, self._lock, self._instance, PRESENT * 1000))
             self._holds = bool(kept)
 
     async def unlock(self, *, flushed: bool) -> None:
         """Let others have the lock, and know whether we were done with a flush."""
         if self._holds or flushed:
             self._holds = False
-            await self._ask(("EVAL", _UNLOCK, 2, self._lock, self._flushes, self._me, int(flushed)))
+            await self._ask(("EVAL", _UNLOCK, 2, self._lock, self._flushes, self._instance, int(flushed)))
 
     async def flush_all(self, also: Sequence[str]) -> int:
         """Remove everything from the database but what the sidecars have left there, and these; 0, as nobody counts."""
