@@ -105,12 +105,19 @@ def _check_hook(target: models.HookTarget, path: Path, say: Say) -> None:
     elif target.fallback is None and target.format in ("purge", "xkey"):
         what = f"format {target.format} can't say a pattern or a flush, and a gap is one"
         say((*path, "format"), what, f"name a fallback: {' or '.join(able)}")
+    if target.format in ("purge", "xkey", "ban") and not target.site:
+        what = f"a proxy keeps the pages of each site apart, and would be asked for those of {_host(target)}"
+        say((*path, "site"), what, "set it, like https://shop.example")
     if target.secret.get_secret_value() and target.format != "json":
         say((*path, "secret"), "only json batches are signed", "take it out")
     if target.token.get_secret_value() and parse_hook_url(target.url.get_secret_value()).user:
         say((*path, "token"), "the url has a user already", "take one of the two out")
     if bool(target.tls.cert) != bool(target.tls.key):
         say((*path, "tls"), "cert and key go together", "name both files")
+
+
+def _host(target: models.HookTarget) -> str:
+    return parse_hook_url(target.url.get_secret_value()).origin.partition("://")[2]
 
 
 def _check_after(targets: Mapping[str, models.Target], say: Say) -> None:

@@ -256,7 +256,7 @@ async def test_check_says_how_each_hook_answers(home):
             """\
   dead: {kind: hook, url: "http://127.0.0.1:1/"}
   lost: {kind: hook, url: "http://127.0.0.1:1/", tls: {ca: /nowhere.pem}}
-  proxy: {kind: hook, url: "http://127.0.0.1:APP/", format: purge, fallback: ban}
+  proxy: {kind: hook, url: "http://127.0.0.1:APP/", format: purge, fallback: ban, site: https://x}
   cdn: {kind: hook, url: "http://127.0.0.1:1/", format: fastly, token: s3cret}
   stream:""".replace("APP", str(home.hook)),
         )

@@ -452,6 +452,7 @@ def hook_mistakes(hook, url="/products/{id}"):
         ("kind: hook, url: 'http://x/a b'", "targets.it.url: not the URL of a hook; "),
         ("kind: hook, url: http://x, secret: s3cret", "targets.it.secret: not a secret of Standard Webhooks; "),
         ("kind: hook, url: http://x, format: purge", "a gap is one; name a fallback: ban or wildcard"),
+        ("kind: hook, url: http://u:s3cret@x:6081, format: ban", "asked for those of x:6081; set it, like"),
         ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is nothing for format xkey; '),
         ("kind: hook, url: http://x, format: ban, fallback: ban", "the format can say all that it is told"),
         ("kind: hook, url: http://x, format: ban, secret: whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
@@ -496,7 +497,8 @@ def test_a_rule_must_have_something_to_tell_a_target_that_it_names():
 
 
 def test_each_target_is_told_what_it_can_be_told():
-    config = read(HOOK.replace("HOOK", "kind: hook, url: http://x, format: ban").replace("URL", "/products/{id}"))
+    hook = "kind: hook, url: http://x, format: ban, site: https://y"
+    config = read(HOOK.replace("HOOK", hook).replace("URL", "/products/{id}"))
     rules = compile_rules(config)
     change = Change(Table("public", "products"), "insert", None, {"id": "7"})
     told = {name: [(one.kind, one.key) for one in made] for name, made in rules.evict([change]).items()}
