@@ -58,7 +58,7 @@ class MemoryFeed:
         if not self._resumes:
             yield Gap("start")
         while True:
-            while source._losses == self._losses and self._next < source._first + len(source._log):
+            while source._first <= self._next < source._first + len(source._log):
                 item = source._log[self._next - source._first]
                 self._next += 1
                 yield item if isinstance(item, Gap | Ask) else Batch(item, position=str(self._next))
