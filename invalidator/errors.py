@@ -102,6 +102,13 @@ class PayloadError(InvalidatorError):
     """A notification on our channel can't be read."""
 
 
+def leaf(error: BaseException) -> BaseException:
+    """The first of the errors that groups within groups hold."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def sentence(where: str, what: str, todo: str = "") -> str:
     """Join the three parts of a message that are there."""
     text = f"{where}: {what}" if where else what

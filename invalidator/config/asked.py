@@ -17,11 +17,11 @@ from invalidator.core.values import Value, encodable
 
 def table_of(text: str, tables: Sequence[TablePattern]) -> Table:
     """The table that is meant, `schema.table` or a name that the rules know; ValueError says what is wrong."""
-    known = {(table.schema, table.name): None for table in tables if text in (table.name, str(table))}
-    if len(known) == 1 and "*" not in next(iter(known))[0]:
-        return Table(*next(iter(known)))
+    known = sorted({one for one in tables if text in (one.name, str(one))})
+    if len(known) == 1 and known[0].is_exact():
+        return Table(*known[0])
     if known and "." not in text:
-        schemas = " and in ".join(sorted(schema for schema, _ in known))
+        schemas = " and in ".join(one.schema for one in known)
         raise ValueError(f'rules are about "{text}" in {schemas}; say which: SCHEMA.{text}')
     table = Table(*read_table(text)) if "." in text else None
     if table is None or not any(one.matches(table) for one in tables):

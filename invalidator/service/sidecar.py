@@ -17,7 +17,7 @@ from invalidator.core.digest import digest
 from invalidator.core.eviction import Evictions
 from invalidator.core.link import Phase
 from invalidator.core.ruleset import RuleSet
-from invalidator.errors import RefusedError
+from invalidator.errors import RefusedError, leaf
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.pipeline.lane import Lane
@@ -68,10 +68,10 @@ class Sidecar:
                     await self._pipeline.run_until(stop, drain)
                     watching.cancel()
         except BaseExceptionGroup as group:
-            refused = _leaf(group.subgroup(RefusedError))
+            refused = group.subgroup(RefusedError)
             if refused is None:
                 raise
-            raise refused from None
+            raise leaf(refused) from None
         finally:
             self._pipeline = None
 
@@ -236,13 +236,6 @@ class Sidecar:
         if self._pipeline is None:
             return None
         return {lane.target.name: lane.target for lane in self._lanes if isinstance(lane.target, StreamTarget)}
-
-
-def _leaf(error: BaseException | None) -> BaseException | None:
-    """The first of the errors that groups within groups hold."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -17,12 +17,13 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from invalidator.config.hook_url import HookUrl
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.told import Told, messages
+from invalidator.errors import TargetAway, leaf
 from invalidator.targets.hook.formats import EVERYTHING, Call, Format, Names, names
 from invalidator.targets.hook.line import Line
 from invalidator.targets.hook.signing import signed
@@ -53,10 +54,9 @@ class HookTarget:
         timeout: float = 3.0,
         rate: float | None = None,
         tls: ssl.SSLContext | None = None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
-        self._format, self._secret, self._rate, self._wall = format_, secret, rate, wall
+        self._format, self._secret, self._rate = format_, secret, rate
         at_once = _AT_ONCE if format_ else 1
         self._line = Line(url, headers=headers, timeout=timeout, rate=rate, tls=tls, at_once=at_once)
         self._at_once = at_once
@@ -119,7 +119,9 @@ class HookTarget:
                 for _ in range(min(self._at_once, len(calls))):
                     group.create_task(some())
         except ExceptionGroup as group:
-            raise _leaf(group) from None  # what one request met stands for all
+            if group.split(TargetAway)[1] is not None:
+                raise
+            raise leaf(group) from None  # what one request met stands for all
 
     async def _batch(self, told: Told, *, flush: bool = False, reason: str = "") -> None:
         self.seq += 1
@@ -136,11 +138,5 @@ class HookTarget:
         body = json.dumps(said).encode()
         headers = {"content-type": "application/json"}
         if self._secret:
-            headers |= signed(self._secret, f"{self.epoch}-{self.seq}", int(self._wall()), body)
+            headers |= signed(self._secret, f"{self.epoch}-{self.seq}", int(time.time()), body)
         await self._line.send(Call("POST", headers=headers, body=body))
-
-
-def _leaf(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -39,8 +39,7 @@ class Ring:
 
     def evict(self, told: Told) -> None:
         self.newest += 1
-        lists = {name: listed for name, listed in told.lists().items() if listed}
-        self._keep(Event(self.newest, told, frame("evict", self.id(self.newest), lists)))
+        self._keep(Event(self.newest, told, self._evicting(self.newest, told)))
 
     def flush(self, reason: str) -> None:
         self.newest += 1
@@ -81,8 +80,12 @@ class Ring:
     def _about(self, event: Event, prefixes: tuple[str, ...]) -> bytes:
         if not prefixes or event.told is None:
             return event.frame
-        lists = {name: listed for name, listed in event.told.about(prefixes).lists().items() if listed}
-        return frame("evict", self.id(event.seq), lists) if lists else b""
+        return self._evicting(event.seq, event.told.about(prefixes))
+
+    def _evicting(self, seq: int, told: Told) -> bytes:
+        """The event that says these names; nothing for none."""
+        lists = {name: listed for name, listed in told.lists().items() if listed}
+        return frame("evict", self.id(seq), lists) if lists else b""
 
     def _keep(self, event: Event) -> None:
         self._kept.append(event)
