@@ -1,18 +1,22 @@
 """Redis away under a storm of changes: memory stays bounded, and nothing is stale when it is back.
 
-    python -m bench.soak [seconds]      (600 unless said; `make soak`)
+    python -m bench.soak [seconds [MiB]]      (600 unless said; `make soak`)
 
 A private PostgreSQL takes 5,000 changed rows a second, each with a key of its own. Redis is frozen for the first half
 and killed for the second, so that calls fail both slowly and at once. When it is back, every key that the app had
-cached before, and some that it caches while we come back, have to be gone.
+cached before, and some that it caches while we come back, have to be gone. With MiB, the sidecar lives in a control
+group with so much memory, which kills it when it needs more; that takes root.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 from redis import Redis
@@ -34,6 +38,22 @@ SCHEMA = "create table events (id bigserial primary key)"
 INSERT = f"insert into events select from generate_series(1, {EACH})"
 
 
+@contextmanager
+def limited(mebibytes):
+    """A command line's beginning that gives what follows so much memory, and not more."""
+    if not mebibytes:
+        yield []
+        return
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    group = Path(tempfile.mkdtemp(prefix="soak-", dir=root / "memory" if old else root))
+    try:
+        (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(mebibytes << 20))
+        yield ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+    finally:
+        group.rmdir()
+
+
 def write(dsn, until, counted):
     """The storm, at its rate."""
     with psycopg.connect(dsn, autocommit=True) as db:
@@ -44,7 +64,7 @@ def write(dsn, until, counted):
             time.sleep(max(0.0, began + counted[0] / RATE - time.monotonic()))
 
 
-def soak(workspace, seconds):
+def soak(workspace, seconds, within):
     """The highest resident memory in MiB, while away and before, and the number of changes."""
     postgres, redis = PostgresServer(workspace), open_redis(workspace)
     assert isinstance(redis, RedisServer)
@@ -57,7 +77,10 @@ def soak(workspace, seconds):
     command = [sys.executable, "-m", "invalidator"]
     subprocess.run([*command, "install-triggers", "-c", file], check=True, stdout=subprocess.DEVNULL)
     names = [f"event:{number}:of:a:key:that:is:not:short" for number in range(1, 2001)]
-    with Redis.from_url(redis.url) as cache, started(*command, "run", "-c", str(file), until="flushed") as sidecar:
+    with (
+        Redis.from_url(redis.url) as cache,
+        started(*within, *command, "run", "-c", str(file), until="flushed") as sidecar,
+    ):
         threading.Thread(target=sidecar.stdout.read, daemon=True).start()  # its log must not fill the pipe
         time.sleep(2)
         before, highest, counted = memory(sidecar, "VmRSS"), 0.0, [0]
@@ -88,8 +111,9 @@ def soak(workspace, seconds):
 
 def main():
     seconds = float(sys.argv[1]) if sys.argv[1:] else 600.0
-    with Workspace() as workspace:
-        before, highest, changes = soak(workspace, seconds)
+    limit = int(sys.argv[2]) if sys.argv[2:] else 0
+    with limited(limit) as within, Workspace() as workspace:
+        before, highest, changes = soak(workspace, seconds, within)
     print(
         f"{changes:,} changes in {seconds:g} s with Redis away; resident {before:.0f} MiB before, {highest:.0f} at most"
     )

@@ -14,6 +14,7 @@ from invalidator.config.types import (
     FieldName,
     HookSecret,
     HookUrl,
+    HostName,
     HostPort,
     InstanceName,
     OneOrMany,
@@ -280,6 +281,9 @@ class Listen(Model):
     probes: Address = Field(
         "0.0.0.0:9912",
         description="healthz, startupz, readyz and metrics.",
+    )
+    hosts: OneOrMany[HostName] = Field(
+        [], description="Names by which others may ask us, such as a Service's; an address or localhost always may."
     )
 
 

@@ -110,6 +110,12 @@ def is_loopback(address: str) -> bool:
     )
 
 
+def _host_name(name: Any) -> Any:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9_.-]{0,251}[a-z0-9])?", name):
+        raise ValueError("not a host's name; write it in lower case, without a port")
+    return name
+
+
 def _target_name(name: Any) -> Any:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ValueError("not the name of a target; use letters, digits, _ and -")
@@ -158,6 +164,7 @@ Site = Annotated[str, BeforeValidator(_site)]
 HookSecret = Annotated[SecretStr, BeforeValidator(_hook_secret)]
 InstanceName = Annotated[str, BeforeValidator(_instance_name)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
+HostName = Annotated[str, BeforeValidator(_host_name)]
 TargetName = Annotated[str, BeforeValidator(_target_name)]
 TableName = Annotated[str, BeforeValidator(_table)]
 

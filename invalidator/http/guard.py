@@ -2,15 +2,15 @@
 
 A page in some browser on this machine can send us requests, though it may not read the answers; with a name that it
 makes point here (DNS rebinding) it could read them too. So every route refuses a Host that is a name other than our
-own, and the Origin of another page, and what a browser says another page asks for, be it only to hold a stream open.
-A body that a plain form could send is refused as well.
+own (and those of `listen.hosts`), and the Origin of another page, and what a browser says another page asks for, be it
+only to hold a stream open. A body that a plain form could send is refused as well.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -19,13 +19,13 @@ from aiohttp.typedefs import Middleware
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def guard(address: str, token: str = "") -> Middleware:
+def guard(address: str, token: str = "", hosts: Collection[str] = ()) -> Middleware:
     """The checks for what listens at this address."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not address.startswith("unix:") and not is_ours(request.host, address):
-            raise _refusal(web.HTTPForbidden, "a foreign Host")
+        if not address.startswith("unix:") and not is_ours(request.host, address, hosts):
+            raise _refusal(web.HTTPForbidden, "a foreign Host; name it in listen.hosts if it is ours")
         origin = request.headers.get("Origin")
         if (origin is not None and urlsplit(origin).netloc != request.host) or _is_from_elsewhere(request):
             raise _refusal(web.HTTPForbidden, "a foreign Origin")
@@ -46,10 +46,10 @@ def _is_from_elsewhere(request: web.Request) -> bool:
     return site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET")
 
 
-def is_ours(host: str, address: str) -> bool:
-    """Whether a Host header names us: an address, localhost, or the name that we listen on."""
+def is_ours(host: str, address: str, hosts: Collection[str] = ()) -> bool:
+    """Whether a Host header names us: an address, localhost, the name that we listen on, or one that we were given."""
     name = urlsplit(f"//{host}").hostname or ""
-    if name in ("localhost", address.rpartition(":")[0].strip("[]")):
+    if name in ("localhost", address.rpartition(":")[0].strip("[]"), *hosts):
         return True
     try:
         ipaddress.ip_address(name)

@@ -115,7 +115,7 @@ class Server:
             _clear(address)
 
     async def _start(self, name: str, address: str, token: str, routes: Sequence[web.RouteDef]) -> None:
-        app = web.Application(middlewares=[guard(address, token)], client_max_size=_LARGEST_BODY)
+        app = web.Application(middlewares=[guard(address, token, self._listen.hosts)], client_max_size=_LARGEST_BODY)
         app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_WORDS)
         await runner.setup()

@@ -31,6 +31,7 @@ from invalidator.core.batch import Ask, Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Evictions
+from invalidator.core.lane import BOUND
 from invalidator.core.ledger import Ledger
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import SourceLost
@@ -61,6 +62,7 @@ class Pipeline:
         repeat_after: Mapping[str, float] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
         patience: float = 3.0,
+        bound: int = BOUND,
         stale_after: float = 6.0,
         lookups: Lookups | None = None,
         metrics: Metrics | None = None,
@@ -81,6 +83,7 @@ class Pipeline:
                 owned[target.name],
                 repeat_after=repeats.get(target.name, 0.0),
                 follows=bool(after and after.get(target.name)),
+                bound=bound,
                 stale_after=stale_after,
                 metrics=self.metrics.lane(target.name),
                 on_answer=self._moved_on,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -13,16 +12,17 @@ from invalidator.config.models import Config, Listen
 from invalidator.errors import ConfigError, RefusedError, UsageError
 from invalidator.http.server import Server
 from invalidator.logs import Log
+from invalidator.service.limits import allow_many_files
 from invalidator.service.sidecar import DRAIN, Sidecar
+from invalidator.service.systemd import Systemd
 
 _RELOAD_DRAIN: Final = 2.0
-_FILES: Final = 65_536
 _log: Final = Log()
 
 
 async def run(config: Config, read_again: Callable[[], Config]) -> None:
     """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
-    _allow_many_readers()
+    allow_many_files()
     loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -57,21 +57,27 @@ async def _generation(
     """Run one configuration until it ends; the one to go on with, None to end."""
     following: list[Config] = []
     ending = asyncio.Event()
+    systemd = Systemd()
 
     async def await_stop() -> None:
         await stop.wait()
+        systemd.stopping()
         ending.set()
 
     async def await_reload() -> None:
         while not following:
             await reload.wait()
             reload.clear()
+            systemd.reloading()
             read = _read_again(sidecar, read_again)
-            if read is not None:
-                following.append(read)
+            if read is None:
+                systemd.ready()
+            else:
+                following.append(read)  # which says that it is ready when it is
         ending.set()
 
-    waiting = [asyncio.ensure_future(await_stop()), asyncio.ensure_future(await_reload())]
+    tasks = (await_stop(), await_reload(), systemd.run(sidecar.started))
+    waiting = [asyncio.ensure_future(task) for task in tasks]
     try:
         await sidecar.run(ending, lambda: _RELOAD_DRAIN if following else DRAIN)
     finally:
@@ -96,14 +102,6 @@ def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | 
         return None
     _log.info("reloading", "taking over the new configuration")
     return config
-
-
-def _allow_many_readers() -> None:
-    """Let us have as many open files as we may: each reader of the stream is one, and the usual limit is 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def serve(config: Config) -> None:

@@ -24,6 +24,7 @@ from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.pipeline import ASKED, Pipeline
 from invalidator.ports import Target
 from invalidator.service import wiring
+from invalidator.service.limits import backlog, memory_limit
 from invalidator.service.tail import Tail
 from invalidator.service.watch import Watch
 from invalidator.targets.hook import HookTarget
@@ -89,6 +90,7 @@ class Sidecar:
             repeat_after={} if observed else {name: part.repeat_after for name, part in config.targets.items()},
             after={} if observed else follows(config.targets),
             patience=config.postgres.canary_timeout,
+            bound=backlog(len(made), memory_limit()),
             stale_after=self._stale_after,
             lookups=lookups,
             metrics=self.metrics,

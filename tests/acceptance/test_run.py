@@ -38,7 +38,7 @@ class Home:
         self.write(dsn, redis_url, token)
 
     def write(self, dsn, redis_url, token="", more=""):
-        token = f', token: "{token}"' if token else ""
+        token = f', token: "{token}", hosts: [shop-invalidator.prod]' if token else ""
         self.file.write_text(
             CONFIG.format(dsn=dsn, redis=redis_url, api=self.api, probes=self.probes, token=token) + more
         )
@@ -409,7 +409,9 @@ class TestApi:
         assert self.ask(port, "GET", "/v1/status", Authorization="") == 401
         assert self.ask(port, "GET", "/v1/status", Host="evil.example") == 403
         assert self.ask(port, "GET", "/v1/status", Host=f"evil.example:{port}") == 403
+        assert self.ask(port, "GET", "/v1/status", Host="shop-invalidator.prod.evil.example") == 403
         assert self.ask(port, "GET", "/v1/status", Host=f"localhost:{port}") == 200
+        assert self.ask(port, "GET", "/v1/status", Host=f"Shop-Invalidator.prod:{port}") == 200
         body = '{"keys": ["a"]}'
         assert self.ask(port, "POST", "/v1/purge", body) == 200
         assert self.ask(port, "POST", "/v1/purge", body, Origin="http://evil.example") == 403
