@@ -4,9 +4,10 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 PYTEST_ARGS ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' invalidator/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench soak lock schema clean
+.PHONY: help venv demo test check format bench image image-test soak lock schema clean
 
 help:  ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -41,6 +42,13 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.evictions
 	$(BIN)/python -m bench.local
 
+image:  ## Build the image, with docker or podman
+	$$(command -v docker || command -v podman) build $$(command -v docker >/dev/null || echo --format docker) \
+		--build-arg VERSION=$(VERSION) --tag invalidator:$(VERSION) .
+
+image-test: .venv/dev  ## Build the image and run it against real servers (takes podman, runc, debootstrap, root)
+	$(BIN)/pytest -n0 $(PYTEST_ARGS) tests/release/test_image.py
+
 soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded
 	$(BIN)/python -m bench.soak
 
@@ -49,9 +57,10 @@ schema: .venv/dev  ## Write docs/config.schema.json anew
 
 lock: .venv/dev  ## Pin requirements/*.txt anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	for set in demo dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate --no-emit-package invalidator --group build --extra $$set \
-		$$([ $$set = demo ] && echo "--extra fast") -o requirements/$$set.txt pyproject.toml; done
+	$(call pin,build,--group pyproject.toml:build)
+	$(call pin,image,pyproject.toml)
+	$(call pin,demo,--group build --extra demo --extra fast pyproject.toml)
+	$(call pin,dev,--group build --extra dev pyproject.toml)
 
 clean:  ## Remove .venv and what tools leave behind
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -74,3 +83,6 @@ define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q invalidator $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') || true
 endef
+
+pin = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	--no-annotate --no-emit-package invalidator -o requirements/$(1).txt $(2)

@@ -105,13 +105,16 @@ def tail(config_file: str | None, output: str) -> None:
 
 
 @click.command()
-@click.option("--ready", is_flag=True, help="Ask whether the promise is kept (readyz), not only whether it is alive.")
+@click.option(
+    "--started", "ask", flag_value="/startupz", help="Ask whether it has started, not only whether it is alive."
+)
+@click.option("--ready", "ask", flag_value="/readyz", help="Ask whether the promise is kept.")
 @click.option("--probes", help="The address of the probes. [default: listen.probes of the configuration, 0.0.0.0:9912]")
 @click.option("-c", "--config", "config_file", metavar="FILE", help="The configuration file.")
-def health(*, ready: bool, probes: str | None, config_file: str | None) -> None:
+def health(*, ask: str | None, probes: str | None, config_file: str | None) -> None:
     """Exit with 0 when the sidecar beside us is alive, 1 when not, 4 when it can't be reached."""
     address = probes or os.environ.get("INVALIDATOR_PROBES") or _configured_probes(config_file)
-    with _answer(address, "GET", "/readyz" if ready else "/healthz", None, 3.0, "") as answer:
+    with _answer(address, "GET", ask or "/healthz", None, 3.0, "") as answer:
         click.echo(answer.read().decode().rstrip())
         if answer.status != 200:
             raise click.exceptions.Exit(1)

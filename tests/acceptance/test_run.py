@@ -111,6 +111,7 @@ def test_the_commands_that_ask_a_running_sidecar(home, db, cache):
         assert status["triggers"] == {"public.products": "ok"}
         assert "target cache: up" in home("status").stdout
         assert home("health").stdout == "ok\n"
+        assert home("health", "--started").stdout == "started\n"
         process.terminate()
         assert process.wait(10) == 0
     done = home("status")
@@ -366,6 +367,8 @@ class TestWaits:
             assert done.returncode == 1
             assert "source: postgres: can't connect" in done.stdout
             assert home("health").returncode == 0
+            started = home("health", "--started")
+            assert (started.returncode, started.stdout) == (1, "starting\n")
             assert home("check").returncode == 4
             process.terminate()
             assert process.wait(10) == 0

@@ -1,0 +1,127 @@
+"""The image built and run for real, by podman in storage of its own, on a base of our own making.
+
+Where there is no registry, the base is a Debian of the same release with its own Python, under the name that the
+Dockerfile asks for. It stands for the official one in all that the Dockerfile does, though not in its size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from invalidator import __version__
+from tests.support import until
+
+REPO = Path(__file__).parents[2]
+IMAGE = f"localhost/invalidator:{__version__}"
+NEEDED = ("podman", "runc", "debootstrap")
+SUITE = "trixie"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+# Inside a container that may not raise its own limits, podman's defaults would be refused.
+_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
+
+
+def why_not():
+    """Why no image can be built here; empty where it can."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    return "" if os.getuid() == 0 else "it takes root"
+
+
+def base_name():
+    """What the Dockerfile builds upon."""
+    (name,) = re.findall(r"^ARG BASE=(\S+)$", (REPO / "Dockerfile").read_text(), re.MULTILINE)
+    return name
+
+
+class Podman:
+    """Open while the image is there."""
+
+    def __enter__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="invalidator-podman-"))
+        self._command = ["podman", "--root", f"{self.folder}/storage", "--runroot", f"{self.folder}/run",
+            "--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]  # fmt: skip
+        return self
+
+    def __exit__(self, *_):
+        self("rm", "--all", "--force", "--time", "0")
+        subprocess.run(["umount", "--quiet", f"{self.folder}/storage/overlay"], check=False, capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __call__(self, *arguments, check=True, timeout=600):
+        done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, timeout=timeout)
+        assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done
+
+    def build(self):
+        """The image, from the Dockerfile as it is."""
+        archive = self.folder / "base.tar"
+        _make_base(self.folder / "base", archive)
+        self("import", "--quiet", archive, f"localhost/{base_name()}")
+        archive.unlink()
+        certificates = ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"] if CERTIFICATES.exists() else []
+        self("build", "--isolation", "chroot", "--format", "docker", *certificates,
+            "--build-arg", f"VERSION={__version__}", "--tag", IMAGE, REPO)  # fmt: skip
+
+    def inspect(self, image=IMAGE):
+        return json.loads(self("image", "inspect", image).stdout)[0]
+
+    @contextmanager
+    def files(self, image=IMAGE):
+        """An image's files as the tar that they come in."""
+        container = self("create", "--no-healthcheck", *_LIMITS, image, "true").stdout.strip()
+        path = self.folder / f"{container}.tar"
+        self("export", "--output", path, container)
+        self("rm", container)
+        with tarfile.open(path) as archive:
+            yield archive
+        path.unlink()
+
+    @contextmanager
+    def running(self, *options, image=IMAGE, arguments=()):
+        """A container from now on, on the host's network; its id."""
+        container = self(
+            "run", "--detach", "--network", "host", *_LIMITS, *options, image, *arguments
+        ).stdout.strip()  # fmt: skip
+        try:
+            yield container
+        finally:
+            self("rm", "--force", "--time", "0", container)
+
+    def run(self, *options, image=IMAGE, arguments=(), check=True):
+        command = ["run", "--rm", "--no-healthcheck", "--network", "host", *_LIMITS, *options, image, *arguments]
+        return self(*command, check=check)
+
+    def state(self, container):
+        return json.loads(self("inspect", container).stdout)[0]["State"]
+
+    def stop(self, container):
+        """End it with SIGTERM; its exit code."""
+        self("kill", "--signal", "TERM", container)
+        until(lambda: not self.state(container)["Running"], 30)
+        return self.state(container)["ExitCode"]
+
+
+def _make_base(root, archive):
+    """A Debian with Python, as a tar. What is downloaded comes from where this machine's own packages come from."""
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"], capture_output=True, text=True
+    )
+    (mirror, *_) = [site for site in targets.stdout.splitlines() if "security" not in site]
+    packages = "--include=python3,python3-venv,ca-certificates"
+    done = subprocess.run(
+        ["debootstrap", "--variant=minbase", packages, SUITE, root, mirror], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    left_out = ["./var/cache/apt/*", "./var/lib/apt/lists/*", "./dev/*", "./proc/*", "./sys/*"]
+    subprocess.run(["tar", "-C", root, *(f"--exclude={path}" for path in left_out), "-cf", archive, "."], check=True)
+    shutil.rmtree(root)
