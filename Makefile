@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' invalidator/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench image image-test soak lock schema clean
+.PHONY: help venv demo test check format bench dist dist-test image image-test soak lock schema clean
 
 help:  ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -42,6 +42,19 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.evictions
 	$(BIN)/python -m bench.local
 
+dist: .venv/dev  ## Build wheel and sdist, and say what the image consists of (an SBOM), into dist/
+	rm -rf dist build
+	$(BIN)/python -m hatchling build -d dist
+	$(call environment,build/cyclonedx,--require-hashes -r requirements/sbom.txt)
+	$(call environment,build/invalidator,--require-hashes -r requirements/image.txt)
+	build/invalidator/bin/python -m pip --quiet uninstall --yes pip setuptools
+	sed 's/^dynamic = \["version"\]/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
+	build/cyclonedx/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type application \
+		--output-reproducible --output-file dist/invalidator-$(VERSION).cdx.json build/invalidator
+
+dist-test: dist  ## Install what was built into empty environments and run it, on every Python at hand; upgrade from each release
+	$(BIN)/pytest -n2 $(PYTEST_ARGS) tests/release/test_dist.py tests/release/test_upgrade.py
+
 image:  ## Build the image, with docker or podman
 	$$(command -v docker || command -v podman) build $$(command -v docker >/dev/null || echo --format docker) \
 		--build-arg VERSION=$(VERSION) --tag invalidator:$(VERSION) .
@@ -59,6 +72,7 @@ lock: .venv/dev  ## Pin requirements/*.txt anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
 	$(call pin,build,--group pyproject.toml:build)
 	$(call pin,image,pyproject.toml)
+	$(call pin,sbom,--group pyproject.toml:sbom)
 	$(call pin,demo,--group build --extra demo --extra fast pyproject.toml)
 	$(call pin,dev,--group build --extra dev pyproject.toml)
 
@@ -82,6 +96,11 @@ define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(1).txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q invalidator $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') || true
+endef
+
+define environment
+	$(BIN)/python -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
 endef
 
 pin = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

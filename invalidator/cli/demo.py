@@ -7,6 +7,7 @@ import sys
 import click
 
 from invalidator.cli.options import started
+from invalidator.errors import UsageError
 
 
 @click.command()
@@ -27,7 +28,11 @@ def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: 
     """
     import asyncio
 
-    from invalidator.demo.play import play
+    try:
+        from invalidator.demo.play import play
+    except ModuleNotFoundError as error:
+        what = f'the demo needs the package "{error.name}", which is not installed'
+        raise UsageError(what, todo="pip install 'invalidator[demo]'") from error
 
     started()
     scripted = once or not (sys.stdin.isatty() and sys.stdout.isatty())

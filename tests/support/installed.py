@@ -1,0 +1,91 @@
+"""invalidator installed into an environment of its own, as users have it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support import until
+
+REPO = Path(__file__).parents[2]
+CONFIG = """
+version: 1
+name: shipped
+instance: "{instance}"
+postgres: {{dsn: "{dsn}", canary: 200ms, canary_timeout: 1s}}
+targets: {{cache: {{kind: redis, url: "{redis}", repeat_after: 100ms}}}}
+listen: {{api: "unix:{folder}/{instance}.api", probes: "unix:{folder}/{instance}.probes"}}
+rules:
+  - {{table: public.products, evict: ["product:{{id}}", "list:*:{{name}}"]}}
+"""
+
+
+def pythons():
+    """Every Python that we support and that is at hand, one of each version, the newest last."""
+    places = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    places += Path.home().glob(".pyenv/versions/*/bin")
+    found = {}
+    for program in [one for place in places if place.is_dir() for one in sorted(place.glob("python3.[0-9]*"))]:
+        if program.name.removeprefix("python3.").isdecimal():
+            asked = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
+            done = subprocess.run([program, "-c", asked], capture_output=True, text=True)
+            version = tuple(map(int, done.stdout.split()))
+            if done.returncode == 0 and version >= (3, 11):
+                found.setdefault(version, program)
+    return [found[version] for version in sorted(found)]
+
+
+class Installation:
+    """An environment in a folder; what stands in it can be run."""
+
+    def __init__(self, folder, python, *what):
+        self.folder = folder
+        if python is None:
+            venv.create(folder, with_pip=True, symlinks=True)
+        else:
+            subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
+        command = [folder / "bin/python", "-m", "pip", "install", "--quiet", *what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    def __call__(self, *arguments, **more):
+        """A command, with nothing of this repository in its way."""
+        command = [self.folder / "bin/invalidator", *arguments]
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=clean, **more)
+
+    @contextmanager
+    def running(self, file):
+        """A sidecar, once it keeps its promise and its start is settled."""
+        command = [self.folder / "bin/invalidator", "run", "--log-format", "json", "-c", file]
+        with (
+            (file.parent / f"{file.stem}.log").open("w+") as log,
+            subprocess.Popen(command, stderr=log, cwd="/") as process,
+        ):
+            try:
+                until(lambda: self.is_settled(file) or process.poll() is not None, 30)
+                assert process.poll() is None, (file.parent / f"{file.stem}.log").read_text()
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def is_settled(self, file):
+        answer = self("status", "-o", "json", "-c", file)
+        targets = json.loads(answer.stdout)["targets"].values() if answer.returncode == 0 else []
+        return bool(targets) and all(target["settled_seconds"] is not None for target in targets)
+
+
+def write(folder, instance, dsn, redis_url):
+    file = folder / f"{instance}.yaml"
+    file.write_text(CONFIG.format(instance=instance, dsn=dsn, redis=redis_url, folder=folder))
+    return file
+
+
+def events(file):
+    """What the sidecar of this configuration has logged."""
+    return [json.loads(line) for line in (file.parent / f"{file.stem}.log").read_text().splitlines()]
