@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 PYTEST_ARGS ?=
+ENGINE ?= $(shell command -v docker || command -v podman)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' invalidator/__init__.py)
 
 .DEFAULT_GOAL := help
@@ -55,9 +56,8 @@ dist: .venv/dev  ## Build wheel and sdist, and say what the image consists of (a
 dist-test: dist  ## Install what was built into empty environments and run it, on every Python at hand; upgrade from each release
 	$(BIN)/pytest -n2 $(PYTEST_ARGS) tests/release/test_dist.py tests/release/test_upgrade.py
 
-image:  ## Build the image, with docker or podman
-	$$(command -v docker || command -v podman) build $$(command -v docker >/dev/null || echo --format docker) \
-		--build-arg VERSION=$(VERSION) --tag invalidator:$(VERSION) .
+image:  ## Build the image, with docker or podman (ENGINE=podman)
+	$(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --build-arg VERSION=$(VERSION) --tag invalidator:$(VERSION) .
 
 image-test: .venv/dev  ## Build the image and run it against real servers (takes podman, runc, debootstrap, root)
 	$(BIN)/pytest -n0 $(PYTEST_ARGS) tests/release/test_image.py

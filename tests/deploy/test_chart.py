@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 
 import kubernetes_validate
 import pytest
@@ -255,6 +257,35 @@ class TestConfiguration:
             assert invalidator(tmp_path, objects, container, "config", "validate").returncode == 0
 
 
+class TestWhatTheDocsSay:
+    @pytest.fixture
+    def blocks(self, repo):
+        text = (repo / "docs/deploying.md").read_text() + (repo / "README.md").read_text()
+        return [
+            textwrap.dedent(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+        ]
+
+    def test_the_lines_for_a_deployment_are_the_examples(self, repo, blocks):
+        told = {line.strip() for block in blocks for line in block.splitlines() if "include" in line}
+        example = (repo / "helm/examples/shop/templates/deployment.yaml").read_text().splitlines()
+        assert told == {line.strip() for line in example if "include" in line}
+
+    def test_the_values_for_a_sidecar_are_right(self, blocks, example, tmp_path):
+        (values,) = [yaml.safe_load(block) for block in blocks if block.startswith("invalidator:")]
+        objects = render(values, example)
+        for _, container in ours(objects):
+            assert invalidator(tmp_path, objects, container, "config", "validate").returncode == 0
+
+    def test_what_a_relay_has_to_say_of_listening_is_right(self, blocks, tmp_path):
+        (listen,) = [block for block in blocks if block.startswith("listen:")]
+        values = values_of("relay")
+        values["config"] = values["config"].partition("listen:")[0] + listen + "rules: [{table: public.t, evict: a}]\n"
+        objects = render(values)
+        for _, container in ours(objects):
+            done = invalidator(tmp_path, objects, container, "config", "validate")
+            assert done.returncode == 0, done.stderr
+
+
 class TestInstallTriggers:
     def test_before_the_installation_it_needs_nothing_of_the_release(self, release):
         for job in [each for each in release if each["kind"] == "Job" and "invalidator" in each["metadata"]["name"]]:
@@ -287,6 +318,12 @@ class TestInstallTriggers:
             "spec"
         ]["containers"]
         assert environment(container, SECRETS)["DATABASE_URL"] == SECRET["OWNER_DATABASE_URL"]
+
+    def test_a_variable_of_ours_may_be_set_too(self):
+        values = values_of("relay") | {"env": [{"name": "INVALIDATOR_PROBES", "value": "[::]:9912"}]}
+        for _, container in ours(render(values)):
+            (probes,) = [one_of["value"] for one_of in container["env"] if one_of["name"] == "INVALIDATOR_PROBES"]
+            assert probes == "[::]:9912"
 
     def test_its_variables_go_before_the_sidecars(self):
         (container,) = one(render(values_of("sidecar-everything")), "Job")["spec"]["template"]["spec"]["containers"]

@@ -218,3 +218,10 @@ def test_no_document_or_code_names_a_place_of_one_machine(repo):
         text = (repo / name).read_text(errors="replace")
         assert not places.search(text), name
         assert not name.startswith("requirements/") or "://" not in text, name
+
+
+def test_there_is_one_version(repo):
+    changelog = re.findall(r"^## (\S+?),? ?(\d{4}-\d\d-\d\d)?$", (repo / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert __version__ in {version for version, _ in changelog}
+    for path in [*(repo / "docs").glob("*.md"), *(repo / "deploy").iterdir(), repo / "README.md"]:
+        assert set(re.findall(r"\binvalidator[:-](\d+\.\d+\.\d+)", path.read_text())) <= {__version__}, path

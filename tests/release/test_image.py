@@ -136,6 +136,10 @@ class TestRun:
         assert world.podman("healthcheck", "run", running, check=False).returncode == 0
         until(lambda: world.asked("/readyz") == 200, 10)
 
+    def test_it_knows_its_memory(self, world, running):
+        code = "from invalidator.service.limits import memory_limit; print(memory_limit())"
+        assert world.podman("exec", running, "python3", "-c", code).stdout == f"{128 << 20}\n"
+
     def test_it_fits_its_memory_and_writes_nothing(self, world, running):
         world.db.execute("insert into products select i, i % 100, i from generate_series(2, 100000) i")
         world.podman("exec", running, "invalidator", "wait", "--timeout", "60")

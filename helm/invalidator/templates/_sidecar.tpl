@@ -58,20 +58,28 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{- /* The chart's context, and variables that go before those of .Values.env. */ -}}
+{{- /*
+With the chart's context, and variables that go before those of .Values.env, which go before our own. Each name comes once.
+*/ -}}
 {{- define "invalidator.environment" -}}
 {{- $root := first . -}}
 {{- $first := last . -}}
-{{- $taken := dict -}}
-{{- range $first }}{{ $_ := set $taken .name true }}{{ end -}}
-- {name: INVALIDATOR_PROBES, value: "0.0.0.0:{{ $root.Values.ports.probes }}"}
-- {name: INVALIDATOR_API, value: "{{ eq $root.Values.mode "relay" | ternary "0.0.0.0" "127.0.0.1" }}:{{ $root.Values.ports.api }}"}
-{{- if eq $root.Values.mode "relay" }}
-- {name: INVALIDATOR_HOST, value: {{ include "invalidator.fullname" $root }}.{{ $root.Release.Namespace }}.svc}
-{{- end }}
-{{- range concat $first $root.Values.env }}
-{{- if or (has . $first) (not (hasKey $taken .name)) }}
-{{ list . | toYaml }}
-{{- end }}
-{{- end }}
+{{- $address := eq $root.Values.mode "relay" | ternary "0.0.0.0" "127.0.0.1" -}}
+{{- $ours := list
+  (dict "name" "INVALIDATOR_PROBES" "value" (printf "0.0.0.0:%v" $root.Values.ports.probes))
+  (dict "name" "INVALIDATOR_API" "value" (printf "%s:%v" $address $root.Values.ports.api)) -}}
+{{- if eq $root.Values.mode "relay" -}}
+{{- $host := printf "%s.%s.svc" (include "invalidator.fullname" $root) $root.Release.Namespace -}}
+{{- $ours = append $ours (dict "name" "INVALIDATOR_HOST" "value" $host) -}}
+{{- end -}}
+{{- $named := dict -}}
+{{- range concat $ours $root.Values.env $first }}{{ $_ := set $named .name . }}{{ end -}}
+{{- $list := list -}}
+{{- range concat $ours $root.Values.env $first -}}
+{{- if hasKey $named .name -}}
+{{- $list = append $list (get $named .name) -}}
+{{- $_ := unset $named .name -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $list -}}
 {{- end -}}
