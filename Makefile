@@ -54,7 +54,7 @@ dist: .venv/dev  ## Build wheel and sdist, and say what the image consists of (a
 		--output-reproducible --output-file dist/invalidator-$(VERSION).cdx.json build/invalidator
 
 dist-test: dist  ## Install what was built into empty environments and run it, on every Python at hand; upgrade from each release
-	$(BIN)/pytest -n2 $(PYTEST_ARGS) tests/release/test_dist.py tests/release/test_upgrade.py
+	$(BIN)/pytest $(PYTEST_ARGS) tests/release/test_dist.py tests/release/test_upgrade.py
 
 image:  ## Build the image, with docker or podman (ENGINE=podman)
 	$(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --build-arg VERSION=$(VERSION) --tag invalidator:$(VERSION) .

@@ -105,6 +105,7 @@ class _Held:
 
     number: int
     evictions: Evictions | None
+    since: float
     deadline: float
     reason: str = ""
     must: bool = False
@@ -146,7 +147,7 @@ class LaneState:
     def put(self, evictions: Evictions | None, number: int, now: float, hold_until: float | None = None) -> None:
         """Take the evictions of a batch; held back until `release`, or that moment, when there is one."""
         if hold_until is not None and (evictions or self._held):
-            self._hold(_Held(number, evictions or Evictions(), hold_until))
+            self._hold(_Held(number, evictions or Evictions(), now, hold_until))
         else:
             self._take(evictions, number, now)
             self._latest = number
@@ -157,7 +158,7 @@ class LaneState:
     def owe(self, reason: str, number: int, now: float, hold_until: float | None = None, *, must: bool = False) -> None:
         """Owe the target a flush; one that `must` be is paid by nobody else's word."""
         if hold_until is not None:
-            self._hold(_Held(number, None, hold_until, reason, must))
+            self._hold(_Held(number, None, now, hold_until, reason, must))
         else:
             self._owe(reason, number, now, must=must)
             self._latest = max(self._latest, number)
@@ -330,7 +331,7 @@ class LaneState:
 
     def oldest(self) -> float | None:
         """When the oldest thing that is not answered was put; repeats that are not due do not count."""
-        since = [self._owed_since]
+        since = [self._owed_since, self._held[0].since if self._held else 0.0]
         for way in (self._main, self._exact):
             since += [way.since, way.sent.since if way.sent else 0.0]
         return min(filter(None, since), default=None)
@@ -384,7 +385,7 @@ class LaneState:
         if held.evictions is None:
             self._owe(held.reason, held.number, now, must=held.must)
         else:
-            self._take(held.evictions, held.number, now)
+            self._take(held.evictions, held.number, held.since)
 
     def _collect(self, now: float) -> None:
         """Put in what is due: repeats, and what was held for too long."""
@@ -434,7 +435,7 @@ class LaneState:
         self._due.clear()
         self._due_size = 0
         if self._held:
-            self._held = deque([_Held(number, None, now, "backlog")])
+            self._held = deque([_Held(number, None, now, now, "backlog")])
             self._held_size, self._told = 0, 1
         else:
             self._latest = number

@@ -181,5 +181,8 @@ def test_the_unit_fits_what_run_does(unit):
 
     assert int(service["TimeoutStartSec"]) > _STARTED
     assert int(service["TimeoutStopSec"]) > DRAIN
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""
+    assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
     assert "~@privileged" in service["SystemCallFilter"]
     assert "@resources" not in unit.read_text()  # setrlimit is among them

@@ -6,6 +6,7 @@ from invalidator.core.backoff import Backoff
 from invalidator.core.digest import digest
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.fields import Field, parse_field
+from invalidator.core.lane import LaneState
 from invalidator.core.suggest import did_you_mean, nearest
 from invalidator.core.values import UNKNOWN, encodable
 from tests.strategies import texts
@@ -65,3 +66,15 @@ def test_evictions_are_a_set_in_order():
 def test_half_a_surrogate_pair_can_not_travel():
     assert encodable("é")
     assert not encodable("\ud800")
+
+
+def test_what_a_follower_holds_is_as_old_as_the_change():
+    lane = LaneState(follows=True)
+    lane.put(Evictions({"a": None}), 1, now=10.0, hold_until=13.0)
+    assert lane.oldest() == 10.0
+    lane.release(1, 1, now=10.5)
+    work = lane.take(10.6)
+    assert work is not None
+    assert work.since == 10.0
+    lane.answer(10.7)
+    assert lane.oldest() is None
