@@ -8,7 +8,7 @@ ENGINE ?= $(shell command -v docker || command -v podman)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' invalidator/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench dist dist-test image image-test soak lock schema clean
+.PHONY: help venv demo test check format bench dist dist-test image image-test unit-test soak lock schema clean
 
 help:  ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ image:  ## Build the image, with docker or podman (ENGINE=podman)
 
 image-test: .venv/dev  ## Build the image and run it against real servers (takes podman, runc, debootstrap, root)
 	$(BIN)/pytest -n0 $(PYTEST_ARGS) tests/release/test_image.py
+
+unit-test: .venv/dev  ## Boot a systemd in a container and run deploy/invalidator.service under it (takes the same)
+	$(BIN)/pytest -n0 $(PYTEST_ARGS) tests/release/test_unit.py
 
 soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded
 	$(BIN)/python -m bench.soak

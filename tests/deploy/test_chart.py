@@ -15,17 +15,24 @@ import yaml
 from helm_python.errors import HelmError
 
 from invalidator import __version__
-from tests.support.charts import CHART, GIVEN, complaints, environment, one, render, values_of, with_our_chart
+from tests.support.charts import (
+    CHART,
+    GIVEN,
+    SECRET,
+    SECRETS,
+    VERSIONS,
+    complaints,
+    containers,
+    environment,
+    invalidator,
+    one,
+    ours,
+    render,
+    values_of,
+    with_our_chart,
+)
 
-VERSIONS = [f"1.{minor}" for minor in range(29, int(kubernetes_validate.latest_version().split(".")[1]) + 1)]
 OPERATORS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
-SECRET = {
-    "DATABASE_URL": "postgresql://db/shop",
-    "OWNER_DATABASE_URL": "postgresql://owner@db/shop",
-    "REDIS_URL": "redis://cache/0",
-    "INVALIDATOR_TOKEN": "t0ken",
-}
-SECRETS = dict.fromkeys(("shop", "shop-invalidator", "shop-owner"), SECRET) | {"redis": {"url": "redis://cache/1"}}
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +44,6 @@ def example(tmp_path_factory):
 def release(request, example):
     """Each of the releases that we know of, as its objects."""
     return render(chart=example) if request.param == "example" else render(values_of(request.param))
-
-
-def containers(objects):
-    for each in objects:
-        pod = each.get("spec", {}).get("template", {}).get("spec")
-        if pod:
-            for container in pod.get("initContainers", []) + pod["containers"]:
-                yield pod, container
-
-
-def ours(objects):
-    return [(pod, container) for pod, container in containers(objects) if "invalidator" in container["image"]]
 
 
 @pytest.mark.parametrize("values", GIVEN, ids=lambda path: path.stem)
@@ -139,90 +134,6 @@ class TestSidecar:
         given = environment(sidecar, SECRETS)
         assert given["INVALIDATOR_API"] == "127.0.0.1:1911"
         assert given["INVALIDATOR_PROBES"] == "0.0.0.0:1912"
-
-
-class TestRelay:
-    @pytest.fixture(params=["relay", "relay-everything"])
-    def relay(self, request):
-        return render(values_of(request.param))
-
-    def test_each_replica_keeps_its_name(self, relay):
-        workload = one(relay, "StatefulSet")
-        service = one(relay, "Service", workload["spec"]["serviceName"])
-        assert service["spec"]["clusterIP"] == "None"
-        assert workload["spec"]["replicas"] >= 2
-
-    def test_what_selects_its_pods_does(self, relay):
-        labels = one(relay, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
-        selectors = [
-            each["spec"].get("podSelector") or each["spec"]["selector"]
-            for each in relay
-            if each["kind"] in ("Service", "StatefulSet", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor")
-        ]
-        assert len(selectors) >= 5
-        for selector in selectors:
-            assert selector.get("matchLabels", selector).items() <= labels.items()
-        job = one(render(values_of("relay")), "Job")["spec"]["template"]["metadata"]["labels"]
-        assert not any(selector.get("matchLabels", selector).items() <= job.items() for selector in selectors)
-
-    def test_a_service_is_scraped_once(self):
-        objects = render(values_of("relay-everything"))
-        wanted = one(objects, "ServiceMonitor")["spec"]["selector"]
-        (expression,) = wanted["matchExpressions"]
-        scraped = [
-            each["metadata"]["name"]
-            for each in objects
-            if each["kind"] == "Service"
-            and wanted["matchLabels"].items() <= each["metadata"]["labels"].items()
-            and each["metadata"]["labels"].get(expression["key"]) not in expression["values"]
-        ]
-        assert scraped == ["shop-relay"]
-
-    def test_it_is_asked_by_its_services_name(self, tmp_path):
-        objects = render(values_of("relay"))
-        (_, container), *_ = [pair for pair in ours(objects) if "run" in pair[1]["args"]]
-        given = environment(container, SECRETS)
-        host = one(objects, "Service", "release-invalidator")["metadata"]["name"] + ".space.svc"
-        assert given["INVALIDATOR_HOST"] == host
-        shown = invalidator(tmp_path, objects, container, "config", "print")
-        assert host in yaml.safe_load(shown.stdout)["listen"]["hosts"]
-
-    def test_probes_ask_for_nothing_that_goes_with_postgres(self, relay):
-        (container,) = one(relay, "StatefulSet")["spec"]["template"]["spec"]["containers"]
-        paths = {container[kind]["httpGet"]["path"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
-        assert paths == {"/startupz", "/healthz"}
-
-    def test_the_network_policy_names_who_may_ask(self):
-        policy = one(render(values_of("relay")), "NetworkPolicy")["spec"]
-        api, probes = policy["ingress"]
-        assert (api["ports"][0]["port"], api["from"]) == (9911, [{"podSelector": {}}])
-        assert probes["ports"][0]["port"] == 9912
-        assert "from" not in probes
-        given = one(render(values_of("relay-everything")), "NetworkPolicy")["spec"]["ingress"]
-        assert [len(rule["from"]) for rule in given] == [2, 1]
-
-    def test_what_is_turned_off_is_not_there(self):
-        off = values_of("relay") | {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}}
-        kinds = {each["kind"] for each in render(off | {"installTriggers": {"enabled": False}})}
-        assert kinds == {"ConfigMap", "Service", "StatefulSet"}
-
-
-def invalidator(folder, objects, container, *arguments):
-    """A command on the configuration that this container finds, in its environment."""
-    ((volume,),) = [
-        [each for each in pod["volumes"] if each["name"] == "invalidator-config"]
-        for pod, one_of in containers(objects)
-        if one_of is container
-    ]
-    text = one(objects, "ConfigMap", volume["configMap"]["name"])["data"]["config.yaml"]
-    (folder / "config.yaml").write_text(text)
-    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.run(
-        [sys.executable, "-m", "invalidator", *arguments, "-c", folder / "config.yaml"],
-        env=clean | environment(container, SECRETS),
-        capture_output=True,
-        text=True,
-    )
 
 
 class TestConfiguration:

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from invalidator import __version__
-from tests.deploy.test_chart import SECRETS, VERSIONS
-from tests.support.charts import environment, one, render, with_our_chart
+from tests.support.charts import SECRETS, VERSIONS, environment, one, render, with_our_chart
 
 
 @pytest.fixture(scope="module")

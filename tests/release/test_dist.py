@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 
@@ -13,7 +11,7 @@ import pytest
 
 from invalidator import __version__
 from invalidator.demo.servers import Workspace
-from tests.support.installed import REPO, Installation, pythons, write
+from tests.support.installed import REPO, Installation, download, pythons, write
 
 pytestmark = pytest.mark.timeout(600)
 DIST = REPO / "dist"
@@ -55,11 +53,7 @@ def test_it_installs_into_an_empty_environment_and_does_its_work(python, what, t
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_image_needs_no_compiler_on(machine, tmp_path):
     (python,) = re.findall(r"^ARG BASE=python:([\d.]+)-", (REPO / "Dockerfile").read_text(), re.MULTILINE)
-    platforms = [f"--platform={tag}_{machine}" for tag in ("manylinux_2_28", "manylinux2014")]
-    wheels = ["--only-binary=:all:", "--no-deps", "--require-hashes", f"--python-version={python}", *platforms]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *wheels, "-r", REPO / "requirements/image.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
+    download(tmp_path, python, machine)
     assert len(list(tmp_path.glob("*.whl"))) >= 20
 
 

@@ -6,13 +6,12 @@ Without a release yet, or in a clone without tags, this tree stands for the old 
 from __future__ import annotations
 
 import subprocess
-import sys
 import tarfile
 
 import pytest
 
 from invalidator.demo.servers import Workspace
-from tests.support.installed import REPO, Installation, events, write
+from tests.support.installed import REPO, Installation, built, events, write
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -22,14 +21,6 @@ def releases():
         ["git", "tag", "--list", "v*", "--sort=version:refname"], cwd=REPO, capture_output=True, text=True
     )
     return done.stdout.split()
-
-
-def built(tree, folder):
-    """The wheel of a source tree."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
-    subprocess.run(command, cwd=tree, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")

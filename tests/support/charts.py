@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import kubernetes_validate
 import yaml
 from helm_python.chart import Chart, lint
 
@@ -14,6 +18,15 @@ CHART = REPO / "helm/invalidator"
 EXAMPLE = REPO / "helm/examples/shop"
 GIVEN = sorted((CHART / "ci").glob("*-values.yaml"))
 """The values that every check goes through."""
+
+VERSIONS = [f"1.{minor}" for minor in range(29, int(kubernetes_validate.latest_version().split(".")[1]) + 1)]
+SECRET = {
+    "DATABASE_URL": "postgresql://db/shop",
+    "OWNER_DATABASE_URL": "postgresql://owner@db/shop",
+    "REDIS_URL": "redis://cache/0",
+    "INVALIDATOR_TOKEN": "t0ken",
+}
+SECRETS = dict.fromkeys(("shop", "shop-invalidator", "shop-owner"), SECRET) | {"redis": {"url": "redis://cache/1"}}
 
 
 def values_of(name):
@@ -56,3 +69,33 @@ def environment(container, secrets):
         reference = variable.get("valueFrom", {}).get("secretKeyRef")
         given[variable["name"]] = secrets[reference["name"]][reference["key"]] if reference else variable["value"]
     return given
+
+
+def containers(objects):
+    for each in objects:
+        pod = each.get("spec", {}).get("template", {}).get("spec")
+        if pod:
+            for container in pod.get("initContainers", []) + pod["containers"]:
+                yield pod, container
+
+
+def ours(objects):
+    return [(pod, container) for pod, container in containers(objects) if "invalidator" in container["image"]]
+
+
+def invalidator(folder, objects, container, *arguments):
+    """A command on the configuration that this container finds, in its environment."""
+    ((volume,),) = [
+        [each for each in pod["volumes"] if each["name"] == "invalidator-config"]
+        for pod, one_of in containers(objects)
+        if one_of is container
+    ]
+    text = one(objects, "ConfigMap", volume["configMap"]["name"])["data"]["config.yaml"]
+    (folder / "config.yaml").write_text(text)
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "invalidator", *arguments, "-c", folder / "config.yaml"],
+        env=clean | environment(container, SECRETS),
+        capture_output=True,
+        text=True,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import venv
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,23 @@ def pythons():
             if done.returncode == 0 and version >= (3, 11):
                 found.setdefault(version, program)
     return [found[version] for version in sorted(found)]
+
+
+def built(tree, folder):
+    """The wheel of a source tree."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def download(folder, python, machine):
+    """All that the image installs, as wheels for this version of Python and this kind of machine."""
+    platforms = [f"--platform={tag}_{machine}" for tag in ("manylinux_2_28", "manylinux2014")]
+    wheels = ["--only-binary=:all:", "--no-deps", "--require-hashes", f"--python-version={python}", *platforms]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *wheels, "-r", REPO / "requirements/image.txt"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 class Installation:

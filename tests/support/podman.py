@@ -22,7 +22,6 @@ from tests.support import until
 REPO = Path(__file__).parents[2]
 IMAGE = f"localhost/invalidator:{__version__}"
 NEEDED = ("podman", "runc", "debootstrap")
-SUITE = "trixie"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 # Inside a container that may not raise its own limits, podman's defaults would be refused.
@@ -64,13 +63,27 @@ class Podman:
 
     def build(self):
         """The image, from the Dockerfile as it is."""
-        archive = self.folder / "base.tar"
-        _make_base(self.folder / "base", archive)
-        self("import", "--quiet", archive, f"localhost/{base_name()}")
-        archive.unlink()
+        with self.debian("trixie", ["python3", "python3-venv", "ca-certificates"], f"localhost/{base_name()}"):
+            pass
         certificates = ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"] if CERTIFICATES.exists() else []
         self("build", "--isolation", "chroot", "--format", "docker", *certificates,
             "--build-arg", f"VERSION={__version__}", "--tag", IMAGE, REPO)  # fmt: skip
+
+    @contextmanager
+    def debian(self, suite, packages, name):
+        """An image of Debian under this name; while this is open, its folder, for what else it shall have."""
+        root, archive = self.folder / "debian", self.folder / "debian.tar"
+        command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, _mirror()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        yield root
+        left_out = ["./var/cache/apt/*", "./var/lib/apt/lists/*", "./dev/*", "./proc/*", "./sys/*"]
+        subprocess.run(
+            ["tar", "-C", root, *(f"--exclude={path}" for path in left_out), "-cf", archive, "."], check=True
+        )
+        self("import", "--quiet", archive, name)
+        archive.unlink()
+        shutil.rmtree(root)
 
     def inspect(self, image=IMAGE):
         return json.loads(self("image", "inspect", image).stdout)[0]
@@ -111,17 +124,8 @@ class Podman:
         return self.state(container)["ExitCode"]
 
 
-def _make_base(root, archive):
-    """A Debian with Python, as a tar. What is downloaded comes from where this machine's own packages come from."""
-    targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"], capture_output=True, text=True
-    )
-    (mirror, *_) = [site for site in targets.stdout.splitlines() if "security" not in site]
-    packages = "--include=python3,python3-venv,ca-certificates"
-    done = subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, SUITE, root, mirror], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    left_out = ["./var/cache/apt/*", "./var/lib/apt/lists/*", "./dev/*", "./proc/*", "./sys/*"]
-    subprocess.run(["tar", "-C", root, *(f"--exclude={path}" for path in left_out), "-cf", archive, "."], check=True)
-    shutil.rmtree(root)
+def _mirror():
+    """Where this machine's own packages come from."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
+    targets = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return next(site for site in targets if "security" not in site)
