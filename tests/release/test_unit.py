@@ -43,11 +43,11 @@ class Machine:
 
     def install(self, root: Path):
         """What the head of the unit says."""
-        wheels = root / "root/wheels"
+        wheels = root / "srv/wheels"
         wheels.mkdir()
         download(wheels, "3.11", platform.machine())
-        wheel = built(REPO, root / "root/ours")
-        pip = f"{HOME}/bin/pip install --quiet --no-index --find-links /root/wheels /root/ours/{wheel.name}"
+        wheel = built(REPO, root / "srv/ours")
+        pip = f"{HOME}/bin/pip install --quiet --no-index --find-links /srv/wheels /srv/ours/{wheel.name}"
         command = f"python3 -m venv {HOME} && {pip}"
         done = subprocess.run(
             ["chroot", root, "sh", "-c", command], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, capture_output=True
