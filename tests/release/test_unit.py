@@ -54,6 +54,9 @@ class Machine:
         )
         assert done.returncode == 0, done.stderr
         shutil.copy(REPO / "deploy/invalidator.service", root / "etc/systemd/system")
+        # As it is, but for a watchdog that takes less patience to see.
+        (root / "etc/systemd/system/invalidator.service.d").mkdir()
+        (root / "etc/systemd/system/invalidator.service.d/soon.conf").write_text("[Service]\nWatchdogSec=2\n")
         (root / "etc/invalidator").mkdir()
         (root / "etc/invalidator/config.yaml").write_text(CONFIG.format(port=free_port()))
         (root / "etc/invalidator/environment").write_text(f"DATABASE_URL={self.dsn}\nREDIS_URL={self.url}\n")
@@ -121,8 +124,10 @@ def test_it_reloads_and_keeps_what_it_had_when_the_new_is_wrong(started):
     assert started.evicts()
 
 
-def test_one_that_hangs_is_started_anew(started):
+def test_one_that_lives_is_left_alone_and_one_that_hangs_is_started_anew(started):
     hung = started.show("MainPID")
+    until(lambda: int(started("ps", "-o", "etimes=", "-p", hung)) > 4)
+    assert (started.show("MainPID"), started.show("NRestarts")) == (hung, "0")
     started("kill", "-STOP", hung)
     until(lambda: started.show("MainPID") not in (hung, "0") and started.show("ActiveState") == "active", 40)
     assert started.show("NRestarts") == "1"
