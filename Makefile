@@ -38,6 +38,7 @@ bench: .venv/dev  ## Measure, as ratios within one run
 	$(BIN)/python -m bench.writers
 	$(BIN)/python -m bench.install
 	$(BIN)/python -m bench.listeners
+	$(BIN)/python -m bench.loops
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.redis_faults
 	$(BIN)/python -m bench.evictions
