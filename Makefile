@@ -47,8 +47,8 @@ bench: .venv/dev  ## Measure, as ratios within one run
 dist: .venv/dev  ## Build wheel and sdist, and say what the image consists of (an SBOM), into dist/
 	rm -rf dist build
 	$(BIN)/python -m hatchling build -d dist
-	$(call environment,build/cyclonedx,--require-hashes -r requirements/sbom.txt)
-	$(call environment,build/invalidator,--require-hashes -r requirements/image.txt)
+	$(call environment,cyclonedx,sbom)
+	$(call environment,invalidator,image)
 	build/invalidator/bin/python -m pip --quiet uninstall --yes pip setuptools
 	sed 's/^dynamic = \["version"\]/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
 	build/cyclonedx/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type application \
@@ -103,8 +103,8 @@ define install
 endef
 
 define environment
-	$(BIN)/python -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+	$(BIN)/python -m venv build/$(1)
+	build/$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(2).txt
 endef
 
 pin = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from invalidator.demo.servers import PostgresServer, Workspace
-from tests.support import names, until
+from tests.support import is_settled, names, until
 from tests.support.pgbouncer import PgBouncer
 
 CONFIG = """
@@ -53,9 +53,7 @@ class Home:
 
     def is_settled(self):
         """Whether it is ready, and the flush of its start and the repeat of that are over."""
-        answer = self("status", "-o", "json")
-        targets = json.loads(answer.stdout)["targets"].values() if answer.returncode == 0 else []
-        return bool(targets) and all(target["settled_seconds"] is not None for target in targets)
+        return is_settled(self("status", "-o", "json"))
 
     @contextmanager
     def running(self, *arguments, ready=True):

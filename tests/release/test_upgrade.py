@@ -6,6 +6,7 @@ Without a release yet, or in a clone without tags, this tree stands for the old 
 from __future__ import annotations
 
 import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -26,7 +27,7 @@ def releases():
 @pytest.fixture(scope="module")
 def new(tmp_path_factory):
     folder = tmp_path_factory.mktemp("new")
-    return Installation(folder / "env", None, built(REPO, folder / "dist"))
+    return Installation(folder / "env", sys.executable, built(REPO, folder / "dist"))
 
 
 @pytest.fixture(scope="module", params=[*releases(), "this tree"])
@@ -39,7 +40,7 @@ def old(request, tmp_path_factory):
         subprocess.run(["git", "archive", "--output", archive, request.param], cwd=REPO, check=True)
         with tarfile.open(archive) as source:
             source.extractall(tree, filter="data")
-    return Installation(folder / "env", None, built(tree, folder / "dist"))
+    return Installation(folder / "env", sys.executable, built(tree, folder / "dist"))
 
 
 @pytest.fixture
@@ -87,18 +88,18 @@ def test_a_rolling_deploy_and_the_way_back(old, new, shop):
 
 
 def test_the_new_version_takes_over_from_a_killed_old_one(old, new, shop):
-    before, after = shop.write("same"), shop.write("same")
-    assert old("install-triggers", "-c", before).returncode == 0
-    with old.running(before) as killed:
-        shop.is_kept_right_by((old, before))
+    file = shop.write("same")
+    assert old("install-triggers", "-c", file).returncode == 0
+    with old.running(file) as killed:
+        shop.is_kept_right_by((old, file))
         killed.kill()
         killed.wait()
         shop.cache.mset({"product:1": "old", "list:x:a": "old"})
         shop.db.execute("update products set name = 'unheard' where id = 1")
-    assert new("install-triggers", "-c", after).returncode == 0
-    with new.running(after):
+    assert new("install-triggers", "-c", file).returncode == 0
+    with new.running(file):
         assert not shop.cache.exists("product:1", "list:x:a")
-        shop.is_kept_right_by((new, after))
-    uninstalled = new("uninstall-triggers", "-c", after)
+        shop.is_kept_right_by((new, file))
+    uninstalled = new("uninstall-triggers", "-c", file)
     assert uninstalled.returncode == 0
     assert shop.db.execute("select count(*) from pg_namespace where nspname = 'invalidator'").fetchone() == (0,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 
@@ -31,3 +32,9 @@ async def eventually(condition, timeout: float = 10.0):
 def names(cache):
     """The keys of a Redis, without what sidecars leave there for each other."""
     return {name for name in cache.scan_iter() if not name.startswith("invalidator:")}
+
+
+def is_settled(status):
+    """Whether `status -o json` said that all is well, and the flush of the start and the repeat of that are over."""
+    targets = json.loads(status.stdout)["targets"].values() if status.returncode == 0 else []
+    return bool(targets) and all(target["settled_seconds"] is not None for target in targets)

@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support import until
+from tests.support import is_settled, until
 
 REPO = Path(__file__).parents[2]
 CONFIG = """
@@ -62,19 +61,16 @@ class Installation:
 
     def __init__(self, folder, python, *what):
         self.folder = folder
-        if python is None:
-            venv.create(folder, with_pip=True, symlinks=True)
-        else:
-            subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
+        subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
         command = [folder / "bin/python", "-m", "pip", "install", "--quiet", *what]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    def __call__(self, *arguments, **more):
+    def __call__(self, *arguments):
         """A command, with nothing of this repository in its way."""
         command = [self.folder / "bin/invalidator", *arguments]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=clean, **more)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=clean)
 
     @contextmanager
     def running(self, file):
@@ -93,9 +89,7 @@ class Installation:
                     process.kill()
 
     def is_settled(self, file):
-        answer = self("status", "-o", "json", "-c", file)
-        targets = json.loads(answer.stdout)["targets"].values() if answer.returncode == 0 else []
-        return bool(targets) and all(target["settled_seconds"] is not None for target in targets)
+        return is_settled(self("status", "-o", "json", "-c", file))
 
 
 def write(folder, instance, dsn, redis_url):

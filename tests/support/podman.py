@@ -102,17 +102,16 @@ class Podman:
     @contextmanager
     def running(self, *options, image=IMAGE, arguments=()):
         """A container from now on, on the host's network; its id."""
-        container = self(
-            "run", "--detach", "--network", "host", *_LIMITS, *options, image, *arguments
-        ).stdout.strip()  # fmt: skip
+        command = ["run", "--detach", "--network", "host", *_LIMITS, *options, image, *arguments]
+        container = self(*command).stdout.strip()
         try:
             yield container
         finally:
             self("rm", "--force", "--time", "0", container)
 
-    def run(self, *options, image=IMAGE, arguments=(), check=True):
+    def run(self, *options, image=IMAGE, arguments=()):
         command = ["run", "--rm", "--no-healthcheck", "--network", "host", *_LIMITS, *options, image, *arguments]
-        return self(*command, check=check)
+        return self(*command)
 
     def state(self, container):
         return json.loads(self("inspect", container).stdout)[0]["State"]
