@@ -53,8 +53,9 @@ def wait(config_file: str | None, timeout: float) -> None:
 @click.option("--pattern", "patterns", multiple=True, help="Keys that match, with * for anything; may be repeated.")
 @click.option("--tag", "tags", multiple=True, help="What has this tag; may be repeated.")
 @click.option("--url", "urls", multiple=True, help="Pages, by path, with * for anything; may be repeated.")
-@click.option("--table", help="What the rules say for this table; without --id, for all of it.")
-@click.option("--id", "row", help="The row's id, where the table is given.")
+@click.option("--table", help="Evict what the rules make of this table; without --id or --pk, of every row.")
+@click.option("--id", "row", help="Only the rows of --table whose column `id` is this.")
+@click.option("--pk", help="Only the row of --table with this primary key, as {pk} has it: columns joined by a colon.")
 @config_option
 @_timeout
 def purge(
@@ -62,19 +63,25 @@ def purge(
     patterns: tuple[str, ...],
     tags: tuple[str, ...],
     urls: tuple[str, ...],
+    *,
     table: str | None,
     row: str | None,
+    pk: str | None,
     config_file: str | None,
     timeout: float,
 ) -> None:
-    """Evict keys, or what the rules make of a table or row, on every target."""
-    if row is not None and not table:
-        raise UsageError("--id is of no table", todo="give --table too")
+    """Evict keys, or what the rules make of a table or row, on every target.
+
+    What --id and --pk leave open about a row is taken as unknown: a * in the key.
+    """
+    said = {name: value for name, value in (("id", row), ("pk", pk)) if value is not None}
+    if said and not table:
+        raise UsageError(f"--{next(iter(said))} is of no table", todo="give --table too")
     body: dict[str, Any] = {"keys": keys, "patterns": patterns, "tags": tags, "urls": urls}
     if not (any(body.values()) or table):
         raise UsageError("nothing to purge", todo="give keys, --pattern, --tag, --url, or --table")
     body |= {"timeout": timeout}
-    body |= ({"table": table} if table else {}) | ({"id": row} if row is not None else {})
+    body |= ({"table": table} if table else {}) | said
     answer = _ask_api(config_file, "POST", "/v1/purge", body, timeout)
     _require(answer, f"not every target has answered after {timeout:g} s; they are tried again until they do")
     count = answer["evictions"]

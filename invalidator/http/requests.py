@@ -16,7 +16,7 @@ from invalidator.core.suggest import did_you_mean
 from invalidator.core.values import encodable
 
 _LONGEST_WAIT: Final = 300.0
-_KNOWN: Final = ("keys", "patterns", "tags", "urls", "table", "id", "columns", "timeout")
+_KNOWN: Final = ("keys", "patterns", "tags", "urls", "table", "id", "pk", "columns", "timeout")
 
 
 class BadRequestError(ValueError):
@@ -32,7 +32,7 @@ def timeout_of(body: Mapping[str, Any]) -> float:
 
 
 def purge_of(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> tuple[Evictions, list[Change]]:
-    """What is asked to be evicted: by key, by pattern, or by table and id, which goes through the rules."""
+    """What is asked to be evicted: by key, by pattern, or by table and row, which goes through the rules."""
     for name in body:
         if name not in _KNOWN:
             raise BadRequestError(f"{name}: unknown; {did_you_mean(name, _KNOWN)}")
@@ -67,14 +67,14 @@ def _change(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> Change:
         table = table_of(name, tables)
     except ValueError as error:
         raise BadRequestError(f"table: {error}") from error
-    if "id" in body:
-        columns = columns | {"id": body["id"]}
+    columns = columns | {name: body[name] for name in ("id", "pk") if name in body}
     if not columns:
         return table_wide(table)
     texts = {column: _text(value) for column, value in columns.items()}
     if not all(value is None or (isinstance(value, str) and encodable(value)) for value in texts.values()):
-        raise BadRequestError("id, columns: write texts, numbers or null")
-    return Change(table, None, None, texts, ("id",) if "id" in texts else None)
+        raise BadRequestError("id, pk, columns: write texts, numbers or null")
+    # The catalog alone knows whether `id` is the whole key, or part of it: without `pk`, {pk} is unknown.
+    return Change(table, None, None, texts, ("pk",) if "pk" in texts else None)
 
 
 def _text(value: object) -> Any:

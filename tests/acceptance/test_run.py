@@ -98,6 +98,7 @@ def test_the_commands_that_ask_a_running_sidecar(home, db, cache):
         assert names(cache) == {"p:2", "list:z:b"}
         assert home("purge", "--table", "products", "--id", "2").returncode == 0
         assert names(cache) == set()
+        assert home("purge", "--table", "products", "--pk", "2").stdout == "2 evictions answered for\n"
         cache.mset({"p:9": "x", "other": "x"})
         assert home("flush").stdout == "flushed\n"
         assert names(cache) == {"other"}
@@ -123,6 +124,7 @@ def test_what_can_not_be_purged_is_said_in_a_line(home):
         for arguments, code, said in (
             ([], 2, "nothing to purge"),
             (["--id", "1"], 2, "--id is of no table"),
+            (["--pk", "1"], 2, "--pk is of no table"),
             (["--table", "product", "--id", "1"], 1, 'no rule is about a table "product"; did you mean "products"?'),
             (["--pattern", "*"], 1, "would sweep every key"),
             (["--url", "products/1"], 1, '"products/1" is no path; begin it with /'),
