@@ -288,7 +288,7 @@ async def test_a_right_that_is_missing_lasts_until_it_is_granted(server):
 async def test_evicts_and_flushes_where_it_may_not_meet_others(server):
     client = server.client()
     rights = ["+unlink", "+scan", "+client|setname", "+info", "+eval", "~p:*", "~list:*", "~version"]
-    client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *rights, "+type", "+time", "+get", "+set", "+pttl")
+    client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *rights, "+type", "+time", "+get", "+set", "+incr")
     client.set("p:1", "stale")
     world = World(Single(parse_redis_url(f"redis://app:pw@127.0.0.1:{server.port}")), server.client)
     async with world.running(settled=False):

@@ -33,18 +33,25 @@ from invalidator.targets.redis.wire import Command, Connection
 _WAIT: Final = 1000
 """Milliseconds for which replicas are waited for."""
 
-# The server's own clock, in microseconds, so that no two sidecars' clocks can lower a counter.
+# A counter gets a number that it has not had: one more, or the server's clock in microseconds where that is more. The
+# clock is the server's, so two sidecars' clocks can't lower a counter. Lua counts in doubles, exact up to 2^53 only, so
+# numbers are compared as digits, by length and then in order, and INCR adds. What is no number that INCR could raise
+# (a text, one below zero, the greatest) becomes the clock too: another number than before, which the application can
+# raise again. Without the counter the application would begin at 1, and bring old keys back to life. KEEPTTL keeps the
+# time to live; the application's own INCR would.
 _RAISE: Final = """
+local function is_less(one, other) return #one < #other or (#one == #other and one < other) end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then return 0 end
-local now = redis.call('TIME')
-local floor = now[1] * 1000000 + now[2]
-local value = tonumber(redis.call('GET', KEYS[1]) or 0) or 0
-local raised = string.format('%.0f', math.max(value + 1, floor))
-if redis.call('PTTL', KEYS[1]) > 0 then
-    redis.call('SET', KEYS[1], raised, 'KEEPTTL')
+local time = redis.call('TIME')
+local now = time[1] .. string.format('%06d', time[2])
+local value = redis.call('GET', KEYS[1])
+local digits = value and string.match(value, '^0*([1-9]%d*)$')
+if digits and is_less(digits, '9223372036854775807') and not is_less(digits, now) then
+    if digits ~= value then redis.call('SET', KEYS[1], digits, 'KEEPTTL') end -- INCR refuses leading zeros
+    redis.call('INCR', KEYS[1])
 else
-    redis.call('SET', KEYS[1], raised)
+    redis.call('SET', KEYS[1], now, 'KEEPTTL')
 end
 return 1
 """
