@@ -232,7 +232,8 @@ def _record(record: dict[str, Any]) -> str:
     told = [
         f"{name}: {' '.join(_quoted(key) for key in one['keys'])}{_more(one)}" for name, one in record["evict"].items()
     ]
-    return f"{time} {', '.join(said)} -> {'; '.join(told) or 'nothing'}{missed}"
+    nothing = f"nothing ({'; '.join(record['why'])})" if record.get("why") else "nothing"
+    return f"{time} {', '.join(said)} -> {'; '.join(told) or nothing}{missed}"
 
 
 def _rows(change: dict[str, Any]) -> str:

@@ -3,6 +3,10 @@
 A payload is JSON, whose fields the holes name, or plain text, which `{payload}` is. What can't be read is no exception
 to the promise: a field that is not there is unknown, a payload that is not JSON where JSON is needed is a change of
 the whole table, an operation that is none of ours could be any.
+
+A null is unknown too, and so is empty text. Most triggers send `NEW.id` whatever happened, and on a DELETE that is
+null; `format` and `concat` make empty text of it. It says nothing about the row, and a null that made no key would
+leave the deleted row's key. That a column really was null costs a wildcard.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from invalidator.core.change import OPS, Change, Op, Table, table_wide
-from invalidator.core.values import UNKNOWN, Row, Value, encodable
+from invalidator.core.values import UNKNOWN, Row, Unknown, encodable
 
 LONGEST_NAME: Final = 63
 PAYLOAD: Final = ("payload",)
 
+Known = str | Unknown
 Path = tuple[str, ...]
 Parts = tuple[str | Path, ...]
 
@@ -90,7 +95,7 @@ class Channel:
         named += [path for path, _ in self.if_]
         return any(path != PAYLOAD and not (len(path) == 1 and path[0] in row) for path in named)
 
-    def _op(self, value: Value) -> Op | None:
+    def _op(self, value: Known) -> Op | None:
         word = value.strip().lower() if isinstance(value, str) else None
         return next((op for op in OPS if op == word), None)
 
@@ -102,18 +107,18 @@ def _parsed(payload: str) -> object:
         return _BROKEN
 
 
-def _fill(parts: Parts, row: Row, fields: Any, payload: str) -> Value:
-    """The text with its holes filled; unknown or null when one of them is."""
+def _fill(parts: Parts, row: Row, fields: Any, payload: str) -> Known:
+    """The text with its holes filled; unknown when one of them is."""
     values = [part if isinstance(part, str) else _read(part, row, fields, payload) for part in parts]
-    if UNKNOWN in values:
-        return UNKNOWN
     known = [value for value in values if isinstance(value, str)]
-    return "".join(known) if len(known) == len(values) else None
+    return "".join(known) if len(known) == len(values) else UNKNOWN
 
 
-def _read(path: Path, row: Row, fields: Any, payload: str) -> Value:
+def _read(path: Path, row: Row, fields: Any, payload: str) -> Known:
+    """What a hole says: never null, which is no knowledge here."""
     if len(path) == 1 and path[0] in row:
-        return row[path[0]]
+        value = row[path[0]]
+        return UNKNOWN if value is None else value
     if path == PAYLOAD and not (isinstance(fields, dict) and "payload" in fields):
         return payload if payload and encodable(payload) else UNKNOWN
     value = fields
@@ -121,8 +126,6 @@ def _read(path: Path, row: Row, fields: Any, payload: str) -> Value:
         if not isinstance(value, dict) or step not in value:
             return UNKNOWN
         value = value[step]
-    if value is None:
-        return None
     if isinstance(value, bool):
         return _TEXT_OF[value]
-    return value if isinstance(value, str) and encodable(value) else UNKNOWN
+    return value if isinstance(value, str) and value and encodable(value) else UNKNOWN

@@ -45,6 +45,22 @@ def explain(rules: RuleSet, change: Change) -> Explanation:
     return Explanation(change, verdicts, {name: tuple(routed.get(name, ())) for name in rules.targets})
 
 
+def why_nothing(rules: RuleSet, change: Change) -> list[str]:
+    """Why a change evicts nothing at once: what each rule of its table says."""
+    verdicts = explain(rules, change).verdicts
+    if not verdicts:
+        return [f"no rule is about {change.table}"]
+    return [f"rules[{verdict.rule.number}]: {reason}" for verdict in verdicts for reason in _reasons(verdict)]
+
+
+def _reasons(verdict: Verdict) -> Iterable[str]:
+    if verdict.why_not is not None:
+        return [verdict.why_not]
+    if verdict.rule.lookup is not None:
+        return ["its lookup is asked first"]
+    return dict.fromkeys(note for made in verdict.made for note in made.notes)
+
+
 def change_of(
     table: Table, op: Op, values: Mapping[str, Value], old: Mapping[str, Value], new: Mapping[str, Value]
 ) -> Change:
@@ -87,7 +103,7 @@ def _notes(entry: Evict, change: Change, row: Row) -> Iterable[str]:
         for hole in template.holes:
             value = hole.read(change, row)
             if value is None:
-                yield f"skipped: {_named(hole)} is null"
+                yield f"no key: {_named(hole)} is null"
             elif value is UNKNOWN:
                 yield f"{_named(hole)} is unknown, so any: *"
 

@@ -10,7 +10,8 @@ One payload carries rows of one statement on one table, column by column:
 there is only `new`, that the old image is the same in every field. Without it the images of an update stand each for
 themselves. `"w": true` is the whole table, with neither rows nor fields; so is a table of which no field is used.
 Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it is written: it is what PostgreSQL's
-own text would be.
+own text would be. Without `o` somebody reported the row by hand (`invalidator.changed`), and a null there is unknown:
+whoever calls it in a trigger with `NEW.id` sends null for a deleted row.
 
 A payload that can't be read is no exception to the promise: `decode` raises `PayloadError`, whose `table` says how
 much was still readable, and the caller evicts that table, or everything.
@@ -85,6 +86,8 @@ def _rows(message: dict[str, Any], table: Table, op: Op | None, *, plain: bool) 
     fields = _names(message.get("c"), table)
     key = tuple(_names(message["k"], table)) if "k" in message else None
     old, new = (_images(message.get(side), fields, table, plain=plain) for side in ("old", "new"))
+    if op is None:
+        old, new = [*map(_without_nulls, old)], [*map(_without_nulls, new)]
     if not old and not new:
         raise UnreadableError("it has no rows", table)
     if message.get("p") is True:
@@ -113,6 +116,10 @@ def _images(columns: object, fields: list[str], table: Table, *, plain: bool) ->
         raise UnreadableError("its columns are not of one length", table)
     known = [column if plain and _TEXT.issuperset(map(type, column)) else [*map(_value, column)] for column in columns]
     return [dict(zip(fields, values, strict=True)) for values in zip(*known, strict=True)]
+
+
+def _without_nulls(row: Row) -> Row:
+    return {name: UNKNOWN if value is None else value for name, value in row.items()}
 
 
 def _value(value: object) -> Value:

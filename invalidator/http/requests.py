@@ -13,7 +13,7 @@ from invalidator.core.explain import Explanation, explain
 from invalidator.core.rule import TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
-from invalidator.core.values import encodable
+from invalidator.core.values import UNKNOWN, Value, encodable
 
 _LONGEST_WAIT: Final = 300.0
 _KNOWN: Final = ("keys", "patterns", "tags", "urls", "table", "id", "pk", "columns", "timeout")
@@ -70,17 +70,21 @@ def _change(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> Change:
     columns = columns | {name: body[name] for name in ("id", "pk") if name in body}
     if not columns:
         return table_wide(table)
-    texts = {column: _text(value) for column, value in columns.items()}
-    if not all(value is None or (isinstance(value, str) and encodable(value)) for value in texts.values()):
-        raise BadRequestError("id, pk, columns: write texts, numbers or null")
+    row = {column: _value(value) for column, value in columns.items()}
     # The catalog alone knows whether `id` is the whole key, or part of it: without `pk`, {pk} is unknown.
-    return Change(table, None, None, texts, ("pk",) if "pk" in texts else None)
+    return Change(table, None, None, row, ("pk",) if "pk" in row else None)
 
 
-def _text(value: object) -> Any:
+def _value(value: object) -> Value:
+    """A column's value; null is what a caller sends who does not have it, so it is unknown."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int) else value
+    if value is None:
+        return UNKNOWN
+    text = str(value) if isinstance(value, int) else value
+    if not isinstance(text, str) or not encodable(text):
+        raise BadRequestError("id, pk, columns: write texts, numbers or null")
+    return text
 
 
 def explain_of(query: Sequence[tuple[str, str]], rules: RuleSet) -> Explanation:

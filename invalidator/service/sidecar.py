@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from invalidator import __version__
@@ -15,6 +16,7 @@ from invalidator.core.change import Change
 from invalidator.core.cover import Claims
 from invalidator.core.digest import digest
 from invalidator.core.eviction import Evictions
+from invalidator.core.explain import why_nothing
 from invalidator.core.link import Phase
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import RefusedError, leaf
@@ -218,7 +220,7 @@ class Sidecar:
     @asynccontextmanager
     async def tail(self) -> AsyncIterator[Tail]:
         """What is heard from now on, and what becomes of it."""
-        tail = Tail()
+        tail = Tail(partial(why_nothing, self.rules))
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.witnesses.add(tail.see)

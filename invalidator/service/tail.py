@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from typing import Any, Final
@@ -14,12 +14,14 @@ from invalidator.core.eviction import Evictions
 
 _WAITING: Final = 1000
 _KEYS: Final = 20
+_REASONS: Final = 5
 
 
 class Tail:
-    """A bounded queue of records."""
+    """A bounded queue of records; `why_nothing` says why a change evicts nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, why_nothing: Callable[[Change], Sequence[str]] = lambda _: ()) -> None:
+        self._why_nothing = why_nothing
         self._records: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING)
         self._missed = 0
 
@@ -37,8 +39,12 @@ class Tail:
             if heard.tables is not None:
                 record |= {"tables": sorted(map(str, heard.tables))}
         else:
-            record |= {"changes": [_counted(*group) for group in _grouped(heard)]}
+            groups = _grouped(heard)
+            record |= {"changes": [_counted(*group) for group in groups]}
             record |= {"evict": {name: _shown(made) for name, made in evictions.items()}}
+            if groups and not evictions:
+                reasons = dict.fromkeys(why for change, _ in groups[:_REASONS] for why in self._why_nothing(change))
+                record |= {"why": list(islice(reasons, _REASONS))}
         try:
             self._records.put_nowait(record)
         except asyncio.QueueFull:

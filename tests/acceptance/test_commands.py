@@ -140,7 +140,7 @@ class TestExplain:
 
     def test_says_what_was_skipped_for_null(self, repo):
         done = self.explain(repo, "products", "insert", "id=1", "category_id=null", "brand=x", "attrs->>sku=s")
-        assert "category:{category_id}:products -> nothing\n      skipped: category_id is null" in done.stdout
+        assert "category:{category_id}:products -> nothing\n      no key: category_id is null" in done.stdout
 
     def test_prints_json(self, repo):
         done = self.explain(repo, "public.products", "delete", "id=42", "-o", "json")

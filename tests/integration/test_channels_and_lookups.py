@@ -84,7 +84,9 @@ SAID = [
     ("product_cache_invalidate", {"operation": "update"}, {"product:7", "product:8"}),
     ("product_cache_invalidate", {"operation": "update", "product_id": {"a": 1}}, {"product:7", "product:8"}),
     ("product_cache_invalidate", {"operation": "update", "product_id": "*"}, set()),
-    ("product_cache_invalidate", {"operation": "update", "product_id": None}, set()),
+    ("product_cache_invalidate", {"operation": "update", "product_id": None}, {"product:7", "product:8"}),
+    ("product_cache_invalidate", {"operation": "DELETE", "product_id": ""}, {"product:7", "product:8"}),
+    ("product_cache_invalidate", {"operation": None, "product_id": 7}, {"product:7"}),
     ("product_cache_invalidate", "", {"product:7", "product:8"}),
     ("product_cache_invalidate", "7", {"product:7", "product:8"}),
     ("product_cache_invalidate", "[" * 7000, {"product:7", "product:8"}),
@@ -104,6 +106,7 @@ SAID = [
     ("notifications", {"tenant_id": "t1", "type": "other"}, set()),
     ("notifications", {"tenant_id": "t1"}, {"notices:t1"}),
     ("notifications", {"tenant_id": "t1", "type": [1]}, {"notices:t1"}),
+    ("notifications", {"tenant_id": "t1", "type": None}, {"notices:t1"}),
 ]
 KEYS = [
     "product:7", "product:8", "user:5", "user:6", "user:true", "agent:t1:3", "agent:t2:3", "job:42", "job:43",
@@ -222,3 +225,14 @@ async def test_looked_up_values_are_text_as_triggers_send_it(dsn, expression, te
         lookup = parse_lookup(f"select {expression} as found where {{a}} = 'x'", "skip")
         value = (await lookups.ask(lookup, [("x",)]))[("x",)][0]["found"]
         assert value == text
+
+
+async def test_tail_says_why_a_change_evicts_nothing(db, dsn, redis_url):
+    text = 'rules: [{table: public.pages, ops: [insert], evict: "page:{slug}"}]'
+    db.execute("create table pages (id int primary key, slug text)")
+    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
+    install(db, installation(config), compile_rules(config))
+    async with serving(text, dsn, redis_url) as sidecar, sidecar.tail() as tail:
+        db.execute("insert into pages values (1, null)")
+        seen = await asyncio.wait_for(tail.next(), 10)
+    assert (seen["evict"], seen["why"]) == ({}, ["rules[0]: no key: slug is null"])

@@ -7,6 +7,7 @@ import pytest
 
 from invalidator.core.change import Change, Table, table_wide
 from invalidator.core.ruleset import RuleSet
+from invalidator.core.values import UNKNOWN
 from invalidator.demo.servers import PostgresServer
 from invalidator.demo.servers.postgres import find_postgres
 from invalidator.triggers.install import install
@@ -110,8 +111,8 @@ class TestChangedByHand:
         products.execute("""select invalidator.changed('public.products', '{"id": 42, "name": null}')""")
         wide, empty, narrow = heard()
         assert wide == empty == table_wide(P)
-        assert narrow == Change(P, None, None, {"id": "42", "name": None})
-        assert [e.key for e in wanted.evict([narrow])["cache"]] == ["p:42"]
+        assert narrow == Change(P, None, None, {"id": "42", "name": UNKNOWN})
+        assert [e.key for e in wanted.evict([narrow])["cache"]] == ["p:42", "n:*"]
 
     def test_what_is_not_named_is_unknown(self, products, heard):
         wanted = rules("p:{id}", "n:{name}")

@@ -1,5 +1,5 @@
-from invalidator.core.change import Table
-from invalidator.core.explain import change_of, explain
+from invalidator.core.change import Table, table_wide
+from invalidator.core.explain import change_of, explain, why_nothing
 from invalidator.core.fields import Field
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
@@ -34,7 +34,7 @@ def test_says_why_a_rule_does_not_match():
 
 def test_says_what_was_skipped_for_null_and_what_is_unknown():
     found = explained(rule("p:{id}:{b}", "q:{c|md5}"), change_of(T, "insert", {"id": None, "b": "x"}, {}, {}))
-    assert [made.notes for made in found.verdicts[0].made] == [("skipped: id is null",), ("c is unknown, so any: *",)]
+    assert [made.notes for made in found.verdicts[0].made] == [("no key: id is null",), ("c is unknown, so any: *",)]
 
 
 def test_says_what_sweeps():
@@ -59,3 +59,10 @@ def test_agrees_with_what_the_rules_evict():
     change = change_of(T, "update", {"id": "1"}, {}, {})
     found = explain(rules, change)
     assert set(found.targets["cache"]) == {e for made in found.verdicts[0].made for e in made.evictions}
+
+
+def test_says_why_a_change_evicts_nothing():
+    rules = RuleSet([rule("p:{id}", "q:{id}"), rule("p:{id}", ops=("delete",))], ["cache"])
+    change = change_of(T, "insert", {"id": None}, {}, {})
+    assert why_nothing(rules, change) == ["rules[0]: no key: id is null", "rules[0]: ops: insert is not among delete"]
+    assert why_nothing(rules, table_wide(Table("public", "other"))) == ["no rule is about public.other"]

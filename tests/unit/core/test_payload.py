@@ -90,6 +90,12 @@ def test_values_that_can_not_be_text_are_unknown():
     assert change == Change(T, None, None, {"a": UNKNOWN, "b": UNKNOWN})
 
 
+def test_a_null_is_one_in_what_a_trigger_saw_and_unknown_in_what_somebody_says():
+    (seen,) = decode(HEAD + ',"o":"insert","c":["a","b"],"new":[[null],["1"]]}')
+    (said,) = decode(HEAD + ',"c":["a","b"],"new":[[null],["1"]]}')
+    assert (seen.new, said.new) == ({"a": None, "b": "1"}, {"a": UNKNOWN, "b": "1"})
+
+
 @given(st.text(max_size=40))
 def test_any_text_decodes_or_is_unreadable(text):
     for payload in (text, HEAD + text, HEAD + ',"o":"insert","c":["a"],"new":' + text):

@@ -50,3 +50,9 @@ def test_the_key_that_is_given_makes_the_exact_key():
     assert [one.key for one in purged(rule("p:{pk}"), {"pk": "1:2"})] == ["p:1:2"]
     assert [one.key for one in purged(rule("p:{id}"), {"id": 42})] == ["p:42"]
     assert [(one.key, one.glob) for one in purged(rule("p:{pk}"), {"id": 42})] == [("p:*", True)]
+
+
+def test_a_null_is_a_value_that_the_caller_does_not_have():
+    made = rule("p:{id}:{slug}")
+    for body in ({"id": None, "columns": {"slug": "x"}}, {"columns": {"id": None, "slug": "x"}}):
+        assert [(one.key, one.glob) for one in purged(made, body)] == [("p:*:x", True)]
