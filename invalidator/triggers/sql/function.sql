@@ -4,6 +4,7 @@
 --
 -- The old and new rows of an UPDATE come in the same order. Where rules want them paired, the table's key is collected
 -- as well, and they are paired only if the keys are the same, place by place: then the pairs are right whatever the order.
+-- There may be fewer new rows than old ones: where a row moves to another partition, a BEFORE INSERT trigger may drop it.
 --
 -- A statement of one row is the common one, and costs what it executes: hence a single query for a few rows, which also
 -- sends them, and no variables. (A function that it called would not see the transition tables.) Operators and functions
@@ -15,7 +16,8 @@ begin
         if tg_op = 'UPDATE' then
             perform pg_notify({channel}, few.payload)
             from (
-                select case when cardinality(new_1) = 0 or cardinality(new_1) > {few} or pg_notification_queue_usage() > 0.5 then null
+                select case when greatest(cardinality(old_1), cardinality(new_1)) = 0 or greatest(cardinality(old_1), cardinality(new_1)) > {few}
+                        or pg_notification_queue_usage() > 0.5 then null
                     when {same} then {same_few}
                     else concat({opening}, 'update', {fields}, case when {key_same} then ',"p":true' end, {few_old}, {few_new}, '}') end as payload
                 from (
