@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import IO, Final, Literal
 
 _logger: Final = logging.getLogger("invalidator")
@@ -62,9 +64,20 @@ def _shown(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=\n\r\t') else text
 
 
-def set_up(level: str, style: Literal["text", "json"], stream: IO[str] | None = None) -> None:
-    """Write our records to stderr, or to `stream`."""
+def set_up(
+    level: str,
+    style: Literal["text", "json"],
+    stream: IO[str] | None = None,
+    fields: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Write our records to stderr, or to `stream`; `fields` go with each of them."""
     out = logging.StreamHandler(stream or sys.stderr)
+
+    def add_fields(record: logging.LogRecord) -> bool:
+        record.facts = {**getattr(record, "facts", {}), **fields}
+        return True
+
+    out.addFilter(add_fields)
     out.setFormatter(_Json() if style == "json" else _Text())
     _logger.handlers[:] = [out]
     _logger.propagate = False

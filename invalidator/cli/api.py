@@ -216,10 +216,19 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         state = "up" if lane["up"] else "away"
         state += f", owed a flush ({lane['owed']})" if lane["owed"] else ""
         age = "nothing yet" if lane["as_of_seconds"] is None else f"all until {lane['as_of_seconds']:.1f} s ago"
+        if "observed" in lane:
+            yield f"target {name}: {state}, {lane['waiting']} waiting, counted: {age}; {_counted(lane['observed'])}"
+            continue
         readers = f", readers: {lane['readers']}, at {lane['at']}" if "readers" in lane else ""
         yield f"target {name}: {state}, {lane['waiting']} waiting, evicted: {age}{readers}"
     for table, state in answer["triggers"].items():
         yield f"triggers of {table}: {state}"
+
+
+def _counted(observed: dict[str, Any]) -> str:
+    exist = "" if observed["existed"] is None else f", of which {observed['existed']} exist"
+    keys = "" if observed["flushed"] is None else f", the last of {observed['flushed']} keys"
+    return f"evictions: {observed['evictions']}{exist}; flushes: {observed['flushes']}{keys}"
 
 
 def _record(record: dict[str, Any]) -> str:

@@ -24,19 +24,16 @@ def run(config_file: str | None, log_level: str, log_format: str, *, observe: bo
     import asyncio
 
     config = load_config(config_file)
-    set_up(log_level, "json" if log_format == "json" else "text")
+    set_up(log_level, "json" if log_format == "json" else "text", fields={"mode": "observe"} if observe else {})
 
-    from invalidator.service.observe import observe as observe_service
     from invalidator.service.run import run as run_service
 
     run_loop: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
     with suppress(ImportError):  # the extra `fast`
         from uvloop import run as run_loop
     started()
-    if observe:
-        click.echo("\n".join(run_loop(observe_service(config))))
-    else:
-        run_loop(run_service(config, lambda: load_config(config_file)))
+    report = (lambda lines: click.echo("\n".join(lines))) if observe else None
+    run_loop(run_service(config, lambda: load_config(config_file), report))
 
 
 COMMANDS = {"run": run}

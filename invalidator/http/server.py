@@ -53,6 +53,8 @@ class Sidecar(Protocol):
     metrics: Metrics
     rules: RuleSet
 
+    @property
+    def observing(self) -> bool: ...
     def started(self) -> bool: ...
     def doubts(self) -> list[str]: ...
     def status(self) -> dict[str, Any]: ...
@@ -143,6 +145,14 @@ class Server:
             raise web.HTTPServiceUnavailable(text='{"error": "starting"}\n', content_type="application/json")
         return self._sidecar
 
+    @property
+    def _evicting(self) -> Sidecar:
+        """The sidecar, for what an observer can't do."""
+        if self._shown.observing:
+            text = '{"error": "it observes (run --observe): nothing is evicted, only counted"}\n'
+            raise web.HTTPConflict(text=text, content_type="application/json")
+        return self._shown
+
     # Probes
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -169,7 +179,7 @@ class Server:
     async def _purge(self, request: web.Request) -> web.Response:
         body = await _body(request)
         try:
-            evictions, changes = purge_of(body, [rule.table for rule in self._shown.rules.rules])
+            evictions, changes = purge_of(body, [rule.table for rule in self._evicting.rules.rules])
             timeout = timeout_of(body)
         except BadRequestError as error:
             return _json({"error": str(error)}, 400)
@@ -177,10 +187,10 @@ class Server:
         return _json({"evictions": told, "answered": answered}, 200 if answered else 504)
 
     async def _flush(self, request: web.Request) -> web.Response:
-        return await self._waited(request, self._shown.flush)
+        return await self._waited(request, self._evicting.flush)
 
     async def _barrier(self, request: web.Request) -> web.Response:
-        return await self._waited(request, self._shown.barrier)
+        return await self._waited(request, self._evicting.barrier)
 
     async def _explain(self, request: web.Request) -> web.Response:
         try:
@@ -189,7 +199,7 @@ class Server:
             return _json({"error": str(error)}, 400)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        streams = self._shown.streams()
+        streams = self._evicting.streams()
         if streams is None:
             return _json({"error": "starting"}, 503)
         name = request.query.get("target") or next(iter(streams), "")

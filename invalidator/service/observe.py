@@ -1,51 +1,60 @@
-"""`run --observe`: the safe first try. Everything is heard and rendered, nothing is evicted: it is counted.
+"""`run --observe`: the safe first try. Changes are received and rendered as ever; nothing is evicted, only counted.
 
-Each rule gets a lane of its own on each target, and the targets stand behind an `Observer` that asks how many of the
-keys there are instead of removing them. So what is counted went through all that a real run does.
+An observer lives the life of `run` (`service/run.py`): signals, reloads, refusals. It has a lane of its own for each
+rule and target, and behind each lane an `Observer` instead of the target, which asks how many of the keys exist. So
+what is counted went through all that a real run does.
+
+An observer must not pass for a sidecar that evicts. It has no `board`, so it writes nothing to a Redis: no presence, no
+alive key, and no answer to another sidecar's question. It claims nothing (`Sidecar._claims`), is never ready
+(`Sidecar.doubts`), serves no stream, and refuses purges, flushes and barriers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import signal
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Final
 
 from invalidator.config.compile import compile_rules, reach
 from invalidator.config.models import Config
 from invalidator.core.eviction import Eviction, Evictions, Kind
 from invalidator.core.ruleset import RuleSet
-from invalidator.http.server import Server
 from invalidator.logs import Log
 from invalidator.service import wiring
-from invalidator.service.sidecar import Sidecar
 from invalidator.targets.redis import RedisTarget
 
-PERIOD = 60.0
+PERIOD: Final = 60.0
+"""Seconds between two reports in the log."""
+
+OBSERVING: Final = "observing: nothing is evicted, only counted"
+_log: Final = Log()
 
 
 @dataclass
 class Observer:
-    """One rule's view of a target: it counts what would be evicted there; only a Redis says how much of it exists."""
+    """One rule's view of a target: counts what would be evicted there; only a Redis can say how much of it exists."""
 
     name: str
     target: RedisTarget | None
     table: str
     evictions: int = 0
     existed: int = 0
+    flushes: int = 0
+    flushed: int = 0
+    """How many keys there were that the last flush would have removed."""
+
     overtakes: bool = False
     board: None = None
     patience: float = math.inf
 
     async def __aenter__(self) -> Observer:
-        if self.target is not None:
-            await self.target.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self.target is not None:
-            await self.target.__aexit__()
+        pass  # the target is the observation's
 
     async def evict(self, evictions: Evictions) -> int:
         existed = 0 if self.target is None else await self.target.count(evictions)
@@ -54,59 +63,67 @@ class Observer:
         return existed
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
-        return 0
+        self.flushed = 0 if self.target is None else await self.target.count_flush(owned)
+        self.flushes += 1
+        return self.flushed
 
     async def beat(self, as_of: float | None = None) -> None:
         if self.target is not None:
             await self.target.beat()
 
-
-async def observe(config: Config) -> list[str]:
-    """Count until SIGTERM or SIGINT; the table of what was counted."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    rules, observers = observed(config)
-    sidecar = Sidecar(config, observed=(rules, observers))
-    async with Server(config.listen) as server:
-        server.show(sidecar)
-        telling = asyncio.ensure_future(_tell(observers))
-        try:
-            await sidecar.run(stop)
-        finally:
-            telling.cancel()
-    return lines(observers)
+    def counts(self) -> dict[str, int | None]:
+        """What was counted so far; None for what nobody can know."""
+        known = self.target is not None
+        return {
+            "evictions": self.evictions,
+            "existed": self.existed if known else None,
+            "flushes": self.flushes,
+            "flushed": self.flushed if known else None,
+        }
 
 
-def observed(config: Config) -> tuple[RuleSet, list[Observer]]:
-    """The rules, each sent to observers of its own."""
-    made = {name: wiring.target(config, name) for name in config.targets}
-    targets = {name: target if isinstance(target, RedisTarget) else None for name, target in made.items()}
-    reaches: dict[str, frozenset[Kind]] = {}
-    rules, observers = [], []
-    for rule in compile_rules(config).rules:
-        reaches |= {f"rules[{rule.number}] {name}": reach(config.targets[name]) for name in rule.to}
-        mine = [Observer(f"rules[{rule.number}] {name}", targets[name], str(rule.table)) for name in rule.to]
-        observers += mine
-        rules.append(replace(rule, to=tuple(observer.name for observer in mine)))
-    return RuleSet(rules, [observer.name for observer in observers], reaches), observers
+class Observation:
+    """The rules of a configuration, each with observers of its own; open while it is observed."""
+
+    def __init__(self, config: Config) -> None:
+        made = {name: wiring.target(config, name) for name in config.targets}
+        self._redises = {name: target for name, target in made.items() if isinstance(target, RedisTarget)}
+        self._stack = AsyncExitStack()
+        self.observers: list[Observer] = []
+        reaches: dict[str, frozenset[Kind]] = {}
+        rules = []
+        for rule in compile_rules(config).rules:
+            mine = {name: f"rules[{rule.number}] {name}" for name in rule.to}
+            reaches |= {mine[name]: reach(config.targets[name]) for name in rule.to}
+            self.observers += [Observer(mine[name], self._redises.get(name), str(rule.table)) for name in rule.to]
+            rules.append(replace(rule, to=tuple(mine.values())))
+        self.rules = RuleSet(rules, [observer.name for observer in self.observers], reaches)
+
+    async def __aenter__(self) -> Observation:
+        _log.info("observing", "nothing is evicted, only counted")
+        for target in self._redises.values():
+            await self._stack.enter_async_context(target)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Report what was counted now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            for observer in self.observers:
+                _log.info("observed", "evicted nothing, only counted", rule=observer.name, **observer.counts())
+
+    def lines(self) -> list[str]:
+        """What was counted, as a table."""
+        rows: list[tuple[str, ...]] = [
+            ("rule and target", "table", "would evict", "of which exist", "flushes", "keys in the last flush")
+        ]
+        rows += [(one.name, one.table, *map(_shown, one.counts().values())) for one in self.observers]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def lines(observers: Sequence[Observer]) -> list[str]:
-    """What was counted, as a table."""
-    rows = [("rule and target", "table", "would evict", "of which exist")]
-    rows += [
-        (one.name, one.table, str(one.evictions), "-" if one.target is None else str(one.existed)) for one in observers
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-async def _tell(observers: Sequence[Observer]) -> None:
-    facts = Log()
-    while True:
-        await asyncio.sleep(PERIOD)
-        for one in observers:
-            facts.info(
-                "observed", "evicted nothing, only counted", rule=one.name, evictions=one.evictions, existed=one.existed
-            )
+def _shown(count: int | None) -> str:
+    return "-" if count is None else str(count)

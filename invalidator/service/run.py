@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Final
 
 from invalidator.config.models import Config, Listen
@@ -13,6 +13,7 @@ from invalidator.errors import ConfigError, RefusedError, UsageError
 from invalidator.http.server import Server
 from invalidator.logs import Log
 from invalidator.service.limits import allow_many_files
+from invalidator.service.observe import Observation
 from invalidator.service.sidecar import DRAIN, Sidecar
 from invalidator.service.systemd import Systemd
 
@@ -20,8 +21,15 @@ _RELOAD_DRAIN: Final = 2.0
 _log: Final = Log()
 
 
-async def run(config: Config, read_again: Callable[[], Config]) -> None:
-    """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+Report = Callable[[list[str]], None]
+"""Takes the lines of what was counted."""
+
+
+async def run(config: Config, read_again: Callable[[], Config], report: Report | None = None) -> None:
+    """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+    With `report`, nothing is evicted: what would have been is counted, and reported when a configuration ends.
+    """
     allow_many_files()
     loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -31,14 +39,16 @@ async def run(config: Config, read_again: Callable[[], Config]) -> None:
         last_good: Config | None = None
         listening: Listen | None = None
         while not stop.is_set():
-            sidecar = Sidecar(config)
             try:
+                observation = Observation(config) if report else None
+                sidecar = Sidecar(config, observation)
                 if config.listen != listening:
                     listening = None
                     await stack.aclose()
                     server, listening = await stack.enter_async_context(Server(config.listen)), config.listen
                 server.show(sidecar)
-                following = await _generation(sidecar, stop, reload, read_again)
+                with reported(observation, report):
+                    following = await _generation(sidecar, stop, reload, read_again)
             except RefusedError as error:
                 if last_good is None:
                     raise
@@ -49,6 +59,20 @@ async def run(config: Config, read_again: Callable[[], Config]) -> None:
                 continue
             last_good, config = config, following or config
     _log.info("stopped", "stopped")
+
+
+@contextmanager
+def reported(observation: Observation | None, report: Report | None) -> Iterator[None]:
+    """Report what was counted, however it ends; what was refused at its start has counted nothing."""
+    refused = False
+    try:
+        yield
+    except RefusedError:
+        refused = True
+        raise
+    finally:
+        if observation is not None and report is not None and not refused:
+            report(observation.lines())
 
 
 async def _generation(

@@ -18,7 +18,6 @@ from invalidator.core.digest import digest
 from invalidator.core.eviction import Evictions
 from invalidator.core.explain import why_nothing
 from invalidator.core.link import Phase
-from invalidator.core.ruleset import RuleSet
 from invalidator.errors import RefusedError, leaf
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, lane_gauges
@@ -27,6 +26,7 @@ from invalidator.pipeline.pipeline import ASKED, Pipeline
 from invalidator.ports import Target
 from invalidator.service import wiring
 from invalidator.service.limits import backlog, memory_limit
+from invalidator.service.observe import OBSERVING, Observation, Observer
 from invalidator.service.tail import Tail
 from invalidator.service.watch import Watch
 from invalidator.targets.hook import HookTarget
@@ -42,10 +42,10 @@ _log: Final = Log()
 class Sidecar:
     """Opened once; `run` keeps the targets right until told to stop."""
 
-    def __init__(self, config: Config, *, observed: tuple[RuleSet, Sequence[Target]] | None = None) -> None:
+    def __init__(self, config: Config, observation: Observation | None = None) -> None:
         self.config = config
-        self.rules = observed[0] if observed else compile_rules(config)
-        self._given = observed[1] if observed else None
+        self.rules = observation.rules if observation else compile_rules(config)
+        self._observation = observation
         self.metrics = Metrics(self.rules.targets, dict.fromkeys(str(rule.table) for rule in self.rules.rules))
         self.metrics.state = self._gauges
         self.reloaded = True
@@ -67,9 +67,12 @@ class Sidecar:
                 assert self._pipeline is not None
                 assert self._watch is not None
                 async with asyncio.TaskGroup() as group:
-                    watching = group.create_task(self._watch.run(), name="triggers")
+                    tasks = [group.create_task(self._watch.run(), name="triggers")]
+                    if self._observation is not None:
+                        tasks.append(group.create_task(self._observation.run(), name="observation"))
                     await self._pipeline.run_until(stop, drain)
-                    watching.cancel()
+                    for task in tasks:
+                        task.cancel()
         except BaseExceptionGroup as group:
             refused = group.subgroup(RefusedError)
             if refused is None:
@@ -80,17 +83,23 @@ class Sidecar:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
-        made = self._given or [wiring.target(config, name) for name in config.targets]
+        observation = self._observation
+        if observation is not None:
+            await stack.enter_async_context(observation)
+            # Triggers are installed by one that evicts.
+            config = config.model_copy(update={"triggers": config.triggers.model_copy(update={"install": "manual"})})
+        made: Sequence[Target] = (
+            observation.observers if observation else [wiring.target(config, name) for name in config.targets]
+        )
         lookups = wiring.lookups(config, self.rules)
         if lookups is not None:
             await stack.enter_async_context(lookups)
-        observed = self._given is not None
         self._pipeline = Pipeline(
             self._source,
             self.rules,
             [await stack.enter_async_context(one) for one in made],
-            repeat_after={} if observed else {name: part.repeat_after for name, part in config.targets.items()},
-            after={} if observed else follows(config.targets),
+            repeat_after={} if observation else {name: part.repeat_after for name, part in config.targets.items()},
+            after={} if observation else follows(config.targets),
             patience=config.postgres.canary_timeout,
             bound=backlog(len(made), memory_limit()),
             stale_after=self._stale_after,
@@ -108,6 +117,8 @@ class Sidecar:
 
     def _claims(self, target: str) -> Claims:
         """What we can say to other sidecars that we hear, as in `core/cover.py`."""
+        if self._observation is not None:
+            return Claims()
         if self._watch is None or self._pipeline is None or self._pipeline.doubts or not self.hears:
             return Claims()
         triggers, channels = self._watch.fingerprint, self._source.channels
@@ -116,6 +127,11 @@ class Sidecar:
         return Claims(digest([self._digests[target], triggers, channels]))
 
     # What it says of itself
+
+    @property
+    def observing(self) -> bool:
+        """Whether nothing is evicted, only counted."""
+        return self._observation is not None
 
     @property
     def hears(self) -> bool:
@@ -138,7 +154,8 @@ class Sidecar:
         """Why the promise can't be kept now; nothing when it is."""
         if self._pipeline is None:
             return ["not running"]
-        reasons = [] if self.hears else [f"source: {self._pipeline.why}"]
+        reasons = [OBSERVING] if self.observing else []
+        reasons += [] if self.hears else [f"source: {self._pipeline.why}"]
         for lane in self._lanes:
             state, name = lane.state, lane.target.name
             if lane.why:
@@ -157,6 +174,7 @@ class Sidecar:
         return {
             "name": self.config.name,
             "version": __version__,
+            "mode": "observe" if self.observing else "run",
             "ready": not doubts,
             "doubts": doubts,
             "source": {"kind": self.config.source.kind, "state": self._source.link.phase.name.lower()},
@@ -177,7 +195,7 @@ class Sidecar:
             "owed": state.owed or None,
             "as_of_seconds": _rounded(self._age(state.as_of)),
             "settled_seconds": _rounded(self._age(state.settled_as_of)),
-        } | ({"readers": target.readers, "at": target.at} if isinstance(target := lane.target, StreamTarget) else {})
+        } | _particulars(lane.target)
 
     def _age(self, moment: float | None) -> float | None:
         return None if moment is None else _now() - moment
@@ -240,6 +258,12 @@ class Sidecar:
         if self._pipeline is None:
             return None
         return {lane.target.name: lane.target for lane in self._lanes if isinstance(lane.target, StreamTarget)}
+
+
+def _particulars(target: Target) -> dict[str, Any]:
+    if isinstance(target, StreamTarget):
+        return {"readers": target.readers, "at": target.at}
+    return {"observed": target.counts()} if isinstance(target, Observer) else {}
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -253,21 +253,6 @@ def test_frozen_and_woken_it_goes_on_from_where_it_was(home, db, cache):
         assert cache.exists("p:2")
 
 
-def test_observe_counts_and_evicts_nothing(home, db, cache):
-    with home.running("--observe") as process:
-        cache.mset({"p:1": "x", "list:a:n": "x", "list:b:n": "x"})
-        db.execute("insert into products values (1, 'n'), (2, null)")
-        assert home("wait").returncode == 0
-        process.send_signal(signal.SIGINT)
-        printed = process.stdout.read()
-        assert process.wait(10) == 0
-    assert printed.splitlines() == [
-        "rule and target  table            would evict  of which exist",
-        "rules[0] cache   public.products  3            3",
-    ]
-    assert len(names(cache)) == 3
-
-
 class TestRefuses:
     """What no waiting mends: one line, and the way out."""
 

@@ -129,3 +129,32 @@ async def test_a_target_that_does_not_answer_is_away(harness):
             await target.evict(Evictions.of([Eviction("key", "a")]))
         with pytest.raises(TargetAway):
             await target.flush([Eviction("key", "a*", glob=True)])
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Eviction("key", "a"),
+        Eviction("key", "*", glob=True),
+        Eviction("tag", "t:1"),
+        Eviction("tag", "t:*", glob=True),
+        Eviction("tag", "sorted"),
+        Eviction("version", "v"),
+        Eviction("version", "*", glob=True),
+        Eviction("hash", "h", field="x"),
+        Eviction("hash", "*", glob=True, field="x"),
+    ],
+    ids=str,
+)
+async def test_what_is_counted_is_what_evicting_removes(redis_url, cache, one):
+    """`run --observe` counts by this; counting removes nothing."""
+    cache.mset({"a": "1", "b": "2", "v": "7"})
+    cache.sadd("t:1", "a", "no key")
+    cache.zadd("sorted", {"b": 1})
+    cache.hset("h", mapping={"x": "1", "y": "2"})
+    before = names(cache)
+    async with RedisTarget("cache", parse_redis_url(redis_url)) as target:
+        counted = await target.count(Evictions.of([one]))
+        assert names(cache) == before
+        assert await target.count_flush([one]) == counted
+        assert await target.evict(Evictions.of([one])) == counted

@@ -59,7 +59,11 @@ class Sweeper:
 
     async def run(self, sweep: Sweep, carry_out: CarryOut) -> int:
         """Carry out what the patterns say, on every key that is there all the time; how many keys were removed."""
-        return await self.at_rest(lambda: self._pass(sweep, carry_out))
+        return await self.at_rest(lambda: self._pass(sweep, carry_out, removing=True))
+
+    async def count(self, sweep: Sweep, count: CarryOut) -> int:
+        """Remove nothing: `count` is given all keys that match, and its sum is returned."""
+        return await self._pass(sweep, count, removing=False)
 
     async def at_rest(self, go_over_all: Callable[[], Awaitable[int]]) -> int:
         """Go over all nodes until no key can have been missed; the sum of what that gives."""
@@ -77,18 +81,7 @@ class Sweeper:
                 return total
         raise TargetAway(f"the Cluster was never at rest in {_PASSES} passes")
 
-    async def count(self, matcher: Matcher) -> int:
-        """How many keys the patterns match."""
-        found = 0
-        for _, connection in await self._line.nodes():
-
-            async def look_at(keys: list[bytes]) -> int:
-                return sum(map(matcher.accepts, keys))
-
-            found += await _Pages(connection, matcher.common(), by_slot=False).walk(look_at)
-        return found
-
-    async def _pass(self, sweep: Sweep, carry_out: CarryOut) -> int:
+    async def _pass(self, sweep: Sweep, carry_out: CarryOut, *, removing: bool) -> int:
         matchers = {group: Matcher(patterns) for group, patterns in sweep.patterns.items()}
         filtered = Matcher(pattern for patterns in sweep.patterns.values() for pattern in patterns).common()
         progress = _Progress(self._log)
@@ -100,7 +93,7 @@ class Sweeper:
                 removed = 0
                 for (kind, field_name), matcher in matchers.items():
                     chosen = [key for key in keys if matcher.accepts(key)]
-                    if chosen and kind == "key":
+                    if chosen and kind == "key" and removing:
                         pages.doomed += chosen
                     elif chosen:
                         removed += await carry_out(kind, field_name, chosen)

@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from invalidator.config.redis_url import Endpoint
 from invalidator.core import glob
 from invalidator.core.eviction import Eviction, Evictions, Kind
-from invalidator.core.matcher import Matcher
 from invalidator.errors import TargetAway
 from invalidator.targets.redis.board import Board
 from invalidator.targets.redis.line import Line, Met, all_of
@@ -133,6 +132,10 @@ class RedisTarget:
         """How many keys there are of those that these would remove; removes nothing."""
         return await self._told(self._count(evictions))
 
+    async def count_flush(self, owned: Sequence[Eviction]) -> int:
+        """How many keys there are of those that a flush would remove; removes nothing."""
+        return await self._told(self._count_flush(owned))
+
     async def check(self) -> list[str]:
         """What stands in the way of evicting here; TargetAway when it can't be reached."""
         return await self._told(self._check())
@@ -153,6 +156,16 @@ class RedisTarget:
         existed = 0
         if evictions.keys:
             existed += await self._exact.unlink(map(self._key, evictions.keys))
+        sweep, known = self._sorted(evictions)
+        for (kind, field), keys in known.items():
+            existed += await self._carry_out(self._exact, kind, field, keys)
+        if sweep:
+            existed += await self._sweeper.run(sweep, self._carry_out_wide)
+        await self._wait(*([self._exact] if evictions.keys or known else []), *([self._wide] if sweep else []))
+        return existed
+
+    def _sorted(self, evictions: Evictions) -> tuple[Sweep, dict[tuple[Kind, str], list[bytes]]]:
+        """What is no plain key: patterns for a pass, and keys by what is done with them."""
         sweep = Sweep()
         known: dict[tuple[Kind, str], list[bytes]] = defaultdict(list)
         for eviction in evictions.others:
@@ -160,12 +173,7 @@ class RedisTarget:
                 sweep.add(eviction, self._pattern(eviction.key))
             else:
                 known[eviction.kind, eviction.field].append(self._key(eviction.key))
-        for (kind, field), keys in known.items():
-            existed += await self._carry_out(self._exact, kind, field, keys)
-        if sweep:
-            existed += await self._sweeper.run(sweep, self._carry_out_wide)
-        await self._wait(*([self._exact] if evictions.keys or known else []), *([self._wide] if sweep else []))
-        return existed
+        return sweep, known
 
     async def _flush(self, owned: Sequence[Eviction]) -> int:
         if not self._whole_database:
@@ -194,19 +202,22 @@ class RedisTarget:
         return 0
 
     async def _untag(self, line: Line, key: bytes) -> int:
-        """Remove the members of a tag's set; a tag that is something else, or not there, has none."""
-        existed, scan, cursor = 0, "SSCAN", b"-1"
+        """Remove the members of a tag's set."""
+        return sum([await line.unlink(members) async for members in self._members(line, key)])
+
+    async def _members(self, line: Line, key: bytes) -> AsyncIterator[list[bytes]]:
+        """The members of a tag's set, a page at a time; a tag that is something else, or not there, has none."""
+        scan, cursor = "SSCAN", b"-1"
         while cursor != b"0":
             start = b"0" if cursor == b"-1" else cursor
             (reply,) = await line.each([(scan, key, start, "COUNT", PAGE)], may_fail="WRONGTYPE")
             if isinstance(reply, Reply):
                 if scan == "ZSCAN":
-                    return 0
+                    return
                 scan = "ZSCAN"
                 continue
             cursor, members = reply
-            existed += await line.unlink(members if scan == "SSCAN" else members[::2])
-        return existed
+            yield members if scan == "SSCAN" else members[::2]
 
     async def _wait(self, *lines: Line) -> None:
         """Until enough replicas have what was sent on these lines."""
@@ -232,13 +243,28 @@ class RedisTarget:
         self._met.are(self._places.primaries)
 
     async def _count(self, evictions: Evictions) -> int:
-        exact = [self._key(key) for key in evictions.keys]
-        exact += [self._key(eviction.key) for eviction in evictions.others if not eviction.glob]
-        found = sum(await self._wide.each([("EXISTS", key) for key in exact])) if exact else 0
-        patterns = [self._pattern(eviction.key) for eviction in evictions.others if eviction.glob]
-        if patterns:
-            found += await self._sweeper.count(Matcher(patterns))
-        return found
+        sweep, known = self._sorted(evictions)
+        found = sum([await self._existing(*group, keys) for group, keys in known.items()])
+        found += await self._existing("key", "", [*map(self._key, evictions.keys)])
+        return found + (await self._sweeper.count(sweep, self._existing) if sweep else 0)
+
+    async def _existing(self, kind: Kind, field: str, keys: list[bytes]) -> int:
+        """How many keys, or fields, carrying this out would remove."""
+        if kind == "key":
+            return sum(await self._wide.each([("EXISTS", key) for key in keys]))
+        if kind == "tag":
+            tagged = [some for key in keys async for some in self._members(self._wide, key)]
+            return sum([await self._existing("key", "", members) for members in tagged])
+        if kind == "hash":
+            name = field.encode("utf-8", "surrogateescape")
+            replies = await self._wide.each([("HEXISTS", key, name) for key in keys], may_fail="WRONGTYPE")
+            return sum(reply for reply in replies if not isinstance(reply, Reply))
+        return 0  # a version is raised
+
+    async def _count_flush(self, owned: Sequence[Eviction]) -> int:
+        if not self._whole_database:
+            return await self._count(Evictions.of(owned))
+        return sum([(await connection.ask(("DBSIZE",)))[0] for _, connection in await self._wide.nodes()])
 
     async def _check(self) -> list[str]:
         found: list[str] = []
