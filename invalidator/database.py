@@ -1,33 +1,53 @@
-"""Connections to PostgreSQL for what lives on: opened within a time, left within a time, and said in our own words.
+"""Connections to PostgreSQL: opened within a time, left within a time, with settings and errors of our own.
 
 A call that is bounded by cancelling it is not bounded: the cancel opens another connection and waits for it, which
 takes for ever when the peer is gone. So what takes too long loses its connection instead.
+
+ALTER ROLE, ALTER DATABASE and postgresql.conf can end any session or statement (`idle_session_timeout`,
+`statement_timeout` ...), slow it down (`jit`) or change what it means. They are made for the application, so every
+session of ours sets its own (`settings`). It does so by SET after connecting, because PgBouncer refuses `options`.
+A session that is not ours alone, because a pooler shares it (the server says another pid than the connection), keeps
+its settings: there each transaction sets them for itself (`local`), and nothing is left behind for others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
 from invalidator.errors import AwayError, RefusedError
+
+FROZEN_AFTER: Final = 30_000
+"""Milliseconds for which a client of a listening session may leave what is sent to it unread.
+
+The server's side of `tcp_user_timeout`. A sidecar that is frozen while its socket is full keeps its session from
+reading the notification queue, which is full one day: then every COMMIT after a NOTIFY fails, everywhere in the server.
+Linux counts this time while the window is closed, too, and ends the connection (not that of a Unix socket).
+"""
 
 OLDEST: Final = 14
 """The oldest major version of PostgreSQL that we work with."""
 
-_UNLESS_SAID_OTHERWISE: Final[dict[str, Any]] = {
-    "target_session_attrs": "read-write",  # a standby can't LISTEN
+_TCP: Final[dict[str, Any]] = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 8000,
 }
+_UNLESS_SAID_OTHERWISE: Final[dict[str, Any]] = {
+    "target_session_attrs": "read-write",  # a standby can't LISTEN
+    **_TCP,
+}
 
+_OTHER_ENCODING: Final = "move what is in it into a database with the encoding UTF8 (pg_dump --encoding, restore)"
 _NO_WAITING_MENDS: Final = (
     ("password authentication failed|no password supplied", "check the user and the password in postgres.dsn"),
     ('role ".*" does not exist', "check the user in postgres.dsn, or create the role"),
@@ -42,6 +62,7 @@ _NO_WAITING_MENDS: Final = (
     ),
     ("permission denied for database", "grant connect on the database to this role"),
     ("unsupported startup parameter", "connect directly in postgres.dsn: this is a pooler"),
+    ("conversion between .* is not supported", _OTHER_ENCODING),
 )
 """What an operator has to mend, by what the server or libpq says of it, and how."""
 
@@ -51,27 +72,82 @@ T = TypeVar("T")
 async def connect(dsn: str, application_name: str, patience: float) -> psycopg.AsyncConnection[Any]:
     """A connection that commits each statement; RefusedError for what no waiting mends, AwayError for the rest."""
     try:
-        said = conninfo_to_dict(dsn)
-        options = {name: value for name, value in _UNLESS_SAID_OTHERWISE.items() if name not in said}
         connection = await psycopg.AsyncConnection.connect(
-            dsn,
-            autocommit=True,
-            prepare_threshold=None,  # a pooler may put each statement elsewhere
-            client_encoding="utf8",
-            fallback_application_name=application_name,
-            **options,
+            dsn, **_ours(application_name), **_unless_in(dsn, _UNLESS_SAID_OTHERWISE)
         )
     except (psycopg.Error, OSError) as error:
         raise failed(error) from error
     try:
-        refuse_old(connection.info.server_version)
-        if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-            # There the server knows no conversion, and would end the connection over bytes that are not UTF-8.
-            await within(patience, connection, connection.execute("set client_encoding = 'sql_ascii'"))
+        _refuse(connection)
+        if not await is_pooled(connection, patience):
+            await adopt(connection, patience)
     except BaseException:
         connection.pgconn.finish()
         raise
     return connection
+
+
+def connect_waiting(dsn: str, application_name: str) -> psycopg.Connection[Any]:
+    """The same for a thread of its own; psycopg's errors, and settings come with each `transaction`."""
+    connection = psycopg.connect(dsn, **_ours(application_name), **_unless_in(dsn, _TCP))
+    try:
+        _refuse(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def is_pooled(connection: psycopg.AsyncConnection[Any], patience: float) -> bool:
+    """Whether a pooler shows: the server process is not the one that the connection was told of."""
+    cursor = await within(patience, connection, connection.execute("select pg_catalog.pg_backend_pid()"))
+    (pid,) = await cursor.fetchone() or (0,)
+    return bool(pid != connection.info.backend_pid)
+
+
+async def adopt(connection: psycopg.AsyncConnection[Any], patience: float) -> None:
+    """Give a session that is ours alone settings of our own."""
+    await within(patience, connection, connection.execute(settings(connection.info.server_version, 2 * patience)))
+
+
+@contextmanager
+def transaction(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+    """A transaction with settings of our own, in which a statement may take so long (0: any time).
+
+    Inside another transaction it is a savepoint, and the settings are that one's.
+    """
+    outermost = connection.info.transaction_status == TransactionStatus.IDLE
+    with connection.transaction():
+        if outermost:
+            connection.execute(settings(connection.info.server_version, seconds, local=True))
+        yield
+
+
+def settings(version: int, seconds: float, *, local: bool = False) -> bytes:
+    """The statements that set what a session of ours, or a transaction (`local`), must not leave to others.
+
+    A statement of ours ends after `seconds` at the server too, which is later than we give it up (0: never).
+    """
+    own: dict[str, int | str] = {
+        "statement_timeout": int(seconds * 1000),
+        "lock_timeout": 0,  # `statement_timeout` bounds it
+        "idle_in_transaction_session_timeout": 60_000,  # one of ours that is frozen there would hold up vacuum
+        "jit": "off",  # compiling the catalog query takes seconds, its execution milliseconds
+        "standard_conforming_strings": "on",
+        "array_nulls": "on",
+    }
+    if version >= 170_000:
+        own["transaction_timeout"] = 0
+    if not local:
+        own |= {
+            "idle_session_timeout": 0,
+            "tcp_user_timeout": FROZEN_AFTER,
+            "default_transaction_isolation": "'read committed'",
+            "default_transaction_read_only": "off",
+        }
+    how = "set local" if local else "set"
+    first = ["set transaction isolation level read committed"] if local else []
+    return "; ".join(first + [f"{how} {name} = {value}" for name, value in own.items()]).encode()
 
 
 async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call: Coroutine[Any, Any, T]) -> T:
@@ -103,7 +179,32 @@ def failed(error: BaseException) -> AwayError | RefusedError:
         return AwayError(
             f"can't connect: {what}", where="postgres", todo="it is waited for a primary: a standby can't LISTEN"
         )
-    return AwayError(f"can't connect: {what}", where="postgres")
+    return AwayError(f"can't connect: {what}", where="postgres", todo="check the address, and that the server is up")
+
+
+def _ours(application_name: str) -> dict[str, Any]:
+    return {
+        "autocommit": True,
+        "prepare_threshold": None,  # a pooler may put each statement elsewhere
+        "client_encoding": "utf8",
+        "fallback_application_name": application_name,
+    }
+
+
+def _unless_in(dsn: str, options: dict[str, Any]) -> dict[str, Any]:
+    said = conninfo_to_dict(dsn)
+    return {name: value for name, value in options.items() if name not in said}
+
+
+def _refuse(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    """Refuse a server, or a database, that we can't work with."""
+    refuse_old(connection.info.server_version)
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise RefusedError(
+            f'the database "{connection.info.dbname}" has the encoding SQL_ASCII: its text has no known encoding',
+            where="postgres",
+            todo=_OTHER_ENCODING,
+        )
 
 
 def refuse_old(version: int) -> None:

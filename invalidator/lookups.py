@@ -3,8 +3,8 @@
 The rule's query runs for each set of parameters inside one statement, `unnest(...) cross join lateral (the query)`. Its
 holes become columns of the unnested parameters, cast to the types that PostgreSQL itself infers for them: it is asked
 once, by preparing the query. Values come back as PostgreSQL's text with the settings that the triggers pin, so that a
-looked-up column makes the same key as one that travelled. Each batch is a read-only transaction with a time limit, and
-nothing stays in the session: it may go through a pooler.
+looked-up column makes the same key as one that travelled. Each batch is a read-only transaction with settings of its
+own, and nothing stays in the session: it may go through a pooler.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from psycopg import sql
 
 from invalidator.core.lookup import Answers, Lookup, Parameters
 from invalidator.core.values import Row
-from invalidator.database import connect, within
+from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, RefusedError
 
 _BOOLEAN: Final = 16
 _SETTINGS: Final = (
-    "set local timezone = 'UTC'; set local datestyle = 'ISO, MDY'; set local intervalstyle = 'postgres'; "
-    "set local extra_float_digits = 1; set local bytea_output = 'hex'"
+    b"; set transaction read only; set local timezone = 'UTC'; set local datestyle = 'ISO, MDY'"
+    b"; set local intervalstyle = 'postgres'; set local extra_float_digits = 1; set local bytea_output = 'hex'"
 )
 
 
@@ -61,7 +61,9 @@ class PostgresLookups:
     ) -> Answers:
         answers: dict[Parameters, list[Row]] = {asked: [] for asked in parameters}
         async with connection.transaction():
-            await connection.execute(f"set transaction read only; {_SETTINGS}")
+            await connection.execute(
+                settings(connection.info.server_version, 2 * self._patience, local=True) + _SETTINGS
+            )
             query = _query(lookup, await self._inferred(connection, lookup))
             columns = [[asked[at] for asked in parameters] for at in range(len(lookup.holes))]
             cursor = await connection.execute(query, columns)
@@ -93,7 +95,8 @@ class PostgresLookups:
             )
             await connection.execute(f"prepare invalidator_lookup as {_trimmed(text)}".encode())
             cursor = await connection.execute(
-                "select parameter_types::text[] from pg_prepared_statements where name = 'invalidator_lookup'"
+                "select parameter_types::text[] from pg_catalog.pg_prepared_statements"
+                " where name = 'invalidator_lookup'"
             )
             (types,) = await cursor.fetchone() or ([],)
             await connection.execute("deallocate invalidator_lookup")
@@ -120,7 +123,7 @@ def _query(lookup: Lookup, types: Sequence[str]) -> sql.Composed:
     else:
         names = sql.SQL(", ").join(sql.Identifier(f"h{number}") for number in range(len(lookup.holes)))
         arrays = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(lookup.holes))
-        source = sql.SQL("unnest({}) with ordinality as {}({}, n)").format(arrays, asked, names)
+        source = sql.SQL("pg_catalog.unnest({}) with ordinality as {}({}, n)").format(arrays, asked, names)
     return sql.SQL(
         "select {asked}.n, found.* from {source} cross join lateral (\n{query}\n) as found limit {limit}"
     ).format(asked=asked, source=source, query=sql.Composed(pieces), limit=sql.Literal(lookup.limit + 1))

@@ -17,6 +17,7 @@ from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.config.models import StreamTarget as StreamConfig
 from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
 from invalidator.core.ruleset import RuleSet
+from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
@@ -36,12 +37,7 @@ def installation(config: Config) -> Installation:
 
 def connect(config: Config) -> psycopg.Connection[Any]:
     """A plain connection to the configured database, for commands and for looks at the catalog."""
-    return psycopg.connect(
-        config.postgres.dsn.get_secret_value(),
-        autocommit=True,
-        connect_timeout=5,
-        fallback_application_name=f"{application_name(config)} command",
-    )
+    return connect_waiting(config.postgres.dsn.get_secret_value(), f"{application_name(config)} command")
 
 
 def application_name(config: Config) -> str:

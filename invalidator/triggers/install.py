@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 
 from invalidator.core.change import Table
 from invalidator.core.ruleset import RuleSet
-from invalidator.database import refuse_old
+from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
 from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare
 from invalidator.triggers.spec import Installation, setting
@@ -51,7 +51,7 @@ def install(
     first: Table | None = None
     for wait in NEXT_LOCK:
         try:
-            with connection.transaction():
+            with transaction(connection, 0):
                 _lock(connection, installation)
                 plan = look(connection, installation, rules, prune=prune)
                 plan.refuse(prune=prune)
@@ -69,6 +69,8 @@ def install(
 
 def _lock(connection: psycopg.Connection[Any], installation: Installation) -> None:
     """Keep other installs out."""
+    if connection.info.parameter_status("in_hot_standby") != "on":  # there the plan refuses, in better words
+        connection.execute("set transaction read write")
     connection.execute(f"set local lock_timeout = '{FIRST_LOCK}'")
     try:
         connection.execute(
@@ -115,7 +117,7 @@ def uninstall(connection: psycopg.Connection[Any], installation: Installation) -
     """Remove the installation's triggers and functions, and the schema when nothing is left in it; the tables."""
     refuse_old(connection.info.server_version)
     try:
-        with connection.transaction():
+        with transaction(connection, 0):
             _lock(connection, installation)
             prepare(connection, setting(installation, RuleSet([], [])))
             with connection.cursor(row_factory=class_row(_Removal)) as cursor:

@@ -14,13 +14,16 @@ from psycopg.rows import class_row
 from invalidator.core.change import Table
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
-from invalidator.database import refuse_old
+from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import plan
 
 STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
 """What a table can be, from well to worst; orphaned is apart: nobody's rules want that table any more."""
+
+PATIENCE: Final = 60.0
+"""Seconds after which the server ends a look at the catalog that is not part of an install."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def look(
 ) -> Plan:
     """Read the catalog, inside the caller's transaction or in one of its own; it may be any role's."""
     refuse_old(connection.info.server_version)
-    with connection.transaction():
+    with transaction(connection, PATIENCE):
         prepare(connection, setting(installation, rules, prune=prune))
         with connection.cursor(row_factory=class_row(Row)) as cursor:
             return Plan(cursor.execute(plan()).fetchall())

@@ -1,7 +1,7 @@
 do {tag}
 #variable_conflict use_column
 declare
-    pinned constant text[] := array['search_path', 'quote_all_identifiers', 'lock_timeout', 'enable_nestloop'];
+    pinned constant text[] := array['search_path', 'quote_all_identifiers', 'lock_timeout', 'enable_nestloop', 'jit'];
     was text[];
     steps jsonb;
     refused text;
@@ -11,10 +11,13 @@ begin
         raise feature_not_supported using
             message = 'invalidator needs a newer PostgreSQL than ' || current_setting('server_version');
     end if;
+    if current_setting('server_encoding') = 'SQL_ASCII' then
+        raise feature_not_supported using message = 'invalidator needs a database with another encoding than SQL_ASCII';
+    end if;
     was := array(select current_setting(name) from unnest(pinned) with ordinality as n (name, place) order by place);
     perform set_config('search_path', 'pg_catalog, pg_temp', true), set_config('quote_all_identifiers', 'off', true),
         set_config('lock_timeout', '5s', true), set_config('enable_nestloop', 'off', true),
-        set_config('invalidator.plan', {setting}, true);
+        set_config('jit', 'off', true), set_config('invalidator.plan', {setting}, true);
     perform pg_advisory_xact_lock(hashtextextended('invalidator ' || {schema}, 0));
     select jsonb_agg(to_jsonb(planned)) into steps from (
 {rows}
