@@ -158,15 +158,13 @@ def _connection(config: Config) -> Iterator[psycopg.Connection[Any]]:
     """A connection whose errors are sentences of ours."""
     import psycopg
 
-    from invalidator.database import first_line
+    from invalidator.database import failed, first_line
     from invalidator.service import connect
 
     try:
         connection = connect(config)
-    except psycopg.OperationalError as error:
-        raise AwayError(
-            first_line(error), where="postgres.dsn", todo="check the address, and that the server is up"
-        ) from error
+    except psycopg.Error as error:
+        raise failed(error) from error
     with connection:
         try:
             yield connection

@@ -133,7 +133,7 @@ class NotifyFeed:
     def _note(self, notification: PGnotify) -> None:
         payload = notification.extra
         if notification.relname != self._own:
-            # Bytes that are no text, which SQL_ASCII allows, come out as unknown values.
+            # Bytes that are no text, as a damaged database may send, come out as unknown values.
             text = payload.decode("utf-8", "surrogateescape")
             for channel, row in self._subscriptions.about(notification.relname):
                 self._changes += self._read(channel, row, text)

@@ -281,8 +281,8 @@ class TestAgainstServers:
     @pytest.mark.parametrize(
         ("dsn", "code", "said"),
         [
-            ("postgresql://127.0.0.1:1/x", 4, "postgres.dsn: connection failed"),
-            ("postgresql://u:s3cret@127.0.0.1:1/x", 4, "postgres.dsn: connection failed"),
+            ("postgresql://127.0.0.1:1/x", 4, "postgres: can't connect: connection failed"),
+            ("postgresql://u:s3cret@127.0.0.1:1/x", 4, "postgres: can't connect: connection failed"),
         ],
     )
     def test_a_database_that_can_not_be_reached(self, repo, dsn, code, said):

@@ -291,6 +291,38 @@ class TestRefuses:
             assert checked.returncode == 3
             assert "LISTEN is swallowed" in checked.stdout
 
+    @pytest.mark.parametrize(
+        ("encoding", "said"),
+        [
+            (
+                "SQL_ASCII",
+                'postgres: the database "{}" has the encoding SQL_ASCII: its text has no known encoding; move',
+            ),
+            ("MULE_INTERNAL", "conversion between UTF8 and MULE_INTERNAL is not supported; move what"),
+        ],
+    )
+    def test_a_database_whose_text_can_not_be_read(self, home, dsn, db, redis_url, encoding, said):
+        name = f"{db.info.dbname}_{encoding}".lower()
+        db.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0")
+        other = psycopg.conninfo.make_conninfo(dsn, dbname=name)
+        home.write(other, redis_url)
+        try:
+            for command in (["run"], ["run", "--observe"], ["install-triggers"], ["uninstall-triggers"]):
+                done = home(*command)
+                assert (done.returncode, done.stderr.count("Traceback")) == (1, 0), done.stderr
+                assert said.format(name) in done.stderr.splitlines()[-1]
+            checked = home("check")
+            assert checked.returncode == 3
+            assert said.format(name).removeprefix("postgres: ").partition(";")[0] in checked.stdout
+            home.file.write_text(
+                home.file.read_text().replace(f'dsn: "{other}"', f'dsn: "{dsn}", pooled_dsn: "{other}"')
+            )
+            done = home("run")
+            assert done.returncode == 1
+            assert said.format(name) in done.stderr.splitlines()[-1]
+        finally:
+            db.execute(f"drop database {name} (force)")
+
     def test_an_address_that_is_taken(self, home, dsn, redis_url):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             home.api = f"127.0.0.1:{taken.getsockname()[1]}"

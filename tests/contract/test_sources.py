@@ -13,7 +13,6 @@ from invalidator.core.change import Change, Table
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
-from invalidator.core.values import UNKNOWN
 from invalidator.errors import RefusedError, SourceLost
 from invalidator.sources.memory import MemorySource
 from invalidator.sources.notify import NotifySource
@@ -212,13 +211,9 @@ async def test_a_role_that_is_not_there_is_refused_with_the_servers_words(dsn):
             pass
 
 
-@pytest.mark.parametrize(
-    ("encoding", "stored", "expected"),
-    [("LATIN1", b"\xe9", "é"), ("SQL_ASCII", "é".encode(), "é"), ("SQL_ASCII", b"\xff", UNKNOWN)],
-)
-async def test_text_of_every_server_encoding_arrives_right_or_unknown(dsn, db, encoding, stored, expected):
-    name = f"{db.info.dbname}_{encoding}_{stored.hex()}".lower()
-    db.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0")
+async def test_text_of_another_server_encoding_arrives_right(dsn, db):
+    name = f"{db.info.dbname}_latin1"
+    db.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0")
     encoded = psycopg.conninfo.make_conninfo(dsn, dbname=name)
     try:
         with psycopg.connect(encoded, autocommit=True, client_encoding="utf8") as made:
@@ -228,10 +223,10 @@ async def test_text_of_every_server_encoding_arrives_right_or_unknown(dsn, db, e
             async with NotifySource(encoded, "invalidator_test", "invalidator test").open(None) as feed:
                 items = aiter(feed)
                 assert isinstance(await anext(items), Gap)
-                made.execute("insert into items values (convert_from(%s::bytea, getdatabaseencoding()))", [stored])
+                made.execute("insert into items values (convert_from('\\xe9'::bytea, 'LATIN1'))")
                 while not (batch := await asyncio.wait_for(anext(items), 5)).changes:
                     pass
                 await items.aclose()
-        assert [change.new["name"] for change in batch.changes] == [expected]
+        assert [change.new["name"] for change in batch.changes] == ["é"]
     finally:
         db.execute(f"drop database {name} (force)")
