@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import hiredis
 import pytest
 import redis
 
@@ -12,7 +13,7 @@ from invalidator.config.redis_url import Tls, parse_redis_url
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.demo.servers import RedisServer
 from invalidator.errors import TargetAway
-from invalidator.targets.redis import RedisTarget, sweep
+from invalidator.targets.redis import RedisTarget, sweep, wire
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
 from tests.support import until
 from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
@@ -142,6 +143,71 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
         assert not client.exists("invalidator:{default.cache}:flush")
 
 
+WRITES = {"UNLINK", "HDEL", "EVAL"}
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The commands that were sent, by connection."""
+    commands, write = {}, wire.Connection._write
+
+    def note(connection, data):
+        reader = hiredis.Reader()
+        reader.feed(data)
+        while command := reader.gets():
+            commands.setdefault(connection, []).append(command[0].decode())
+        write(connection, data)
+
+    monkeypatch.setattr(wire.Connection, "_write", note)
+    monkeypatch.setattr("invalidator.targets.redis.target._WAIT", 1)
+    return commands
+
+
+def assert_every_write_is_waited_for(sent):
+    wrote = {connection: names for connection, names in sent.items() if WRITES.intersection(names)}
+    assert wrote
+    for connection, names in wrote.items():
+        last = max(number for number, name in enumerate(names) if name in WRITES)
+        assert "WAIT" in names[last:], (str(connection.endpoint), names)
+
+
+@pytest.mark.parametrize("topology", ["standalone", "cluster"], indirect=True)
+@pytest.mark.parametrize("what", ["evict", "flush", "flush of the database"])
+async def test_replicas_are_waited_for_where_it_was_written(topology, sent, what):
+    places, client = topology
+    fill(client)
+    whole = what == "flush of the database"
+    async with RedisTarget("cache", places, prefix="app:", whole_database=whole, wait_replicas=1) as target:
+        with pytest.raises(TargetAway, match="0 of 1 replicas have it"):
+            await (target.evict(Evictions.of(EVICTIONS)) if what == "evict" else target.flush(EVICTIONS))
+    assert_every_write_is_waited_for(sent)
+
+
+async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copies_have_them(servers, program):
+    """The copy has the FLUSHDB, and is frozen when the counters come."""
+    primary = Keeping(servers, program, {"repl-diskless-sync-delay": "0"})
+    primary.start()
+    copy = Keeping(servers, program, {"replicaof": f"127.0.0.1 {primary.port}"})
+    copy.start()
+    until(lambda: copy.client().info("replication").get("master_link_status") == "up", 20)
+    target = RedisTarget("cache", parse_redis_url(primary.url), whole_database=True, wait_replicas=1)
+    flush_all = target.board.flush_all
+
+    async def flush_and_freeze(also):
+        await flush_all(also)
+        primary.client().set("x", "1")
+        assert primary.client().wait(1, 10_000) == 1
+        copy.freeze()
+        return 0
+
+    target.board.flush_all = flush_and_freeze
+    async with target:
+        with pytest.raises(TargetAway, match="0 of 1 replicas have it"):
+            await target.flush([Eviction("version", "version")])
+    copy.stop()
+    primary.stop()
+
+
 async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
     monkeypatch.setattr(sweep, "_SAY_EVERY", 0.0)
     caplog.set_level("INFO", "invalidator")
@@ -192,6 +258,23 @@ class TestClusterOnTheMove:
             for name in names:
                 client.set(name, "x")
             assert await target.evict(Evictions.of(Eviction("key", name) for name in names)) == len(names)
+
+    async def test_replicas_are_waited_for_where_a_slot_is_moving_to(self, moving, sent):
+        target = RedisTarget("cache", Cluster(parse_redis_url(moving.url)), wait_replicas=1)
+        slot = moving.nodes[0].call("CLUSTER", "SLOTS")[0][0]
+        source = next(node for node in moving.nodes if slot_owner(node, slot))
+        destination = next(node for node in moving.nodes if node is not source)
+        client = moving.client()
+        key = next(key for key in map(str, range(200_000)) if client.keyslot(key) == slot)
+        open_slot(slot, source, destination)
+        try:
+            async with target:
+                with pytest.raises(TargetAway, match="0 of 1 replicas have it"):
+                    await target.evict(Evictions.of([Eviction("key", key)]))
+            assert "ASKING" in [name for names in sent.values() for name in names]
+            assert_every_write_is_waited_for(sent)
+        finally:
+            close_slot(slot, source, destination)
 
     async def test_a_flush_of_the_database_finds_it_too(self, moving, monkeypatch):
         target = RedisTarget("cache", Cluster(parse_redis_url(moving.url)), whole_database=True)

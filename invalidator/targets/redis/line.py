@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+from invalidator.config.redis_url import Endpoint
 from invalidator.core.hashslot import slot
 from invalidator.errors import TargetAway, TargetChanged
 from invalidator.targets.redis.places import Places, read_info, wrong_mode
@@ -26,6 +29,24 @@ _COMMANDS_A_CHUNK: Final = 100
 _REDIRECTIONS: Final = 20
 _PAUSE: Final = 0.05
 REDIRECTED: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+_NOTED: ContextVar[set[Connection] | None] = ContextVar("noted", default=None)  # tasks of the call share the set
+
+
+@contextmanager
+def noted() -> Iterator[set[Connection]]:
+    """The connections that lines give to this call, and to the tasks that it starts."""
+    connections: set[Connection] = set()
+    token = _NOTED.set(connections)
+    try:
+        yield connections
+    finally:
+        _NOTED.reset(token)
+
+
+def _note(connection: Connection) -> Connection:
+    if (connections := _NOTED.get()) is not None:
+        connections.add(connection)
+    return connection
 
 
 class Identity(NamedTuple):
@@ -70,12 +91,13 @@ class Line:
     def __init__(self, places: Places, met: Met) -> None:
         self._places, self._met = places, met
         self._open: dict[str, Connection] = {}
+        self._asking: dict[Endpoint, Connection] = {}  # to where slots are moving
         self._opening = asyncio.Lock()
 
     async def node(self, place: str) -> Connection:
         """The connection to this place's primary."""
         async with self._opening:
-            return await self._node(place)
+            return _note(await self._node(place))
 
     async def _node(self, place: str) -> Connection:
         connection = self._open.get(place)
@@ -128,9 +150,10 @@ class Line:
         return self._places.mode == "cluster"
 
     def close(self) -> None:
-        for connection in self._open.values():
+        for connection in (*self._open.values(), *self._asking.values()):
             connection.close()
         self._open.clear()
+        self._asking.clear()
 
     # Commands about keys
 
@@ -176,15 +199,12 @@ class Line:
         if command[0] == "UNLINK" and len(command) > 2:
             return sum([await self._redirected(("UNLINK", key)) for key in command[1:]])
         asking = ""
+        connection = await self.node(self._places.place(_key(command)))
         for _ in range(_REDIRECTIONS):
             if asking:
                 host, _, port = asking.rpartition(":")
-                endpoint = next(iter(self._places.primaries.values())).at(host, int(port))
-                connection = await connect(endpoint)
-                try:
-                    _, reply = await connection.exchange([[("ASKING",), command]])
-                finally:
-                    connection.close()
+                connection = await self._asked(connection.endpoint.at(host or connection.endpoint.host, int(port)))
+                _, reply = await connection.exchange([[("ASKING",), command]])
             else:
                 connection = await self.node(self._places.place(_key(command)))
                 (reply,) = await connection.exchange([[command]])
@@ -198,6 +218,14 @@ class Line:
             elif reply.code != "ASK":
                 raise away(reply, str(connection.endpoint))
         raise TargetAway("a slot of the Cluster does not come to rest", where=self._places.place(_key(command)))
+
+    async def _asked(self, endpoint: Endpoint) -> Connection:
+        """A connection to a node that has a slot only for those who ask."""
+        async with self._opening:
+            connection = self._asking.get(endpoint)
+            if connection is None or not connection.is_open:
+                connection = self._asking[endpoint] = await connect(endpoint)
+            return _note(connection)
 
 
 async def all_of(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:

@@ -23,7 +23,7 @@ from invalidator.core import glob
 from invalidator.core.eviction import Eviction, Evictions, Kind
 from invalidator.errors import TargetAway
 from invalidator.targets.redis.board import Board
-from invalidator.targets.redis.line import Line, Met, all_of
+from invalidator.targets.redis.line import Line, Met, all_of, noted
 from invalidator.targets.redis.places import Places, Single
 from invalidator.targets.redis.replies import Reply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
@@ -118,11 +118,11 @@ class RedisTarget:
 
     async def evict(self, evictions: Evictions) -> int:
         """Carry out all of them; how many keys there had been."""
-        return await self._told(self._evict(evictions))
+        return await self._told(self._written(self._evict(evictions)))
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
         """Remove what these cover, or the whole database; how many keys there had been, as far as that is known."""
-        return await self._told(self._flush(owned))
+        return await self._told(self._written(self._flush(owned)))
 
     async def beat(self, as_of: float | None = None) -> None:
         """See that the servers are there, and still the same ones; TargetChanged when they are not."""
@@ -150,6 +150,15 @@ class RedisTarget:
                     line.close()
             raise
 
+    async def _written(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Make a call that writes; over when enough replicas have all of it."""
+        if not self._wait_replicas:
+            return await call
+        with noted() as connections:
+            result = await call
+        await all_of(self._wait(connection) for connection in connections)
+        return result
+
     # How it is carried out
 
     async def _evict(self, evictions: Evictions) -> int:
@@ -161,7 +170,6 @@ class RedisTarget:
             existed += await self._carry_out(self._exact, kind, field, keys)
         if sweep:
             existed += await self._sweeper.run(sweep, self._carry_out_wide)
-        await self._wait(*([self._exact] if evictions.keys or known else []), *([self._wide] if sweep else []))
         return existed
 
     def _sorted(self, evictions: Evictions) -> tuple[Sweep, dict[tuple[Kind, str], list[bytes]]]:
@@ -181,7 +189,6 @@ class RedisTarget:
         counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
         await self._sweeper.at_rest(lambda: self.board.flush_all(counters))
         await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
-        await self._wait(self._side)
         return 0
 
     async def _carry_out_wide(self, kind: Kind, field: str, keys: list[bytes]) -> int:
@@ -219,23 +226,16 @@ class RedisTarget:
             cursor, members = reply
             yield members if scan == "SSCAN" else members[::2]
 
-    async def _wait(self, *lines: Line) -> None:
-        """Until enough replicas have what was sent on these lines."""
-        if not self._wait_replicas:
-            return
-        nodes = [connection for line in lines for _, connection in await line.nodes()]
-
-        async def ask(connection: Connection) -> None:
-            (replicas,) = await connection.ask(("WAIT", self._wait_replicas, _WAIT))
-            if replicas < self._wait_replicas:
-                raise TargetAway(
-                    f"{replicas} of {self._wait_replicas} replicas have it",
-                    where=str(connection.endpoint),
-                    todo="bring its replicas back, or lower wait_replicas",
-                    reason="refused",
-                )
-
-        await all_of(ask(connection) for connection in nodes)
+    async def _wait(self, connection: Connection) -> None:
+        """Until enough replicas have what was sent on this connection."""
+        (replicas,) = await connection.ask(("WAIT", self._wait_replicas, _WAIT))
+        if replicas < self._wait_replicas:
+            raise TargetAway(
+                f"{replicas} of {self._wait_replicas} replicas have it",
+                where=str(connection.endpoint),
+                todo="bring its replicas back, or lower wait_replicas",
+                reason="refused",
+            )
 
     async def _beat(self) -> None:
         await self._places.find()
