@@ -16,6 +16,8 @@ from tests.support.apps import LocalCache
 class Shown:
     """What the server asks of a sidecar, as far as streams go."""
 
+    observing = False
+
     def __init__(self, *targets):
         self._streams = {target.name: target for target in targets}
 
