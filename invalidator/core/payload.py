@@ -13,6 +13,8 @@ Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as 
 own text would be. Without `o` somebody reported the row by hand (`invalidator.changed`), and a null there is unknown:
 whoever calls it in a trigger with `NEW.id` sends null for a deleted row.
 
+`by` says who sent it where no writer did: `install`, when triggers of the table were installed or changed.
+
 A payload that can't be read is no exception to the promise: `decode` raises `PayloadError`, whose `table` says how
 much was still readable, and the caller evicts that table, or everything.
 

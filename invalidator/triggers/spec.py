@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from invalidator.core.fields import Field
 from invalidator.core.payload import VERSION
 from invalidator.core.rule import Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
+
+GENERATION: Final = 2
+"""Of our functions: one more in each release that writes other ones. An older version leaves those of a newer alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ def setting(installation: Installation, rules: RuleSet, *, prune: bool = False) 
         "schema": installation.schema,
         "bulk_limit": installation.bulk_limit,
         "version": VERSION,
+        "generation": GENERATION,
         "prune": prune,
         "tables": [_entry(pattern, [r for r in rules.rules if r.table == pattern]) for pattern in patterns],
     }

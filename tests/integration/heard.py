@@ -35,10 +35,13 @@ def drift(db, *args):
 
 @contextmanager
 def ear(dsn: str) -> Iterator[Callable[[], list[Change]]]:
-    """What was heard since the last call: all that committed before it, because a mark of our own comes behind that."""
+    """What was heard since the last call: all that committed before it, because a mark of our own comes behind that.
+
+    What an install says of itself is left out.
+    """
     with psycopg.connect(dsn, autocommit=True) as connection:
         notes = []
-        connection.add_notify_handler(notes.append)
+        connection.add_notify_handler(lambda note: '"by":"install"' in note.payload or notes.append(note))
         connection.execute("listen invalidator_shop; listen mark")
 
         def hear() -> list[Change]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
+
+import psycopg
 import pytest
 
 from invalidator.core.change import Table
+from invalidator.core.fields import Field
 from invalidator.core.ruleset import RuleSet
+from invalidator.demo.servers.postgres import find_postgres
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install
+from invalidator.triggers.migration import migration
 from invalidator.triggers.plan import look
-from invalidator.triggers.spec import Installation
-from tests.integration.heard import ID, SHOP, P, catalog, drift, rules
+from invalidator.triggers.spec import GENERATION, Installation
+from tests.integration.heard import ID, PAIRED, SHOP, P, catalog, drift, rules
+from tests.support import until
+
+
+def function_of(db):
+    """The one function of a table that is there, qualified."""
+    (name,) = db.execute("select proname from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'").fetchone()
+    return f"invalidator.{name}"
+
+
+def kinds(plan):
+    return [step.kind for step in plan.steps(prune=False)]
 
 
 def traces(db, wanted=ID):
@@ -40,7 +58,7 @@ class TestTwice:
         install(products, SHOP, ID)
         wanted = rules("p:{id}:{name}")
         assert drift(products, SHOP, wanted) == {P: "outdated"}
-        assert [step.kind for step in look(products, SHOP, wanted).steps(prune=False)] == ["function"]
+        assert kinds(look(products, SHOP, wanted)) == ["function", "notification"]
         install(products, SHOP, wanted)
         assert drift(products, SHOP, wanted) == {}
 
@@ -60,16 +78,17 @@ class TestTwice:
         install(products, SHOP, ID)
         other = Installation("shop", "invalidator", 7)
         assert drift(products, other, ID) == {}
-        assert [step.kind for step in look(products, other, ID).steps(prune=False)] == ["function"]
+        assert kinds(look(products, other, ID)) == ["function", "notification"]
         install(products, other, ID)
         assert list(look(products, other, ID).steps(prune=False)) == []
 
     def test_what_a_newer_version_of_ours_has_written_is_left_alone(self, products):
         install(products, SHOP, ID)
-        (name,) = products.execute("select proname from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'").fetchone()
         products.execute(
-            f"""do $do$ declare body text := E'begin return null; end'; spec text := '{{"of": "tomorrow"}}'; begin
-            execute format('create or replace function invalidator.{name}() returns trigger language plpgsql as %L',
+            f"""do $do$ declare body text := E'begin return null; end';
+            spec text := '{{"of": "tomorrow"}}'; begin
+            execute format('create or replace function {function_of(products)}() returns trigger'
+                ' language plpgsql as %L',
                 format('-- invalidator 99 %s %s',
                        left(encode(sha256(convert_to(spec || E'\\n' || body, 'UTF8')), 'hex'), 16),
                        spec) || E'\\n' || body); end $do$"""
@@ -77,6 +96,134 @@ class TestTwice:
         before = catalog(products)
         assert drift(products, SHOP, rules("p:{id}:{name}")) == {}
         install(products, SHOP, rules("p:{id}:{name}"))
+        assert catalog(products) == before
+
+
+class TestOpenTransactions:
+    """A function is replaced while a transaction is open that changed rows under the one before.
+
+    Where that one kept silent about what the new rules need, the transaction has to end first: else the sidecar of the
+    new rules starts, flushes, and never hears of it.
+    """
+
+    OLD, NEW = (
+        rules("p:{id}", changed=(Field("name"),)),
+        rules("p:{id}", changed=(Field("name"), Field("attrs"))),
+    )
+    WAITS = (
+        "select count(*) from pg_locks where not granted and locktype = 'relation' and mode = 'ShareRowExclusiveLock'"
+    )
+
+    def waits_for(self, writer, db, installing):
+        """Whether the install waits for the transaction of a writer, which ends here."""
+        installer = threading.Thread(target=installing)
+        installer.start()
+        try:
+            until(lambda: not installer.is_alive() or db.execute(self.WAITS).fetchone() > (0,), 30)
+            waited = installer.is_alive()
+            writer.commit()
+        finally:
+            writer.rollback()
+            installer.join()
+        return waited
+
+    def installing(self, how, dsn, wanted):
+        def by_us():
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                install(connection, SHOP, wanted)
+
+        def by_psql():
+            script = migration("psql", SHOP, wanted, prune=False)
+            psql = [find_postgres().folder / "psql", "-X", "-q", "-d", dsn]
+            subprocess.run(psql, input=script, text=True, check=True, capture_output=True)
+
+        return by_psql if how == "psql" else by_us
+
+    @pytest.mark.parametrize("how", ["direct", "psql"])
+    def test_one_that_kept_silent_ends_before_the_new_function_is_there(self, products, dsn, heard, how):
+        products.execute("insert into products values (1, 'a', '1')")
+        install(products, SHOP, self.OLD)
+        heard()
+        with psycopg.connect(dsn) as writer:
+            writer.execute("update products set attrs = '2'")
+            assert self.waits_for(writer, products, self.installing(how, dsn, self.NEW))
+        assert [change for change in heard() if not change.wide] == []  # the old function was silent
+        products.execute("update products set attrs = '3'")
+        assert [change.new["id"] for change in heard()] == ["1"]
+
+    @pytest.mark.parametrize("written", ["products", "low"])
+    @pytest.mark.parametrize("named", ["products", "low"])
+    def test_one_that_wrote_to_a_partition_or_through_its_parent(self, db, dsn, named, written):
+        db.execute(
+            "create table products (id int primary key, name text, attrs text) partition by range (id);"
+            "create table low partition of products default; insert into products values (1)"
+        )
+        old, new = (RuleSet(rules("p:{id}", table=named, changed=r.rules[0].changed).rules, ["cache"])
+                    for r in (self.OLD, self.NEW))  # fmt: skip
+        install(db, SHOP, old)
+        with psycopg.connect(dsn) as writer:
+            writer.execute(f"update {written} set attrs = '2'")
+            assert self.waits_for(writer, db, self.installing("direct", dsn, new))
+
+    @pytest.mark.parametrize(
+        "meddle",
+        [
+            "create or replace function {f}() returns trigger language plpgsql as 'begin return null; end'",
+            "alter function {f}() security definer",
+        ],
+    )
+    def test_one_that_wrote_under_a_function_that_was_changed_by_hand(self, products, dsn, meddle):
+        install(products, SHOP, ID)
+        products.execute(meddle.format(f=function_of(products)))
+        with psycopg.connect(dsn) as writer:
+            writer.execute("insert into products values (1)")
+            assert self.waits_for(writer, products, self.installing("direct", dsn, ID))
+
+    def test_one_that_wrote_under_a_function_of_an_older_version(self, products, dsn, monkeypatch):
+        install(products, SHOP, ID)
+        monkeypatch.setattr("invalidator.triggers.spec.GENERATION", GENERATION + 1)
+        assert drift(products, SHOP, ID) == {P: "outdated"}
+        with psycopg.connect(dsn) as writer:
+            writer.execute("insert into products values (1)")
+            assert self.waits_for(writer, products, self.installing("direct", dsn, ID))
+        assert drift(products, SHOP, ID) == {}
+
+    @pytest.mark.parametrize(
+        ("old", "new", "prune"),
+        [
+            (ID, rules("p:{id}:{name}"), False),
+            (ID, NEW, False),
+            (NEW, OLD, True),
+            (rules("p:{id}", changed=(Field("name"),), **PAIRED), OLD, True),
+            (rules("p:{id}:{attrs}"), ID, True),
+        ],
+    )
+    def test_none_is_waited_for_that_has_sent_each_change(self, products, dsn, old, new, prune):
+        install(products, SHOP, old)
+        with psycopg.connect(dsn) as writer:
+            writer.execute("insert into products values (1)")
+            products.execute("set lock_timeout = '5s'")
+            install(products, SHOP, new, prune=prune)
+        assert drift(products, SHOP, new) == {}
+
+    def test_who_may_not_lock_the_table_waits_all_the_same(self, products, dsn, role):
+        products.execute(f"grant trigger on products to {role}")
+        products.execute(f"create schema invalidator; grant usage, create on schema invalidator to {role}")
+        by_role = psycopg.conninfo.make_conninfo(dsn, user=role)
+        self.installing("direct", by_role, self.OLD)()
+        with psycopg.connect(dsn) as writer:
+            writer.execute("update products set attrs = '2'")
+            assert self.waits_for(writer, products, self.installing("direct", by_role, self.NEW))
+        assert drift(products, SHOP, self.NEW) == {}
+
+    def test_a_table_that_stays_in_use_is_said_and_nothing_is_changed(self, products, dsn, monkeypatch):
+        monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK", "50ms")
+        install(products, SHOP, self.OLD)
+        before = catalog(products)
+        with psycopg.connect(dsn) as writer:
+            writer.execute("insert into products values (1)")
+            with pytest.raises(RefusedError, match=r'the table "public.products" is locked by somebody else'):
+                install(products, SHOP, self.NEW)
         assert catalog(products) == before
 
 
@@ -115,9 +262,7 @@ class TestStates:
         ],
     )  # fmt: skip
     def test_each_state_is_seen_and_mended(self, installed, change, state):
-        (function,) = installed.execute(
-            "select 'invalidator.' || proname from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'"
-        ).fetchone()
+        function = function_of(installed)
         installed.execute("create function other() returns trigger language plpgsql as 'begin return null; end'")
         installed.execute(change.replace("{f}", function))
         assert look(installed, SHOP, ID).tables()[P].state == state

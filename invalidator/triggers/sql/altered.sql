@@ -1,4 +1,4 @@
--- invalidator {version}: what no trigger on a table sees: partitions attached, detached and dropped, tables rewritten,
+-- invalidator {generation}: what no trigger on a table sees: partitions attached, detached and dropped, tables rewritten,
 -- triggers disabled, views refreshed. Anything in such a table may have changed. DDL never fails because of us.
 declare
     relations oid[];

@@ -1,4 +1,4 @@
--- invalidator {version}: says a change by hand, inside the caller's transaction, to every installation in this schema
+-- invalidator {generation}: says a change by hand, inside the caller's transaction, to every installation in this schema
 declare
     names constant text[] := parse_ident(relation);
     payload text;

@@ -7,6 +7,10 @@ select stage, kind, nspname, relname, on_schema, on_name, name, state, statement
 from objects
 
 union all
+select 7, 'notification', null, null, null, null, null, null, statement, null, null, null, null, null, 0
+from notifications
+
+union all
 select 0, 'refusal', null, null, null, null, null, null, null, null,
     'the server is a standby, and takes no triggers', 'connect to the primary', null, null, 0
 where pg_is_in_recovery()

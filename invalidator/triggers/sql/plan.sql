@@ -14,6 +14,7 @@
 -- same for all specs of a level.
 with recursive installation as materialized (
     select plan ->> 'name' as name, plan ->> 'schema' as schema, (plan ->> 'version')::int as version,
+        (plan ->> 'generation')::int as generation,
         (plan ->> 'bulk_limit')::int as bulk_limit, (plan ->> 'prune')::bool as prune, plan -> 'tables' as tables,
         (select oid from pg_namespace where nspname = plan ->> 'schema') as namespace,
         format('^%s_[0-9a-f]{16}$', plan ->> 'name') as of_functions
@@ -38,7 +39,8 @@ matched as materialized (
 -- The functions of this installation that are there, and what they were written from.
 there as materialized (
     select p.oid as function, p.xmin, p.proname, p.prosrc, p.proowner, p.proconfig,
-        p.prosecdef or l.lanname <> 'plpgsql' as odd, sealed_by, case when sealed_by = version then sealed::jsonb end as spec
+        p.prosecdef or l.lanname <> 'plpgsql' as odd, sealed_by,
+        case when sealed_by <= generation then sealed::jsonb end as spec
     from installation
     join pg_proc p on p.pronamespace = namespace and p.proname ~ of_functions
     join pg_language l on l.oid = p.prolang
@@ -110,6 +112,41 @@ fields as materialized (
 ),
 {write},
 
+-- The function of each table, and whether it is to be replaced. A transaction that is open may have changed rows under the
+-- function that is there. Where that one may have kept silent about what the new one sends, nobody would ever hear of
+-- those rows: a sidecar that starts with the new rules flushes, a reader caches what it still sees, the transaction
+-- commits. So then the tables are locked against writers until the new function is committed: who wrote under the old
+-- one has ended by then, and who waits for our lock runs the new one. CREATE TRIGGER takes the same lock, with no right
+-- but TRIGGER.
+--
+-- Silent is: about updates in which none of its fields differs, when others count now; and in any way at all, when
+-- somebody changed it by hand, or an older version of ours wrote it. Else it has sent each change, if with fewer
+-- fields, and the rules take those that are missing as unknown.
+functions as materialized (
+    select t.nspname, t.relname, t.number, t.proname, function, xmin, proowner, w.source, w.config, state,
+        function is null or odd or sealed_by is null
+            or sealed_by <= generation and (prosrc <> w.source or proconfig is distinct from w.config) as is_due,
+        state = 'tampered' or sealed_by < generation or (spec ->> 'skips')::bool and (not skips or exists (
+            select from fields f
+            where f.relid = t.relid and not exists (
+                select from jsonb_array_elements(spec -> 'fields') as known
+                where known - 3 = jsonb_build_array(f.name, f.attname, coalesce(f.path, '{}')))
+        )) as may_have_been_silent
+    from installation
+    cross join tables t
+    join written w on w.relid = t.relid and not w.as_it_was
+    join written was on was.relid = t.relid and was.as_it_was
+    left join there on there.proname = t.proname
+    cross join lateral (
+        select case when function is null then 'missing'
+            when sealed_by is null or odd then 'tampered'
+            when sealed_by > generation then 'ok'
+            when prosrc = was.source and proconfig is not distinct from was.config then 'ok'
+            when prosrc = was.source then 'tampered'
+            else 'outdated' end as state
+    ) as judged
+),
+
 -- The triggers that there should be: on each table, and on each partition and inheritance child below it, because a
 -- statement that names one of those fires only its own.
 below (top, relid) as (
@@ -124,16 +161,29 @@ events (event, bit, old_table, new_table) as (
 triggers as materialized (
     select t.nspname, t.relname, t.proname, t.rows_level,
         c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner, pg_has_role(c.relowner, 'usage') as owned,
-        event, old_table, new_table, by_row, bit + by_row::int as type,
-        concat_ws('_', 'invalidator', name,
-                  case when below.relid <> t.relid then substr(t.proname, length(name) + 2, 8) end, event) as tgname
+        event, old_table, new_table, by_row, bit + by_row::int as type, tgname,
+        format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()%s',
+               tgname, event, n.nspname, c.relname,
+               case when by_row or event = 'truncate' then ''
+                    else 'referencing' || coalesce(' old table as ' || old_table, '')
+                        || coalesce(' new table as ' || new_table, '') || ' ' end,
+               case when by_row then 'row' else 'statement' end, schema, t.proname,
+               case when pg_has_role(c.relowner, 'usage') then '; ' || always end) as creation,
+        always
     from below
     join tables t on t.relid = top
     join pg_class c on c.oid = below.relid and c.relkind in ('r', 'p')
     join pg_namespace n on n.oid = c.relnamespace
     cross join events
     cross join installation
-    cross join lateral (select rows_level and event <> 'truncate' as by_row) as how
+    cross join lateral (
+        select rows_level and event <> 'truncate' as by_row,
+            concat_ws('_', 'invalidator', name,
+                      case when below.relid <> t.relid then substr(t.proname, length(name) + 2, 8) end, event) as tgname
+    ) as how
+    cross join lateral (
+        select format('alter table %I.%I enable always trigger %I', n.nspname, c.relname, tgname) as always
+    ) as enabling
     where not (by_row and c.relkind = 'p')
 ),
 standing as materialized (
@@ -146,15 +196,15 @@ standing as materialized (
 
 -- What serves the whole installation.
 support (name, arguments, returns, source) as (
-    select 'changed', 'relation text, image jsonb default null', 'void', format({changed}, version, quote_literal(schema))
+    select 'changed', 'relation text, image jsonb default null', 'void', format({changed}, generation, version, quote_literal(schema))
     from installation
     union all
     select name || '_altered', '', 'event_trigger', format(
-        {altered}, version, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
+        {altered}, generation, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
         quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
         quote_literal(schema), quote_literal(of_functions), length(name) + 9,
         quote_literal(untriggered) || '::jsonb',
-        quote_literal('invalidator_' || name))
+        quote_literal('invalidator_' || name), version)
     from installation, (
         select coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'name', name, 'like', pattern)), '[]') as untriggered
         from asked
@@ -191,7 +241,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     left join pg_proc p on p.pronamespace = namespace and p.proname = s.name
     cross join lateral (
         select p.oid is not null and (p.prosrc = source
-            or p.prosrc ~ '^-- invalidator \d{1,6}:' and substring(p.prosrc from '\d+')::int > version) as same
+            or p.prosrc ~ '^-- invalidator \d{1,6}:' and substring(p.prosrc from '\d+')::int > generation) as same
     ) as compared
     cross join lateral (
         select case when source ~ '\$invalidator\$' then quote_literal(source)
@@ -210,48 +260,48 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     left join pg_event_trigger e on e.evtname = event_trigger
 
     union all
-    select 2, t.number, t.nspname, t.relname, 'function', null, null, w.proname,
-        case when there.function is null then 'missing'
-             when sealed_by is null or odd then 'tampered'
-             when sealed_by > version then 'ok'
-             when there.prosrc = was.source and there.proconfig is not distinct from was.config then 'ok'
-             when there.prosrc = was.source then 'tampered'
-             else 'outdated' end,
-        case when there.function is null or odd or sealed_by is null
-                or sealed_by <= version and (there.prosrc <> w.source or there.proconfig is distinct from w.config)
-             then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s',
-                         schema, w.proname, pinned, quoted) end,
-        case when there.function is not null then format('%s:%s', there.function, there.xmin) end,
+    select 2, number, nspname, relname, 'function', null, null, proname, state,
+        case when is_due then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s',
+                                     schema, proname, pinned, quoted) end,
+        case when function is not null then format('%s:%s', function, xmin) end,
         case when not pg_has_role(proowner, 'usage')
-             then format('%s does not own the function %I.%I', current_user, schema, w.proname)
-             when there.function is null and namespace is not null
+             then format('%s does not own the function %I.%I', current_user, schema, proname)
+             when function is null and namespace is not null
                  and not has_schema_privilege(namespace, 'create, usage')
              then format('%s may not create functions in the schema %I', current_user, schema) end,
-        case when there.function is not null then format('run this as %I', pg_get_userbyid(proowner))
+        case when function is not null then format('run this as %I', pg_get_userbyid(proowner))
              else format('grant usage, create on schema %I to %I', schema, current_user) end
     from installation
-    cross join tables t
-    join written w on w.relid = t.relid and not w.as_it_was
-    join written was on was.relid = t.relid and was.as_it_was
-    left join there on there.proname = t.proname
+    cross join functions
     cross join lateral (
         select coalesce(string_agg(
             format('set %s = %s ', setting, case setting when 'search_path' then value else quote_literal(value) end),
             ''), '') as pinned
-        from unnest(w.config) as entry, split_part(entry, '=', 1) as setting, split_part(entry, '=', 2) as value
+        from unnest(config) as entry, split_part(entry, '=', 1) as setting, split_part(entry, '=', 2) as value
     ) as pins
     cross join lateral (
-        select case when w.source ~ '\$invalidator\$' then quote_literal(w.source)
-                    else '$invalidator$' || w.source || '$invalidator$' end as quoted
+        select case when source ~ '\$invalidator\$' then quote_literal(source)
+                    else '$invalidator$' || source || '$invalidator$' end as quoted
     ) as quoting
+
+    union all
+    (select distinct on (onrel) 3, 0, null, null, 'lock', on_schema, on_name, null, null,
+        case when may_lock then format('lock table only %I.%I in share row exclusive mode', on_schema, on_name)
+             else creation end,
+        null,
+        case when not may_lock and (tgenabled = 'A' or not has_table_privilege(onrel, 'trigger'))
+             then format('%s may not lock %I.%I, whose open transactions have to end', current_user, on_schema, on_name) end,
+        format('run this as %I', pg_get_userbyid(relowner))
+    from triggers
+    join standing on tgrelid = onrel and standing.tgname = triggers.tgname
+    join functions on functions.proname = triggers.proname and is_due and may_have_been_silent
+    cross join lateral (select owned or has_table_privilege(onrel, 'update, delete, truncate') as may_lock) as locking
+    order by onrel, tgenabled = 'A', event)
 
     union all
     select 3, 0, t.nspname, t.relname, 'trigger', on_schema, on_name, t.tgname,
         state,
-        case when state in ('missing', 'tampered') or state = 'disabled' and not owned then
-                format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()%s',
-                       t.tgname, event, on_schema, on_name, referencing, case when by_row then 'row' else 'statement' end,
-                       schema, t.proname, case when owned then '; ' || always end)
+        case when state in ('missing', 'tampered') or state = 'disabled' and not owned then creation
              when owned and tgenabled <> 'A' then always end,
         case when s.oid is not null then format('%s:%s%s', s.oid, s.xmin, tgenabled) end,
         case when not has_table_privilege(onrel, 'trigger')
@@ -262,19 +312,14 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
         case when not has_table_privilege(onrel, 'trigger')
              then format('grant trigger on %I.%I to %I', on_schema, on_name, current_user)
              else format('run this as %I', pg_get_userbyid(relowner)) end
-    from installation
-    cross join triggers t
+    from triggers t
     left join standing s on s.tgrelid = t.onrel and s.tgname = t.tgname
     left join there on there.proname = t.proname
     cross join lateral (
         select case when s.oid is null then 'missing'
                 when odd_trigger or tgfoid is distinct from function or tgtype <> type then 'tampered'
                 when tgenabled in ('D', 'R') or by_row and tgenabled <> 'A' then 'disabled'
-                else 'ok' end as state,
-            format('alter table %I.%I enable always trigger %I', on_schema, on_name, t.tgname) as always,
-            case when by_row or event = 'truncate' then ''
-                 else 'referencing' || coalesce(' old table as ' || old_table, '')
-                     || coalesce(' new table as ' || new_table, '') || ' ' end as referencing
+                else 'ok' end as state
         from (
             select s.odd or not by_row and (
                 tgoldtable is distinct from old_table or tgnewtable is distinct from new_table) as odd_trigger
@@ -301,5 +346,14 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     from installation
     cross join there
     where there.proname not in (select proname from tables)
+),
+
+-- Sidecars that run are told of each table at which something was done: they look at once, and not at the next minute.
+notifications (statement) as (
+    select distinct format('notify %I, %L', 'invalidator_' || installation.name,
+                           format('{"v":%s,"t":%s,"w":true,"by":"install"}', version, jsonb_build_array(nspname, relname)))
+    from objects
+    cross join installation
+    where statement is not null and nspname is not null and (state <> 'orphaned' or prune)
 )
 {findings}

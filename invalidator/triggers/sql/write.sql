@@ -134,7 +134,7 @@ parts as materialized (
 ),
 written as materialized (
     select tables.relid, tables.proname, bodies.as_it_was, config,
-        format('-- invalidator %s %s %s', version, seal, bodies.spec) || E'\n' || body as source
+        format('-- invalidator %s %s %s', generation, seal, bodies.spec) || E'\n' || body as source
     from tables
     join parts using (relid)
     left join (
