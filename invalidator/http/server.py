@@ -22,6 +22,7 @@ from invalidator.core.change import Change
 from invalidator.core.eviction import Evictions
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import RefusedError
+from invalidator.http.connections import Listener, notice, shares
 from invalidator.http.guard import guard
 from invalidator.http.requests import BadRequestError, explain_of, purge_of, timeout_of
 from invalidator.http.stream import HEADERS, Reader, prefixes_of, until_ended
@@ -29,6 +30,7 @@ from invalidator.logs import Log
 from invalidator.metrics import Metrics
 
 _LARGEST_BODY: Final = 1 << 20
+BODY: Final = 10.0
 _LAST_WORDS: Final = 1.0
 _BACKLOG: Final = 1024
 _log: Final = Log()
@@ -73,6 +75,7 @@ class Server:
         self._sidecar: Sidecar | None = None
         self._ending = asyncio.Event()
         self._runners: list[web.AppRunner] = []
+        self._sockets: list[asyncio.Server] = []
 
     def show(self, sidecar: Sidecar) -> None:
         """Answer for this one from now on."""
@@ -80,10 +83,11 @@ class Server:
 
     async def __aenter__(self) -> Server:
         token = self._listen.token.get_secret_value()
+        probes, api = shares()
         await self._start(
             "probes",
             self._listen.probes,
-            "",
+            probes,
             [
                 web.get("/healthz", self._healthz),
                 web.get("/startupz", self._startupz),
@@ -94,7 +98,7 @@ class Server:
         await self._start(
             "api",
             self._listen.api,
-            token,
+            api,
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/tail", self._tail),
@@ -104,6 +108,7 @@ class Server:
                 web.post("/v1/flush", self._flush),
                 web.post("/v1/barrier", self._barrier),
             ],
+            token,
         )
         return self
 
@@ -111,33 +116,42 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.set()
-        for runner in self._runners:
-            await runner.cleanup()
+        await self._close()
         for address in (self._listen.api, self._listen.probes):
             _clear(address)
 
-    async def _start(self, name: str, address: str, token: str, routes: Sequence[web.RouteDef]) -> None:
-        app = web.Application(middlewares=[guard(address, token, self._listen.hosts)], client_max_size=_LARGEST_BODY)
+    async def _close(self) -> None:
+        for listening in self._sockets:
+            listening.close()
+        for runner in self._runners:
+            await runner.cleanup()
+
+    async def _start(self, name: str, address: str, most: int, routes: Sequence[web.RouteDef], token: str = "") -> None:
+        middlewares = [notice, guard(address, token, self._listen.hosts)]
+        app = web.Application(middlewares=middlewares, client_max_size=_LARGEST_BODY)
         app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_WORDS)
         await runner.setup()
         self._runners.append(runner)
+        assert runner.server is not None
         try:
-            await self._site(runner, address).start()
+            listening = await self._socket(Listener(name, runner.server, most), address, min(_BACKLOG, most))
         except OSError as error:
-            for opened in self._runners:
-                await opened.cleanup()
+            await self._close()
             what = f"can't listen on {address}: {(error.strerror or str(error)).lower()}"
             raise RefusedError(what, where=f"listen.{name}", todo="free the address, or give another") from error
-        places = [str(place) if isinstance(place, str) else "{}:{}".format(*place[:2]) for place in runner.addresses]
+        self._sockets.append(listening)
+        names = [one.getsockname() for one in listening.sockets]
+        places = [str(place) if isinstance(place, str) else "{}:{}".format(*place[:2]) for place in names]
         _log.info("listening", "listening", what=name, at=", ".join(places))
 
-    def _site(self, runner: web.AppRunner, address: str) -> web.BaseSite:
+    async def _socket(self, listener: Listener, address: str, backlog: int) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
         if address.startswith("unix:"):
             _clear(address)  # one that was killed leaves its socket behind
-            return web.UnixSite(runner, address.removeprefix("unix:"))
+            return await loop.create_unix_server(listener, address.removeprefix("unix:"), backlog=backlog)
         host, _, port = address.rpartition(":")
-        return web.TCPSite(runner, host.strip("[]"), int(port), backlog=_BACKLOG)
+        return await loop.create_server(listener, host.strip("[]"), int(port), backlog=backlog)
 
     @property
     def _shown(self) -> Sidecar:
@@ -266,9 +280,13 @@ async def _body(request: web.Request) -> dict[str, Any]:
     if not request.can_read_body:
         return {}
     try:
-        body = await request.json()
+        async with asyncio.timeout(BODY):
+            body = await request.json()
     except ValueError:
         body = None
+    except TimeoutError as error:
+        text = '{"error": "the body did not come in time"}\n'
+        raise web.HTTPRequestTimeout(text=text, content_type="application/json") from error
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text='{"error": "the body is no JSON object"}\n', content_type="application/json")
     return body

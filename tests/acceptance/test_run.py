@@ -56,8 +56,9 @@ class Home:
         return is_settled(self("status", "-o", "json"))
 
     @contextmanager
-    def running(self, *arguments, ready=True):
-        command = [sys.executable, "-m", "invalidator", "run", "--log-format", "json", "-c", self.file, *arguments]
+    def running(self, *arguments, ready=True, under=()):
+        command = [*under, sys.executable, "-m", "invalidator", "run", "--log-format", "json", "-c", self.file]
+        command += arguments
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 if ready:
