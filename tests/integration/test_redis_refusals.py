@@ -13,7 +13,7 @@ from invalidator.demo.servers.redis import find_redis
 from invalidator.demo.servers.workspace import free_port
 from invalidator.errors import TargetAway
 from invalidator.service.check import check
-from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis import RedisTarget, line
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
 from tests.support.redises import ClusterServers, Keeping, SentinelServer
 
@@ -155,3 +155,13 @@ async def test_check_says_which_right_is_missing(servers):
         ("finding", "this user may not UNLINK"),
         ("finding", "this user may not SCAN"),
     ]
+
+
+async def test_a_server_that_does_not_say_who_it_is(redis_url, monkeypatch):
+    """As some proxies do: what is behind them could be another server at any time."""
+    read_info = line.read_info
+    monkeypatch.setattr(line, "read_info", lambda info: {**read_info(info.replace(b"run_id", b"nothing"))})
+    async with RedisTarget("cache", parse_redis_url(redis_url)) as target:
+        with pytest.raises(TargetAway, match="its INFO has no 'run_id'") as caught:
+            await target.beat()
+    assert caught.value.reason == "refused"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import hiredis
@@ -12,10 +14,11 @@ import redis
 from invalidator.config.redis_url import Tls, parse_redis_url
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.demo.servers import RedisServer
-from invalidator.errors import TargetAway
+from invalidator.errors import TargetAway, TargetChanged
 from invalidator.targets.redis import RedisTarget, sweep, wire
+from invalidator.targets.redis.line import Line
 from invalidator.targets.redis.places import Cluster, Sentinel, Single
-from tests.support import until
+from tests.support import eventually, until
 from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
 
 RIGHTS = re.findall(
@@ -328,6 +331,65 @@ class TestClusterOnTheMove:
         assert not any(node.call("DBSIZE") for node in moving.nodes)
 
 
+class TestClusterThatGrowsAndShrinks:
+    """A node without slots is no place of the target; with the first slot it is one, and without the last no more."""
+
+    @pytest.fixture
+    def growing(self, servers):
+        cluster = ClusterServers(servers, copies=False, spare=True)
+        cluster.nodes[-1].client.config_set("cluster-allow-replica-migration", "no")  # it stays a primary without slots
+        yield cluster
+        for node in cluster.nodes:
+            node.client.close()
+            node.stop()
+
+    async def test_its_topology_may_be_another_between_any_two_steps(self, growing, monkeypatch):
+        target = RedisTarget("cache", Cluster(parse_redis_url(growing.url)), prefix="app:")
+        first, *_, spare = growing.nodes
+        identity, moves = Line._identity, []
+
+        async def discover_while_they_are_asked(line, connection):
+            """Each time that a node says who it is, a slot comes to the spare node or goes, and somebody finds out."""
+            found = await identity(line, connection)
+            if line is target._side and len(moves) < 20:
+                ends = (first, spare) if len(moves) % 2 == 0 else (spare, first)
+                moves.append(ends)
+                await asyncio.to_thread(until, lambda: all(owns(node, 0, ends[0].port) for node in ends), 20)
+                await asyncio.to_thread(move, 0, *ends, "from begin to end")
+                await target._places.find()
+            return found
+
+        monkeypatch.setattr(Line, "_identity", discover_while_they_are_asked)
+        ends, changed = asyncio.Event(), 0
+
+        async def evict():
+            while not ends.is_set():
+                with suppress(TargetAway):
+                    await target.evict(Evictions.of([*EVICTIONS, *(Eviction("key", f"k:{n}") for n in range(50))]))
+
+        async with target:
+            evicting = asyncio.create_task(evict())
+            while len(moves) < 20:
+                try:
+                    await target.beat()
+                except TargetAway as error:
+                    changed += isinstance(error, TargetChanged)
+            await eventually(lambda: knows_all(target), 20)
+            ends.set()
+            await evicting
+            assert changed  # a node that was not there before is met as another one
+            with growing.client() as client:
+                fill(client)
+                assert await target.evict(Evictions.of(EVICTIONS)) == 9
+                check(client)
+
+
+async def knows_all(target):
+    with suppress(TargetAway):
+        await target.beat()
+    return target._met.is_complete
+
+
 def move(slot, source, destination, way):
     if way != "begun before":
         open_slot(slot, source, destination)
@@ -337,5 +399,10 @@ def move(slot, source, destination, way):
 
 
 def slot_owner(node, slot):
+    return owns(node, slot, node.port)
+
+
+def owns(node, slot, whose):
+    """Whether the node says that the one with this port has the slot."""
     slots = node.call("CLUSTER", "SLOTS")
-    return any(first <= slot <= last and port == node.port for first, last, (_, port, *_), *_ in slots)
+    return any(first <= slot <= last and port == whose for first, last, (_, port, *_), *_ in slots)

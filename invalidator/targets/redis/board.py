@@ -122,11 +122,11 @@ class Board:
         ((covered, lock, present, flushes),) = await self._ask(
             ("EVAL", _LOOK, 4, f"{self._cover}:{nonce}:{facts}", self._lock, self._able, self._flushes)
         )
-        others = [member.decode() for member in present if not member.startswith(self._instance.encode())]
+        others = [member for member in present if not member.startswith(self._instance.encode())]
         return Seen(
             covered=bool(covered),
             locked=lock not in (None, self._instance.encode()),
-            able=any(member.endswith(facts) for member in others),
+            able=any(member.endswith(facts.encode()) for member in others),
             flushes=flushes,
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
@@ -57,28 +57,34 @@ class Identity(NamedTuple):
 
 
 class Met:
-    """Whom we met at each place of a target."""
+    """Whom we met at each place of a target.
+
+    The places may be others after any await: another connection, told that a slot has moved, has looked where they are.
+    So one that is there now may not have been met yet; until it is, there is no telling whom the target consists of.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, Identity] = {}
-        self._complete = False
+        self._complete = self._began = False
 
     def meet(self, place: str, identity: Identity) -> None:
         """Note who is there; TargetChanged when that is somebody else than before."""
         before = self._known.get(place)
         self._known[place] = identity
-        if before is None and not self._complete:
+        if before is None and not self._began:
             return
         if before != identity:
             raise TargetChanged("it is another server than before, or came back with what it had saved", where=place)
 
-    def are(self, places: Iterable[str]) -> None:
-        """These are all places that there are now; all of them were met."""
-        self._known = {place: self._known[place] for place in places}
-        self._complete = True
+    def are(self, places: Collection[str]) -> None:
+        """These are all places that there are now. Once all of them were met, another one is news."""
+        self._known = {place: identity for place, identity in self._known.items() if place in places}
+        self._complete = len(self._known) == len(places)
+        self._began |= self._complete
 
     @property
     def is_complete(self) -> bool:
+        """Whether all places that there were at the last look were met."""
         return self._complete
 
     def __str__(self) -> str:
@@ -129,7 +135,12 @@ class Line:
             raise TargetAway(what, where=where, todo=todo, reason="refused")
         if info.get("role") != "master":
             raise TargetAway("it is a replica", where=where, todo="name the primary, or its Sentinels", reason="moved")
-        return Identity(info["run_id"], info["master_replid"])
+        try:
+            return Identity(info["run_id"], info["master_replid"])
+        except KeyError as error:
+            what = f"its INFO has no {error}: another server would not be noticed"
+            todo = "connect to the server itself, not through a proxy that leaves it out"
+            raise TargetAway(what, where=where, todo=todo, reason="refused") from error
 
     async def nodes(self) -> list[tuple[str, Connection]]:
         """Each place, with a connection to its primary."""
