@@ -120,6 +120,7 @@ def prepare(connection: psycopg.Connection[Any], plan_setting: str) -> None:
     """Set, for this transaction, what the queries in `sql/` rely on."""
     connection.execute("set local search_path = pg_catalog, pg_temp")  # so that names come out qualified
     connection.execute("set local quote_all_identifiers = off")
+    connection.execute("set local jit = off")  # in a transaction of the caller's too
     connection.execute("set local enable_nestloop = off")  # nobody can tell the planner how many tables the rules name
     connection.execute("select set_config('invalidator.plan', %s, true)", [plan_setting])
 

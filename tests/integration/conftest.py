@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from invalidator.demo.servers import Workspace
+from invalidator.demo.servers import PostgresServer, Workspace, find_postgres
 from invalidator.demo.servers.redis import find_redis
 from tests.integration.heard import ear
 
@@ -17,6 +17,16 @@ def servers():
     """A workspace for servers of a module's own."""
     with Workspace() as workspace:
         yield workspace
+
+
+@pytest.fixture(scope="session")
+def configured(workspace):
+    """A server with what two-phase commit and logical replication need, and no server has as it comes."""
+    wanted = os.environ.get("INVALIDATOR_TEST_POSTGRES", "")
+    binaries = find_postgres(int(wanted) if wanted.isdigit() else None)
+    server = PostgresServer(workspace, binaries, {"wal_level": "logical", "max_prepared_transactions": "10"})
+    server.start()
+    return server
 
 
 @pytest.fixture(scope="module")

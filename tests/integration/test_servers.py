@@ -98,6 +98,16 @@ def test_every_postgresql_at_hand_starts(binaries):
             assert connection.info.server_version // 10000 == binaries.major
 
 
+def test_a_server_has_stock_settings_but_for_its_place_its_size_and_its_speed(db, postgres):
+    """What we set for ourselves in all of them, users do not have: `jit = off` hid five seconds for each look."""
+    if not isinstance(postgres, PostgresServer):
+        pytest.skip("a server that was given has its own settings")
+    query = "select name from pg_settings where source = 'command line'"
+    assert {name for (name,) in db.execute(query)} - {"data_directory", "config_file", "hba_file", "ident_file"} == {
+        "listen_addresses", "unix_socket_directories", "port", "fsync", "max_connections", "shared_buffers"
+    }  # fmt: skip
+
+
 def test_a_server_keeps_its_port_and_its_data_over_a_crash():
     with Workspace() as workspace:
         server = PostgresServer(workspace)

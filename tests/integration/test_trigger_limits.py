@@ -178,9 +178,9 @@ class TestChangedByHand:
 
 
 class TestRowLevel:
-    def test_what_logical_replication_applies_is_heard(self, postgres, db, dsn, heard):
+    def test_what_logical_replication_applies_is_heard(self, configured, db, heard):
         """Row triggers hear it; a statement's do not."""
-        source_dsn = postgres.create_database()
+        source_dsn = configured.create_database()
         slot = f"slot_{db.info.dbname}"
         with psycopg.connect(source_dsn, autocommit=True) as source:
             for side in (source, db):

@@ -16,7 +16,7 @@ from invalidator.core.template import parse
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-from tests.integration.heard import PAIRED, SHOP, P, drift, ear, rules
+from tests.integration.heard import ID, PAIRED, SHOP, P, drift, ear, rules
 
 
 @pytest.fixture
@@ -133,13 +133,15 @@ class TestStatements:
         products.execute("insert into products values (1), (2)")
         assert {change.new["id"] for change in heard()} == {"1", "2", "101", "102"}
 
-    def test_two_phase_commit_is_refused_by_postgresql_and_said_beforehand(self, products):
-        (note,) = (note for note in look(products, SHOP, rules("p:{id}")).notes() if "PREPARE" in note.what)
-        assert note.todo == "PostgreSQL forbids it after NOTIFY; let no two-phase commit write to them"
-        products.autocommit = False
-        products.execute("insert into products values (1)")
-        with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
-            products.execute("prepare transaction 'x'")
+    def test_two_phase_commit_is_refused_by_postgresql_and_said_beforehand(self, configured):
+        with psycopg.connect(configured.create_database(), autocommit=True) as db:
+            db.execute("create table products (id int primary key)")
+            (note,) = (note for note in look(db, SHOP, ID).notes() if "PREPARE" in note.what)
+            assert note.todo == "PostgreSQL forbids it after NOTIFY; let no two-phase commit write to them"
+            install(db, SHOP, ID)
+            db.execute("begin; insert into products values (1)")
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+                db.execute("prepare transaction 'x'")
 
 
 class TestSize:

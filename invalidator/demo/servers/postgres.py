@@ -26,12 +26,10 @@ _SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "fsync": "off",
-    "wal_level": "logical",
     "max_connections": "200",
     "shared_buffers": "64MB",
-    "max_prepared_transactions": "10",
-    "jit": "off",
 }
+"""What differs from a server as it comes: no more than its place, its size, and that it need not survive a crash."""
 
 
 class Binaries(NamedTuple):
