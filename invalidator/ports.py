@@ -31,6 +31,10 @@ class Feed(Protocol):
         """Every target has answered for everything up to this position, repeats included."""
         ...
 
+    async def refresh(self) -> bool:
+        """Find out what else there is to hear; a probe after this is behind it. False when the feed is lost first."""
+        ...
+
     def probe(self) -> None:
         """Find out at once how far the feed is: a batch with an `as_of` of now or later is to follow."""
         ...

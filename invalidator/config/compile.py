@@ -63,6 +63,7 @@ def compile_channels(config: models.Config) -> list[Channel]:
             columns={column: parse_text(text) for column, text in channel.columns.items()},
             if_=tuple((tuple(field.split(".")), frozenset(values)) for field, values in channel.if_.items()),
             each=channel.each,
+            interval=channel.each_interval,
         )
         for name, channel in config.channels.items()
     ]

@@ -271,6 +271,12 @@ class Channel(Model):
         {}, alias="if", description="Other values of a field that can be read are not for us."
     )
     each: str = Field("", description="A select: one channel for each of its rows, whose columns are holes too.")
+    each_interval: Seconds = Field(
+        60.0,
+        ge=1,
+        description="How often `each` is asked. It also is before a barrier is answered, and after a change of a "
+        "table that it reads.",
+    )
 
 
 class Listen(Model):

@@ -62,6 +62,10 @@ def check_channel(name: str, channel: models.Channel, own: str, path: Path, say:
         if is_key and bool(named) != bool(channel.each):
             what = "its name has a hole, and nothing to fill it" if named else "`each` fills no hole of its name"
             say(path, what, "holes in the name and a query in `each` go together")
+    if not name:
+        say(path, "a channel has a name", "write the one that is notified")
+    if not channel.each and "each_interval" in channel.model_fields_set:
+        say((*path, "each_interval"), "there is no query to ask", "take it out, or write the query in `each`")
     if name == own:
         say(path, "this is the channel of our own triggers", "rename the installation, or the channel")
     if not channel.each and len(name.encode()) > LONGEST_NAME:

@@ -56,7 +56,7 @@ def holes(parts: Parts) -> list[Path]:
 
 @dataclass(frozen=True)
 class Channel:
-    """One entry of `channels`; with `each`, one channel for each row that this query gives."""
+    """One entry of `channels`; with `each`, one channel for each row that this query gives each `interval` seconds."""
 
     name: Parts
     table: Table
@@ -64,13 +64,16 @@ class Channel:
     columns: Mapping[str, Parts]
     if_: tuple[tuple[Path, frozenset[str | None]], ...] = ()
     each: str = ""
+    interval: float = 60.0
 
-    def called(self, row: Row) -> str | None:
-        """The channel's name for a row of `each`, as PostgreSQL cuts it; None when a hole is null or not there."""
-        value = _fill(self.name, row, None, "")
-        if not isinstance(value, str) or not value:
-            return None
-        return value.encode()[:LONGEST_NAME].decode(errors="ignore")
+    def called(self, row: Row) -> str:
+        """The channel's name for a row of `each`, a null being empty text; ValueError when a hole is not in the row."""
+        return "".join(part if isinstance(part, str) else _column(part, row) for part in self.name)
+
+    def of_each(self, row: Row) -> Row:
+        """What a notification takes from a row of `each`."""
+        named = {path[0] for path in self._holes() if len(path) == 1}
+        return {column: value for column, value in row.items() if column in named}
 
     def read(self, payload: str, row: Row) -> tuple[list[Change], bool]:
         """The changes that a payload says, and whether it could be read; `row` is the one of `each`."""
@@ -90,14 +93,24 @@ class Channel:
         old, new = (image, None) if op == "delete" else (None, image)
         return [Change(self.table, op, old, new)], True
 
-    def _needs_json(self, row: Row) -> bool:
+    def _holes(self) -> list[Path]:
+        """The holes that a notification fills."""
         named = [path for parts in (self.op, *self.columns.values()) for path in holes(parts)]
-        named += [path for path, _ in self.if_]
-        return any(path != PAYLOAD and not (len(path) == 1 and path[0] in row) for path in named)
+        return [*named, *(path for path, _ in self.if_)]
+
+    def _needs_json(self, row: Row) -> bool:
+        return any(path != PAYLOAD and not (len(path) == 1 and path[0] in row) for path in self._holes())
 
     def _op(self, value: Known) -> Op | None:
         word = value.strip().lower() if isinstance(value, str) else None
         return next((op for op in OPS if op == word), None)
+
+
+def _column(hole: Path, row: Row) -> str:
+    if len(hole) > 1 or hole[0] not in row:
+        raise ValueError(f'the query returns no column "{".".join(hole)}", which the name has a hole for')
+    value = row[hole[0]]
+    return value if isinstance(value, str) else ""
 
 
 def _parsed(payload: str) -> object:

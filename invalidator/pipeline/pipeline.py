@@ -140,16 +140,28 @@ class Pipeline:
 
     async def barrier(self, timeout: float) -> bool:
         """Whether, within this time, everything committed before now is evicted from every target."""
-        asked = _now()
         try:
             async with asyncio.timeout(timeout):
-                await self._until(lambda: self._feed is not None)
-                assert self._feed is not None
-                self._feed.probe()
+                feed = await self._refreshed()
+                asked = _now()
+                feed.probe()
                 await self._until(lambda: all((lane.state.as_of or 0.0) >= asked for lane in self.lanes))
         except TimeoutError:
             return False
         return True
+
+    async def _refreshed(self) -> Feed:
+        """The feed, once it hears all that there is to hear now; one that is lost meanwhile is waited for anew."""
+        feed = await self._feed_after(None)
+        while not await feed.refresh():
+            feed = await self._feed_after(feed)
+        return feed
+
+    async def _feed_after(self, lost: Feed | None) -> Feed:
+        """The open feed that is another than this one."""
+        while self._feed is None or self._feed is lost:
+            await self._moved.wait()
+        return self._feed
 
     def purge(self, changes: Sequence[Change], evictions: Evictions | None = None) -> int:
         """Evict for changes that somebody says, and these evictions everywhere; the number to wait for."""

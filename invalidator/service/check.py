@@ -167,18 +167,19 @@ async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
     channels = compile_channels(config)
     patience = config.postgres.canary_timeout
     dsn = config.postgres.dsn.get_secret_value()
-    subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), patience)
+    own = wiring.installation(config).channel.encode()
+    subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), patience, own)
     for name, channel in zip(config.channels, channels, strict=True):
-        where = f"channels.{name}"
+        where = f"channels.{name}.each"
         if channel.each:
             try:
-                rows = await subscriptions.rows(channel.each)
+                found = await subscriptions.find(channel)
             except AwayError as error:
-                yield Finding("finding", f"{where}.each", error.what, "correct its SQL, or grant SELECT")
+                yield Finding("finding", where, error.what, error.todo or "correct its SQL, or grant SELECT")
                 continue
-            if any(channel.called(row) is None for row in rows):
-                yield Finding("finding", f"{where}.each", "a row leaves a hole of the name empty", "correct its SQL")
-            yield Finding("ok", where, f"{len(rows)} channels")
+            if own.decode() in (called for called, _ in found):
+                yield Finding("finding", where, f"it names our own channel, {own.decode()}", "correct its SQL")
+            yield Finding("ok", where, f"{len(found)} channels")
 
 
 def _split(what: str) -> tuple[str, str]:

@@ -1,113 +1,236 @@
 """Which channels of other people are listened to: those with plain names, and one for each row of an `each` query.
 
-The queries are asked again every minute, on a connection of their own. A channel that comes to be listened to may have
-spoken before, so a set that has grown is a gap of its table. So is a set that can't be asked for, each time: nobody
-knows then what is not heard.
+A query is asked again every `each_interval`, on a connection of its own; before a barrier's canary goes; and at once
+after a change of a table that it reads, where we receive those. A channel that is new may have been notified before we
+listened, so once LISTEN is answered its table has a gap, and so has the table of a channel whose row of `each` is
+another than before: what came meanwhile was read with the old row. So has, each time, the table of a query that fails:
+nobody knows then which channels are not heard.
+
+The gap comes after LISTEN, and a barrier's canary after both. So when a barrier is answered, all that was sent to a
+channel whose row was committed before it is evicted, by the gap or by name.
+
+    tenant t2 is committed - t2 is notified - barrier: the query is asked - LISTEN t2 - gap - canary - canary is back
+
+Other sidecars may take our word that everything is evicted (`core/cover.py`), for as long as they listen to the same
+channels. Our word for a new channel counts once a canary has come back behind its gap, not when we begin to listen.
+
+A row whose hole is null stands for the name that `format` and `concat` make of it, with nothing in its place: `||`
+makes no name at all. Names are cut by the server, in its encoding, as LISTEN and NOTIFY do.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from invalidator.core.batch import Gap
+from invalidator.core.change import Table
 from invalidator.core.channel import Channel
 from invalidator.core.digest import digest
-from invalidator.core.values import Row, Value
+from invalidator.core.values import Row
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.logs import Log
+from invalidator.queries import prepare_transaction, read_rows
 
 if TYPE_CHECKING:
     from invalidator.sources.feed import NotifyFeed
 
-ASKED: Final = 60.0
+LEAST: Final = 0.5
+"""Seconds between two asks of a query after changes of what it reads."""
+
+_Named = list[tuple[str, Row]]
 _Readers = dict[bytes, list[tuple[Channel, Row]]]
+
+_CUT = "select name::pg_catalog.name::text from pg_catalog.unnest(%s::text[]) with ordinality as n (name, n) order by n"
+
+_TABLES = """
+with recursive read as (
+    select relation as oid from pg_catalog.pg_locks where pid = pg_catalog.pg_backend_pid() and locktype = 'relation'
+    union
+    select inhparent from read join pg_catalog.pg_inherits on inhrelid = read.oid
+)
+select nspname, relname from read
+join pg_catalog.pg_class c using (oid) join pg_catalog.pg_namespace n on n.oid = relnamespace
+where relkind in ('r', 'p', 'v', 'm', 'f') and nspname not in ('pg_catalog', 'information_schema')
+"""
+"""What a transaction has read, by the locks that it holds, views and functions seen through; and their ancestors."""
+
+
+@dataclass(slots=True)
+class _Query:
+    """The query of one channel: what it found last, which tables it reads, and when it is asked again."""
+
+    channel: Channel
+    found: _Named = field(default_factory=list)
+    fails: bool = False
+    tables: frozenset[Table] = frozenset()
+    asked: float = 0.0
+    due: float = 0.0
 
 
 class Subscriptions:
-    """Who reads which channel."""
+    """Who reads which channel; `own` is the one of our triggers, which nobody else reads."""
 
-    def __init__(self, channels: Sequence[Channel], dsn: str, application_name: str, patience: float) -> None:
+    def __init__(
+        self, channels: Sequence[Channel], dsn: str, application_name: str, patience: float, own: bytes
+    ) -> None:
         self._dsn, self._application_name, self._patience = dsn, f"{application_name} channels", patience
+        self._own = own
         self._plain = [channel for channel in channels if not channel.each]
-        self._asked = [channel for channel in channels if channel.each]
-        self._found: dict[int, list[Row]] = {}
+        self._queries = [_Query(channel) for channel in channels if channel.each]
         self._readers: _Readers = {}
-        self._unknown: list[Channel] = []
+        self._fingerprint: str | None = None
+        self._proven_by = 0.0
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._news = asyncio.Event()
+        self._ended = False
         self._log = Log(source="notify")
 
     @property
     def fingerprint(self) -> str | None:
-        """Which channels are listened to; None while that is not all that there are."""
-        return None if self._unknown else digest(sorted(name.decode() for name in self._readers))
+        """Which channels are listened to; None while that is not all that there are, or one's gap may be under way."""
+        return self._fingerprint
 
     def about(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
         """Who reads what comes on this channel, with their row of `each`."""
         return self._readers.get(name, ())
 
+    def changed(self, table: Table | None) -> None:
+        """This table has changed, or any: queries that read it are asked soon."""
+        for query in self._queries:
+            if table is None or table in query.tables:
+                query.due = min(query.due, query.asked + LEAST)
+                self._news.set()
+
+    def reach(self, as_of: float) -> None:
+        """Everything committed before this moment has been handed on."""
+        if self._fingerprint is None and as_of >= self._proven_by and not any(query.fails for query in self._queries):
+            rows = {name.decode(): [row for _, row in readers] for name, readers in self._readers.items()}
+            self._fingerprint = digest(rows)
+
+    async def refresh(self) -> bool:
+        """Ask all queries anew, after this call; False when the connection is lost before that is done."""
+        if not self._queries or self._ended:
+            return not self._ended
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._news.set()
+        return await done
+
     async def run(self, feed: NotifyFeed) -> SourceLost:
-        """Ask every minute, until LISTEN fails; what that means."""
-        while True:
-            await asyncio.sleep(ASKED)
-            if self._asked:
+        """Ask whenever it is time, until LISTEN fails; what that means."""
+        waiting: list[asyncio.Future[bool]] = []
+        try:
+            while True:
+                await self._until_due()
+                waiting, self._waiting = self._waiting, []
                 try:
-                    await self.look(feed)
+                    await self.look(feed, all_queries=bool(waiting))
                 except AwayError as error:
                     return SourceLost(f"can't listen: {error.what}", where="postgres")
+                _answer(waiting, done=True)
+        finally:
+            self._ended = True
+            _answer([*waiting, *self._waiting], done=False)
 
-    async def look(self, feed: NotifyFeed, *, first: bool = False) -> None:
+    async def _until_due(self) -> None:
+        while not self._waiting:
+            left = min((query.due for query in self._queries), default=float("inf")) - _now()
+            if left <= 0:
+                return
+            self._news.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left if self._queries else None):
+                    await self._news.wait()
+
+    async def look(self, feed: NotifyFeed, *, all_queries: bool = False, first: bool = False) -> None:
         """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
-        unknown = self._unknown = await self._ask()
-        readers: _Readers = {}
-        for channel in self._plain:
-            readers.setdefault((channel.called({}) or "").encode(), []).append((channel, {}))
-        for number, channel in enumerate(self._asked):
-            for row in self._found.get(number, ()):
-                name = channel.called(row)
-                if name:
-                    readers.setdefault(name.encode(), []).append((channel, row))
+        asked = [query for query in self._queries if all_queries or first or query.due <= _now()]
+        for query in asked:
+            await self._ask(query)
+        readers = self._wanted()
         new = [name for name in readers if name not in self._readers]
         gone = [name for name in self._readers if name not in readers]
-        self._readers = {**self._readers, **readers}
+        other = [name for name in readers if readers[name] != self._readers.get(name)]
+        if other or gone or any(query.fails for query in asked):
+            self._fingerprint = None
+        before, self._readers = self._readers, {**self._readers, **readers}
         if new or gone:
             await feed.listen([name.decode() for name in new], [name.decode() for name in gone])
         self._readers = readers
-        tables = frozenset(channel.table for name in new for channel, _ in readers[name])
+        tables = frozenset(
+            reader[0].table for name in other for reader in readers[name] if reader not in before.get(name, ())
+        )
         if tables and not first:
             feed.say(Gap("channels changed", tables))
-        if unknown and not first:
-            feed.say(Gap("channels unknown", frozenset(channel.table for channel in unknown)))
+        if not first and (unknown := frozenset(query.channel.table for query in asked if query.fails)):
+            feed.say(Gap("channels unknown", unknown))
+        if self._fingerprint is None:
+            self._proven_by = _now()
+            if not first:
+                feed.probe()
 
-    async def _ask(self) -> list[Channel]:
-        """Ask each query anew; those whose rows are not known now."""
-        unknown: list[Channel] = []
-        for number, channel in enumerate(self._asked):
-            try:
-                self._found[number] = await self.rows(channel.each)
-            except (AwayError, RefusedError) as error:
-                unknown.append(channel)
-                self._log.error(
-                    "channels_unknown",
-                    "nobody knows which channels there are: the query of `each` fails",
-                    table=str(channel.table),
-                    why=str(error),
-                )
-        return unknown
+    def _wanted(self) -> _Readers:
+        readers: _Readers = {}
+        for channel in self._plain:
+            readers.setdefault((channel.called({}) or "").encode(), []).append((channel, {}))
+        for query in self._queries:
+            for name, row in query.found:
+                readers.setdefault(name.encode(), []).append((query.channel, row))
+        readers.pop(self._own, None)
+        return readers
 
-    async def rows(self, query: str) -> list[Row]:
-        """The rows of a query of `each`, as text."""
+    async def _ask(self, query: _Query) -> None:
+        """Ask a query anew; what it found before is kept where it fails."""
+        query.asked = _now()
+        query.due = query.asked + query.channel.interval  # a change that comes meanwhile moves it forward
+        try:
+            query.found = await self.find(query.channel, query)
+            query.fails = False
+        except (AwayError, RefusedError) as error:
+            query.fails = True
+            self._log.error(
+                "channels_unknown",
+                "nobody knows which channels there are: the query of `each` fails",
+                table=str(query.channel.table),
+                why=str(error),
+            )
+
+    async def find(self, channel: Channel, query: _Query | None = None) -> _Named:
+        """The channels of a query of `each` with their rows; AwayError or RefusedError where it can't be asked."""
         connection = await connect(self._dsn, self._application_name, self._patience)
         try:
-            cursor = await within(self._patience, connection, connection.execute(query.encode()))
-            if cursor.description is None:
-                raise AwayError("it returns no rows", where="each", todo="write a select")
-            names = [column.name for column in cursor.description]
-            return [dict(zip(names, map(_text, row), strict=True)) for row in await cursor.fetchall()]
+            return await within(self._patience, connection, self._find(connection, channel, query))
         finally:
             connection.pgconn.finish()
 
+    async def _find(self, connection: psycopg.AsyncConnection[Any], channel: Channel, query: _Query | None) -> _Named:
+        async with connection.transaction():
+            await prepare_transaction(connection, self._patience)
+            rows = await read_rows(connection, channel.each)
+            if query is not None and not query.tables:
+                cursor = await connection.execute(_TABLES)
+                query.tables = frozenset(Table(*names) for names in await cursor.fetchall())
+            try:
+                named = [(channel.called(row), channel.of_each(row)) for row in rows]
+            except ValueError as error:
+                raise AwayError(str(error), where="each", todo="name a column of the select so") from error
+            cursor = await connection.execute(_CUT, [[name for name, _ in named]])
+            cut = [name for (name,) in await cursor.fetchall()]
+            return [(name, row) for name, (_, row) in zip(cut, named, strict=True) if name]
 
-def _text(value: object) -> Value:
-    return value if value is None or isinstance(value, str) else str(value)
+
+def _answer(waiting: Sequence[asyncio.Future[bool]], *, done: bool) -> None:
+    for one in waiting:
+        if not one.done():
+            one.set_result(done)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

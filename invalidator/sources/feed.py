@@ -75,6 +75,9 @@ class NotifyFeed:
     async def confirm(self, position: Position) -> None:
         """Nothing to do: the server keeps nothing for us."""
 
+    async def refresh(self) -> bool:
+        return await self._subscriptions.refresh()
+
     def probe(self) -> None:
         self._canary.ask()
 
@@ -91,6 +94,7 @@ class NotifyFeed:
     def reach(self, as_of: float, took: float, usage: float | None) -> None:
         """A canary came back."""
         self._metrics.canary(took, usage)
+        self._subscriptions.reach(as_of)
         self._flush_changes()
         self._items.append(Batch((), as_of=as_of))
         self._news.set()
@@ -136,7 +140,7 @@ class NotifyFeed:
             # Bytes that are no text, as a damaged database may send, come out as unknown values.
             text = payload.decode("utf-8", "surrogateescape")
             for channel, row in self._subscriptions.about(notification.relname):
-                self._changes += self._read(channel, row, text)
+                self._take(self._read(channel, row, text))
         elif payload.startswith(HEAD):
             question = self._canary.hear(payload)
             if question is not None:
@@ -144,7 +148,13 @@ class NotifyFeed:
                 self._items.append(question)
                 self._news.set()
         else:
-            self._changes += self._decode(payload)
+            self._take(self._decode(payload))
+
+    def _take(self, changes: list[Change]) -> None:
+        """Take in the changes of one payload, which are of one table."""
+        self._changes += changes
+        if changes:
+            self._subscriptions.changed(changes[0].table)
 
     def _flush_changes(self) -> None:
         if self._changes:
@@ -168,6 +178,7 @@ class NotifyFeed:
                 return [table_wide(error.table)]
             if self._changes or not self._items or self._items[-1] != _UNREADABLE:  # one gap says as much as many
                 self.say(_UNREADABLE)
+            self._subscriptions.changed(None)
             return []
 
     def _unreadable(self, whose: str, why: str) -> None:

@@ -79,6 +79,9 @@ class MemoryFeed:
     async def confirm(self, position: Position) -> None:
         self._source.confirmed = position
 
+    async def refresh(self) -> bool:
+        return True
+
     def probe(self) -> None:
         self._probed = asyncio.get_running_loop().time()
         self._source._news.set()

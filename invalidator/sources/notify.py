@@ -83,7 +83,8 @@ class NotifySource:
             period=self._period,
             timeout=self._timeout,
         )
-        subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout)
+        own = self._channel.encode()
+        subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout, own)
         self._subscriptions = subscriptions
         feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics)
         canary.heard = feed.reach

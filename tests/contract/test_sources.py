@@ -137,6 +137,7 @@ async def test_a_probe_is_answered_behind_everything_that_was_committed_before_i
     async with harness.source.open(None) as feed:
         items = aiter(feed)
         harness.publish(1, 2)
+        assert await feed.refresh()
         asked = asyncio.get_running_loop().time()
         feed.probe()
         heard, reached = [], None

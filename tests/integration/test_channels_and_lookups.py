@@ -16,9 +16,9 @@ from invalidator.errors import AwayError
 from invalidator.lookups import PostgresLookups
 from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
-from invalidator.sources import channels
 from invalidator.triggers.install import install
 from tests.support import eventually, names
+from tests.support.odd_values import SETTINGS, TYPES, VALUES
 
 HEAD = """
 version: 1
@@ -39,6 +39,7 @@ channels:
   user_changes: {table: public.users, op: "{op}", columns: {id: "{id}"}}
   "agent_event_{tenant}":
     each: "select id::text as tenant from tenants"
+    each_interval: 1s
     table: public.agent_events
     columns: {id: "{id}", tenant: "{tenant}"}
   job_queue: {table: public.jobs, columns: {id: "{payload}"}}
@@ -121,8 +122,7 @@ async def test_every_shape_of_somebody_elses_notification(db, dsn, redis_url, ca
             assert await evicted(cache, db, sidecar, channel, payload, KEYS) == expected, (channel, payload)
 
 
-async def test_a_channel_that_comes_later_is_listened_to_and_its_table_flushed(db, dsn, redis_url, cache, monkeypatch):
-    monkeypatch.setattr(channels, "ASKED", 0.2)
+async def test_a_channel_that_comes_later_is_listened_to_and_its_table_flushed(db, dsn, redis_url, cache):
     db.execute("create table tenants (id text); insert into tenants values ('t1')")
     async with serving(CHANNELS, dsn, redis_url) as sidecar:
         cache.mset({"agent:t2:1": "missed", "user:5": "kept"})
@@ -133,8 +133,7 @@ async def test_a_channel_that_comes_later_is_listened_to_and_its_table_flushed(d
         assert await evicted(cache, db, sidecar, "user_changes", {"op": "update", "id": 5}, KEYS) == {"user:5"}
 
 
-async def test_channels_that_nobody_can_name_are_flushed_at_each_look(db, dsn, redis_url, cache, monkeypatch):
-    monkeypatch.setattr(channels, "ASKED", 0.2)
+async def test_channels_that_nobody_can_name_are_flushed_at_each_look(db, dsn, redis_url, cache):
     db.execute("create table tenants (id text)")
     async with serving(CHANNELS, dsn, redis_url):
         db.execute("drop table tenants")
@@ -236,3 +235,27 @@ async def test_tail_says_why_a_change_evicts_nothing(db, dsn, redis_url):
         db.execute("insert into pages values (1, null)")
         seen = await asyncio.wait_for(tail.next(), 10)
     assert (seen["evict"], seen["why"]) == ({}, ["rules[0]: no key: slug is null"])
+
+
+async def test_a_looked_up_value_of_every_type_is_what_a_cast_to_text_makes_of_it(db, dsn):
+    db.execute(TYPES + SETTINGS)
+    db.execute(f"alter database {db.info.dbname} set datestyle = 'SQL, DMY'")
+    async with PostgresLookups(dsn, "test", 10.0) as lookups:
+        for kind, value in VALUES:
+            text = value.replace("{", "{{").replace("}", "}}")
+            lookup = parse_lookup(f"select {text}::{kind} as found, {{a}}::text as a", "skip")
+            row = (await lookups.ask(lookup, [("x",)]))[("x",)][0]
+            assert row == {"found": db.execute(f"select ({value}::{kind})::text").fetchone()[0], "a": "x"}
+
+
+async def test_a_lookup_whose_columns_are_others_than_before_is_read_anew(shop, dsn):
+    lookup = parse_lookup("select * from products where id = {id}", "skip")
+    async with PostgresLookups(dsn, "test", 10.0) as lookups:
+        assert (await lookups.ask(lookup, [("7",)]))[("7",)] == [{"id": "7", "slug": "slug-7"}]
+        shop.execute("alter table products rename slug to name")
+        with pytest.raises(AwayError, match="slug does not exist"):
+            await lookups.ask(lookup, [("7",)])
+        assert (await lookups.ask(lookup, [("7",)]))[("7",)] == [{"id": "7", "name": "slug-7"}]
+    async with PostgresLookups(dsn, "test", 10.0) as lookups:
+        with pytest.raises(AwayError, match='two of its columns are named "id"; rename one'):
+            await lookups.ask(parse_lookup("select * from products a, products b where a.id = {id}", "skip"), [("7",)])

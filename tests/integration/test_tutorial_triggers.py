@@ -7,7 +7,12 @@ import re
 import pytest
 import yaml
 
-from tests.integration.test_channels_and_lookups import evicted, serving
+from invalidator.config.compile import compile_rules
+from invalidator.config.parse import parse
+from invalidator.service import installation
+from invalidator.triggers.install import install
+from tests.integration.test_channels_and_lookups import HEAD, evicted, serving
+from tests.support import eventually, names
 
 ROW = "after insert or update or delete on {table} for each row"
 STATEMENT = "after {event} on {table} referencing {image} table as rows for each statement"
@@ -134,22 +139,25 @@ def documented(repo, section):
 
 
 async def test_the_channels_of_the_reference_are_right_beside_the_trigger_there(repo, db, dsn, redis_url, cache):
-    (channels,), (trigger,) = documented(repo, "Other people's notifications")
-    rules = (
-        "rules:\n"
+    (channels, rules), (trigger,) = documented(repo, "Other people's notifications")
+    rules += (
         '  - {table: public.products, evict: "product:{id}"}\n'
         '  - {table: public.agent_events, evict: "agent:{tenant}:{id}"}\n'
     )
     db.execute("create table products (id int primary key, name text); create table tenants (id text primary key)")
     db.execute("insert into tenants values ('t1')")
     db.execute(trigger)
+    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + rules + channels, {}, str)
+    install(db, installation(config), compile_rules(config))
     keys = ["product:7", "agent:t1:3", "agent:t2:3"]
     async with serving(rules + channels, dsn, redis_url) as sidecar:
         for step in STEPS:
             cache.mset(dict.fromkeys(keys, "x"))
             db.execute(step.format(t="products"))
             assert await sidecar.barrier(30)
-            assert set(cache.keys("*:*[37]")) == {"agent:t1:3", "agent:t2:3"}, step
+            assert names(cache) == {"agent:t1:3", "agent:t2:3"}, step
         said = {"id": 3, "type": "turn_complete"}
         assert await evicted(cache, db, sidecar, "agent_event_t1", said, keys) == {"agent:t1:3"}
         assert await evicted(cache, db, sidecar, "agent_event_t1", said | {"type": "typing"}, keys) == set()
+        db.execute("insert into tenants values ('t2')")
+        await eventually(lambda: not cache.exists("agent:t2:3"))

@@ -368,6 +368,15 @@ def test_any_text_gives_mistakes_and_never_a_traceback(text):
         ("channels: {c: {table: a.b, each: select 1, columns: {id: x}}}", "`each` fills no hole of its name; "),
         ("channels: {invalidator_x: {table: a.b, columns: {id: x}}}", "this is the channel of our own triggers; "),
         ("channels: {" + "c" * 64 + ": {table: a.b, columns: {id: x}}}", "this name is too long; "),
+        ("channels: {'': {table: a.b, columns: {id: x}}}", "a channel has a name; write the one that is notified"),
+        (
+            "channels: {c: {table: a.b, each_interval: 1m, columns: {id: x}}}",
+            "each_interval: there is no query to ask; ",
+        ),
+        (
+            "channels: {'c{t}': {table: a.b, each: select 1 as t, each_interval: 1ms, columns: {id: x}}}",
+            "each_interval: input should be greater than or equal to 1",
+        ),
         ("channels: {c: {table: 'a*.b', columns: {id: x}}}", 'channels.c.table: "a*.b" is no single table; '),
         ("listen: {api: here}", "listen.api: not an address; write host:port or unix:/path"),
         ("listen: {probes: 'h:99999'}", "listen.probes: not an address; write host:port or unix:/path"),
