@@ -7,27 +7,54 @@ import json
 import re
 import shutil
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from invalidator.core.eviction import Eviction, Evictions
+from invalidator.demo.servers import Workspace
+from invalidator.demo.servers.workspace import free_port
 from invalidator.targets.stream import StreamTarget
+from tests.acceptance.test_run import Home
 from tests.support import eventually
 from tests.support.browser import CHROMIUM, Browser, page_before
 from tests.support.listening import served
 
 NODE = shutil.which("node")
 DRIVER = """
-import { LocalCache } from "./invalidator-cache.js";
+import { LocalCache, SharedCache } from "./invalidator-cache.js";
+import net from "node:net";
 import readline from "node:readline";
-const cache = new LocalCache(process.argv[2]);
+const [url, redis, aliveKey] = process.argv.slice(2);
+// What the client needs of node-redis: a command is sent, and its reply read, one after another.
+class Redis {
+  #line; #waiting = []; #text = "";
+  constructor(port) {
+    this.#line = net.connect(port, "127.0.0.1").setEncoding("utf8").on("data", (text) => {
+      this.#text += text;
+      for (let found; (found = /^(?:\\+OK\\r\\n|\\$-1\\r\\n|\\$\\d+\\r\\n(.*)\\r\\n)/.exec(this.#text)); ) {
+        this.#text = this.#text.slice(found[0].length);
+        this.#waiting.shift()(found[1] ?? null);
+      }
+    });
+  }
+  #ask(...words) {
+    const said = words.map((word) => `$${Buffer.byteLength(`${word}`)}\\r\\n${word}\\r\\n`).join("");
+    this.#line.write(`*${words.length}\\r\\n${said}`);
+    return new Promise((done) => this.#waiting.push(done));
+  }
+  get(key) { return this.#ask("GET", key); }
+  set(key, value, { EX }) { return this.#ask("SET", key, value, "EX", EX); }
+}
+const cache = new LocalCache(url), shared = redis && new SharedCache(new Redis(redis), aliveKey);
 const waiting = new Map();
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const { id, get, value, tags, slowly, finish, close } = JSON.parse(line);
   if (finish) waiting.get(finish)();
   else if (close) { await cache.close(); process.exit(0); }
   else {
-    const loader = async () => { if (slowly) await new Promise((done) => waiting.set(id, done)); return value; };
+    const load = async () => { if (slowly) await new Promise((done) => waiting.set(id, done)); return value; };
+    const loader = shared ? () => shared.get(get, load) : load;
     cache.get(get, loader, tags).then((got) => console.log(JSON.stringify({ id, got, fresh: cache.isFresh })));
   }
 }
@@ -89,12 +116,12 @@ class Node:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, repo, folder, port):
+    async def running(cls, repo, folder, port, *redis):
         (folder / "invalidator-cache.js").write_text(client(repo))
         (folder / "driver.mjs").write_text(DRIVER)
         (folder / "package.json").write_text('{"type": "module"}')
         process = await asyncio.create_subprocess_exec(
-            NODE, folder / "driver.mjs", f"http://127.0.0.1:{port}/v1/stream",
+            NODE, folder / "driver.mjs", f"http://127.0.0.1:{port}/v1/stream", *redis,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         node = cls(process)
@@ -233,3 +260,74 @@ async def test_the_client_in_a_browser(repo):
         assert await browser.report() == "old"
         await stream.evict(Evictions({"a": None}))
         assert await browser.report() == "new"
+
+
+ALIVE = "invalidator:shop:alive"
+CONFIG = """
+version: 1
+name: killed
+postgres: {{dsn: "{dsn}", canary: 200ms, canary_timeout: 1s}}
+targets:
+  cache: {{kind: redis, url: "{redis}", repeat_after: 100ms, alive_key: "{alive}"}}
+  local: {{kind: stream, repeat_after: 100ms}}
+listen: {{api: "{api}", probes: "{probes}"}}
+rules:
+  - {{table: public.products, evict: "p:{{id}}"}}
+"""
+
+
+@pytest.fixture
+def home(dsn, redis_url, db):
+    db.execute("create table products (id serial primary key, name text); insert into products values (1, 'old')")
+    with Workspace() as workspace:
+        made = Home(workspace.path, dsn, redis_url, api=f"127.0.0.1:{free_port()}")
+        made.file.write_text(CONFIG.format(dsn=dsn, redis=redis_url, alive=ALIVE, api=made.api, probes=made.probes))
+        assert made("install-triggers").returncode == 0
+        yield made
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no Node here (apt: nodejs)")
+async def test_no_stale_value_is_served_when_the_sidecar_was_killed(repo, tmp_path, home, db, cache, redis_url):
+    """Not from memory, and not from Redis, which nobody evicts from any more; and as ever when it is back."""
+
+    async def served_by(node):
+        (name,) = db.execute("select name from products where id = 1").fetchone()
+        return await node.get("p:1", name)
+
+    redis = str(urlsplit(redis_url).port)
+    running = home.running()
+    process = await asyncio.to_thread(running.__enter__)
+    async with Node.running(repo, tmp_path, home.api.rpartition(":")[2], redis, ALIVE) as node:
+        await eventually(node.fresh)
+        await eventually(lambda: cache.exists(ALIVE))
+        assert await served_by(node) == "old"
+        assert cache.get("p:1") == '"old"'
+        assert await node.get("p:1", "not asked for") == "old"
+
+        process.kill()
+        await asyncio.to_thread(running.__exit__, None, None, None)
+        db.execute("update products set name = 'new' where id = 1")
+        await eventually(lambda: not_fresh(node))
+        await eventually(lambda: not cache.exists(ALIVE))
+        assert cache.get("p:1") == '"old"', "nobody has evicted it"
+        for _ in range(3):
+            assert await served_by(node) == "new"
+        assert cache.get("p:1") == '"old"', "and nobody fills it while nobody would evict it"
+        db.execute("update products set name = 'newer' where id = 1")
+        assert await served_by(node) == "newer"
+
+        running = home.running()
+        await asyncio.to_thread(running.__enter__)
+        try:
+            await eventually(node.fresh)
+            assert await served_by(node) == "newer"
+            await eventually(lambda: filled(node, cache))
+            db.execute("update products set name = 'newest' where id = 1")
+            await asyncio.to_thread(home, "wait")
+            assert await served_by(node) == "newest"
+        finally:
+            await asyncio.to_thread(running.__exit__, None, None, None)
+
+
+async def filled(node, cache):
+    return await node.get("p:1", "newer") == "newer" and cache.get("p:1") == '"newer"'
