@@ -316,9 +316,14 @@ class LaneState:
         return len(self._main) + len(self._exact) + self._due_size + self._held_size
 
     @property
-    def waits_exact(self) -> bool:
-        """Whether there is something to take that overtakes."""
-        return bool(self._exact.fresh or self._exact.again)
+    def has_work(self) -> bool:
+        """Whether `take` would give something now."""
+        return self.state is State.OWING or (self.state is State.QUIET and bool(self._main.fresh or self._main.again))
+
+    @property
+    def has_exact_work(self) -> bool:
+        """Whether `take_exact` would."""
+        return self._exact.sent is None and bool(self._exact.fresh or self._exact.again)
 
     @property
     def is_asked(self) -> bool:

@@ -3,11 +3,18 @@
 Up to three things go on at once, none of which waits for another: exact keys, where they may overtake; all the rest,
 flushes among it; and the watch, which sees every second that the target is still there and still the same, and answers
 other sidecars.
+
+Wake-ups. The first two share one state, and each may make work for the other: whichever calls `take` first after a
+repeat or a hold falls due moves it to the outbox that it belongs to, and a backlog that collapses is a flush for the
+main task, whoever collapsed it. So after every change of the state `_wake` looks at both: a task that sleeps is woken
+when it has something to take, or when something falls due before its alarm. A task that does not sleep takes again
+before it does. Between a `take` that found nothing and the sleep nothing else runs, so no wake-up is lost there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, NamedTuple
@@ -69,7 +76,10 @@ class Lane:
         self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
         self._failing: dict[Way, _Failure] = {}
-        self._news: dict[Way, asyncio.Event] = {"exact": asyncio.Event(), "main": asyncio.Event()}
+        self._news: dict[Way, asyncio.Event] = {"main": asyncio.Event()}
+        if target.overtakes:
+            self._news["exact"] = asyncio.Event()
+        self._alarms = dict.fromkeys(self._news, math.inf)  # the moment at which each wakes by itself
         self._asked = asyncio.Event()
         self._log = Log(target=target.name)
 
@@ -108,9 +118,12 @@ class Lane:
             self._asked.set()
 
     def _wake(self) -> None:
-        if self.state.waits_exact:
-            self._news["exact"].set()
-        self._news["main"].set()
+        """Wake each task that has something to take, or that would sleep past the next moment at which it may have."""
+        state = self.state
+        due = state.due() or math.inf
+        for way, news in self._news.items():
+            if (state.has_work if way == "main" else state.has_exact_work) or due < self._alarms[way]:
+                news.set()
 
     # What it does
 
@@ -134,8 +147,9 @@ class Lane:
         while True:
             stop_if_cancelled()
             work = take(_now())
+            self._wake()  # what fell due may be for the other task
             if work is None:
-                await self._wait(self._news[way])
+                await self._sleep(way)
                 continue
             try:
                 await tell(work)
@@ -146,6 +160,7 @@ class Lane:
                 failures += 1
                 if _now() - since > self.target.patience:
                     self._give_up()
+                self._wake()  # a backlog that has collapsed is a flush for the other task
                 await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
             else:
                 failures = 0
@@ -259,13 +274,18 @@ class Lane:
         if self._failing.pop(way, None) is not None and not self._failing:
             self._log.info("target_back", "the target answers again")
 
-    async def _wait(self, news: asyncio.Event) -> None:
+    async def _sleep(self, way: Way) -> None:
+        """Until there may be something to take."""
+        news, due = self._news[way], self.state.due()
         news.clear()
-        due = self.state.due()
-        alarm = None if due is None else asyncio.get_running_loop().call_at(due, news.set)
+        alarm = None
+        if due is not None:
+            self._alarms[way] = due
+            alarm = asyncio.get_running_loop().call_at(due, news.set)
         try:
             await news.wait()
         finally:
+            self._alarms[way] = math.inf
             if alarm is not None:
                 alarm.cancel()
 
