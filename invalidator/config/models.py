@@ -47,6 +47,11 @@ class Postgres(Model):
     pooled_dsn: PostgresDsn = Field(
         SecretStr(""), description="For lookups and canaries; it may go through a pooler. Default: `dsn`."
     )
+    session_pooler: bool = Field(
+        False,
+        description="What answers at `dsn` may be a pooler, because it is known to work in session mode. A pooler that "
+        "emulates LISTEN loses notifications without a sign.",
+    )
     canary: Seconds = Field(
         2.0, gt=0, description="How often a probe goes round through the channel, sent from a second connection."
     )

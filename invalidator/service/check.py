@@ -12,7 +12,7 @@ from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config, HookTarget, StreamTarget
 from invalidator.core.hashslot import has_tag
 from invalidator.core.ruleset import RuleSet
-from invalidator.database import connect, first_line, within
+from invalidator.database import connect, first_line, is_pooled, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
 from invalidator.service import wiring
 from invalidator.sources.channels import Subscriptions
@@ -103,10 +103,10 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         patience = config.postgres.canary_timeout
         connection = await connect(dsn, wiring.application_name(config), patience)
         try:
-            query = "select pg_backend_pid(), pg_notification_queue_usage()"
+            pooled = await is_pooled(connection, patience)
+            query = "select pg_catalog.pg_notification_queue_usage()"
             cursor = await within(patience, connection, connection.execute(query))
-            pid, usage = await cursor.fetchone() or (0, 0.0)
-            pooled = pid != connection.info.backend_pid
+            (usage,) = await cursor.fetchone() or (0.0,)
         finally:
             connection.pgconn.finish()
     except RefusedError as error:
@@ -116,8 +116,8 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         yield Finding("away", where, error.what, error.todo)
         return
     if pooled:
-        what = "a pooler in session mode stands between"
-        yield Finding("note", where, what, "it works; a direct connection has one part less that can fail")
+        what = "a pooler stands between, and `session_pooler` says that it is in session mode"
+        yield Finding("note", where, what, "where it can, connect directly: one part less can fail")
     if usage > _QUEUE_IS_FULL:
         what = f"the notification queue is {usage:.0%} full: at 100 % commits fail"
         yield Finding("finding", where, what, "find the session that listens and is idle in a transaction, and end it")

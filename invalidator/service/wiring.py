@@ -51,6 +51,7 @@ def source(config: Config, metrics: Metrics | None = None) -> NotifySource:
         installation(config).channel,
         application_name(config),
         pooled_dsn=postgres.pooled_dsn.get_secret_value(),
+        session_pooler=postgres.session_pooler,
         canary=postgres.canary,
         canary_timeout=postgres.canary_timeout,
         channels=compile_channels(config),

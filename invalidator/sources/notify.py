@@ -5,6 +5,12 @@ answered and a canary has come back, never before (`core/link.py` says why): wha
 committed before is covered by the gap.
 
 A connection that no canary comes through is given up by closing it, never by waiting for it.
+
+Between us and the server there is no pooler, unless `session_pooler` says that it gives each client a session of its
+own. Some poolers listen on one connection of theirs for all clients (PgDog and others, in transaction mode). The canary
+comes through that one as well, and when the pooler loses it and listens again, what was sent meanwhile is lost, our
+connection lives on, and nothing says so. What shows such a pooler is the server's process: it is another one than we
+were told of when we connected. A pooler that passes the real one on can't be seen.
 """
 
 from __future__ import annotations
@@ -12,19 +18,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
 from invalidator.core.batch import Position
 from invalidator.core.channel import Channel
 from invalidator.core.link import Link, Step
-from invalidator.database import connect, within
+from invalidator.database import adopt, connect, is_pooled, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.metrics import Metrics
 from invalidator.sources.canary import Canary
 from invalidator.sources.channels import Subscriptions
 from invalidator.sources.feed import NotifyFeed
+
+_DIRECT: Final = "give a direct connection in postgres.dsn; pooled_dsn may go through the pooler"
+_POOLER: Final = (
+    "what answers is a pooler (the server's process is not the one that we were told of when we connected), "
+    "through which notifications may be lost without a sign"
+)
+_WITHOUT_POOLER: Final = f"{_DIRECT}. If it works in session mode, say `session_pooler: true` in postgres"
 
 
 class NotifySource:
@@ -37,6 +50,7 @@ class NotifySource:
         application_name: str,
         *,
         pooled_dsn: str = "",
+        session_pooler: bool = False,
         canary: float = 2.0,
         canary_timeout: float = 3.0,
         channels: Sequence[Channel] = (),
@@ -45,7 +59,7 @@ class NotifySource:
         self._dsn, self._pooled_dsn, self._channel = dsn, pooled_dsn or dsn, channel
         self._application_name, self._period, self._timeout = application_name, canary, canary_timeout
         self._channels, self._metrics = channels, metrics or Metrics()
-        self._opened = False
+        self._session_pooler, self._opened = session_pooler, False
         self._subscriptions: Subscriptions | None = None
         self.link = Link()
 
@@ -107,8 +121,11 @@ class NotifySource:
     ) -> None:
         pooled = False
         try:
-            cursor = await within(self._timeout, connection, connection.execute("select pg_backend_pid()"))
-            pooled = (await cursor.fetchone() or (0,))[0] != connection.info.backend_pid
+            pooled = await is_pooled(connection, self._timeout)
+            if pooled:
+                if not self._session_pooler:
+                    raise RefusedError(_POOLER, where="postgres", todo=_WITHOUT_POOLER)
+                await adopt(connection, self._timeout)
             await feed.listen([self._channel])
             await subscriptions.look(feed, first=True)
             self.link.happen(Step.LISTENING)
@@ -116,14 +133,8 @@ class NotifySource:
         except SourceLost as error:
             if pooled:
                 await _leave(connection, self._timeout)
-                what = "LISTEN is swallowed: what answers here is a pooler in transaction or statement mode"
-                self._refuse(
-                    RefusedError(
-                        what,
-                        where="postgres",
-                        todo="give a direct connection in postgres.dsn; pooled_dsn may go through it",
-                    )
-                )
+                what = "LISTEN is swallowed: the pooler that answers here is in transaction or statement mode"
+                self._refuse(RefusedError(what, where="postgres", todo=_DIRECT))
             todo = "check that postgres.pooled_dsn reaches the same database" if self._pooled_dsn != self._dsn else ""
             raise SourceLost(error.what, where=error.where, todo=todo, reason=error.reason) from error
         except AwayError as error:

@@ -278,19 +278,27 @@ class TestRefuses:
         assert "s3cret" not in done.stderr
         assert "Traceback" not in done.stderr
 
-    @pytest.mark.parametrize("mode", ["transaction", "statement"])
+    @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
     def test_a_pooler(self, home, postgres, dsn, redis_url, mode):
         with Workspace() as workspace:
             pooler = PgBouncer(workspace, psycopg.conninfo.conninfo_to_dict(dsn)["port"], mode)
             pooler.start()
             home.write(psycopg.conninfo.make_conninfo(dsn, port=pooler.port), redis_url)
-            done = home("run")
-            assert done.returncode == 1
-            assert "LISTEN is swallowed" in done.stderr.splitlines()[-1]
-            assert "give a direct connection in postgres.dsn" in done.stderr.splitlines()[-1]
-            checked = home("check")
-            assert checked.returncode == 3
-            assert "LISTEN is swallowed" in checked.stdout
+            if mode != "statement":
+                assert home("install-triggers").returncode == 0
+            self.refused(home, "what answers is a pooler")
+            home.file.write_text(home.file.read_text().replace("canary: 200ms", "session_pooler: true, canary: 200ms"))
+            if mode != "session":
+                self.refused(home, "LISTEN is swallowed")
+
+    def refused(self, home, said):
+        done = home("run")
+        assert done.returncode == 1
+        assert said in done.stderr.splitlines()[-1]
+        assert "give a direct connection in postgres.dsn" in done.stderr.splitlines()[-1]
+        checked = home("check")
+        assert checked.returncode == 3
+        assert said in checked.stdout
 
     @pytest.mark.parametrize(
         ("encoding", "said"),
@@ -365,14 +373,16 @@ class TestWaits:
             pooled = psycopg.conninfo.make_conninfo(dsn, port=transaction.port)
             home.write(direct, redis_url)
             home.file.write_text(
-                home.file.read_text().replace("canary: 200ms", f'pooled_dsn: "{pooled}", canary: 200ms')
+                home.file.read_text().replace(
+                    "canary: 200ms", f'pooled_dsn: "{pooled}", session_pooler: true, canary: 200ms'
+                )
             )
             with home.running():
                 cache.set("p:1", "x")
                 db.execute("insert into products values (1)")
                 assert home("wait").returncode == 0
                 assert not cache.exists("p:1")
-                assert "a pooler in session mode stands between" in home("check").stdout
+                assert "a pooler stands between" in home("check").stdout
 
     @pytest.mark.parametrize("place", ["127.0.0.1:1", "no-such-host.invalid:5432"])
     def test_a_server_that_is_not_there(self, home, redis_url, place):
