@@ -13,12 +13,15 @@ its settings: there each transaction sets them for itself (`local`), and nothing
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import ssl
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -48,6 +51,10 @@ _UNLESS_SAID_OTHERWISE: Final[dict[str, Any]] = {
 }
 
 _OTHER_ENCODING: Final = "move what is in it into a database with the encoding UTF8 (pg_dump --encoding, restore)"
+_CERTIFICATE: Final = (
+    "check sslmode and sslrootcert in postgres.dsn against the server's certificate; sslrootcert names the file of its "
+    "authority" + (", or `system`: the public authorities that this machine trusts" if pq.version() >= 160_000 else "")
+)
 _NO_WAITING_MENDS: Final = (
     ("password authentication failed|no password supplied", "check the user and the password in postgres.dsn"),
     ('role ".*" does not exist', "check the user in postgres.dsn, or create the role"),
@@ -58,7 +65,7 @@ _NO_WAITING_MENDS: Final = (
     ),
     (
         "certificate verify failed|root certificate|does not match host name|server does not support SSL",
-        "check sslmode and sslrootcert in postgres.dsn against the server's certificate",
+        _CERTIFICATE,
     ),
     ("permission denied for database", "grant connect on the database to this role"),
     ("unsupported startup parameter", "connect directly in postgres.dsn: this is a pooler"),
@@ -183,12 +190,24 @@ def failed(error: BaseException) -> AwayError | RefusedError:
 
 
 def _ours(application_name: str) -> dict[str, Any]:
+    find_authorities()
     return {
         "autocommit": True,
         "prepare_threshold": None,  # a pooler may put each statement elsewhere
         "client_encoding": "utf8",
         "fallback_application_name": application_name,
     }
+
+
+def find_authorities() -> None:
+    """Let `sslrootcert=system` mean this machine's authorities, where nobody has said otherwise.
+
+    The OpenSSL in psycopg's wheels looks for them in a folder that no machine has; Python's own knows where they are.
+    """
+    paths = ssl.get_default_verify_paths()
+    for name, place in ((paths.openssl_cafile_env, paths.cafile), (paths.openssl_capath_env, paths.capath)):
+        if place is not None:
+            os.environ.setdefault(name, place)
 
 
 def _unless_in(dsn: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,7 +17,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from invalidator.demo.servers import PostgresServer, Workspace
+from invalidator.database import find_authorities
+from invalidator.demo.servers import PostgresServer, Workspace, find_postgres
 from tests.support import is_settled, names, until
 from tests.support.pgbouncer import PgBouncer
 
@@ -278,6 +282,14 @@ class TestRefuses:
         assert "s3cret" not in done.stderr
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.parametrize("more", [{}, {"sslrootcert": "system"}], ids=["no root certificate", "of nobody known"])
+    def test_a_certificate_that_can_not_be_verified(self, home, certified, redis_url, more):
+        dsn, _ = certified
+        home.write(psycopg.conninfo.make_conninfo(dsn, sslmode="verify-full", **more), redis_url)
+        done = home("run")
+        assert done.returncode == 1
+        assert "or `system`: the public authorities that this machine trusts" in done.stderr.splitlines()[-1]
+
     @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
     def test_a_pooler(self, home, postgres, dsn, redis_url, mode):
         with Workspace() as workspace:
@@ -360,6 +372,39 @@ def locked():
         with psycopg.connect(server.dsn(), autocommit=True) as db:
             db.execute("create role locked login password 'right'")
         yield server.dsn()
+
+
+@pytest.fixture(scope="module")
+def certified():
+    """A server with a certificate that is its own authority, and that certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    with Workspace() as workspace:
+        (workspace.path / "tls").mkdir()
+        key, certificate = workspace.path / "tls/key.pem", workspace.path / "tls/certificate.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        tls = {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}
+        server = PostgresServer(workspace, find_postgres(15), tls)  # the wheels' servers are without TLS
+        if os.getuid() == 0:
+            shutil.chown(key, 65534, 65534)
+        server.start()
+        yield psycopg.conninfo.make_conninfo(server.dsn(), host="localhost"), certificate
+
+
+def test_the_authorities_of_the_machine_are_those_of_sslrootcert_system(home, certified, redis_url, monkeypatch):
+    dsn, certificate = certified
+    home.write(psycopg.conninfo.make_conninfo(dsn, sslrootcert="system"), redis_url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert "a notification sent from a second connection is heard" in home("check").stdout
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    find_authorities()
+    known = ssl.get_default_verify_paths()
+    assert os.environ.get("SSL_CERT_FILE", os.environ.get("SSL_CERT_DIR")) in (known.cafile, known.capath)
 
 
 class TestWaits:
