@@ -9,16 +9,24 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from invalidator.cli.options import config_option, load_config, output_option
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, UsageError
 
+if TYPE_CHECKING:
+    from invalidator.config.models import Config
+
 _DEFAULT_PROBES = "0.0.0.0:9912"
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(0.1, 300), default=10.0, show_default=True, help="Seconds to wait for it."
+    "--timeout",
+    type=click.FloatRange(0.1, 300),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for it.",
 )
 
 
@@ -27,7 +35,8 @@ _timeout = click.option(
 @output_option
 def status(config_file: str | None, output: str) -> None:
     """Show how it stands with the source, each target and the triggers; exit with 1 when there are doubts."""
-    answer = _ask_api(config_file, "GET", "/v1/status", None, 5.0)
+    config = load_config(config_file)
+    answer = _ask_api(config, "GET", "/v1/status", None, 5.0)
     if output == "json":
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
@@ -44,18 +53,33 @@ def wait(config_file: str | None, timeout: float) -> None:
 
     For deploys and tests: change the data, `invalidator wait`, and read the cache.
     """
-    answer = _ask_api(config_file, "POST", "/v1/barrier", {"timeout": timeout}, timeout)
+    config = load_config(config_file)
+    answer = _ask_api(config, "POST", "/v1/barrier", {"timeout": timeout}, timeout)
     _require(answer, f"not everything is evicted after {timeout:g} s")
 
 
 @click.command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option("--pattern", "patterns", multiple=True, help="Keys that match, with * for anything; may be repeated.")
-@click.option("--tag", "tags", multiple=True, help="What has this tag; may be repeated.")
-@click.option("--url", "urls", multiple=True, help="Pages, by path, with * for anything; may be repeated.")
-@click.option("--table", help="Evict what the rules make of this table; without --id or --pk, of every row.")
-@click.option("--id", "row", help="Only the rows of --table whose column `id` is this.")
-@click.option("--pk", help="Only the row of --table with this primary key, as {pk} has it: columns joined by a colon.")
+@click.option(
+    "--pattern",
+    "patterns",
+    metavar="PATTERN",
+    multiple=True,
+    help="Keys that match, with * for anything; may be repeated.",
+)
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="What has this tag; may be repeated.")
+@click.option(
+    "--url", "urls", metavar="PATH", multiple=True, help="Pages, by path, with * for anything; may be repeated."
+)
+@click.option(
+    "--table", metavar="TABLE", help="Evict what the rules make of this table; without --id or --pk, of every row."
+)
+@click.option("--id", "row", metavar="ID", help="Only the rows of --table whose column `id` is this.")
+@click.option(
+    "--pk",
+    metavar="VALUE",
+    help="Only the row of --table with this primary key, as {pk} has it: columns joined by a colon.",
+)
 @config_option
 @_timeout
 def purge(
@@ -72,7 +96,8 @@ def purge(
 ) -> None:
     """Evict keys, or what the rules make of a table or row, on every target.
 
-    What --id and --pk leave open about a row is taken as unknown: a * in the key.
+    A KEY is as the rules write it: each target puts its prefix before it. What --id and --pk leave open about a row is
+    taken as unknown: a * in the key.
     """
     said = {name: value for name, value in (("id", row), ("pk", pk)) if value is not None}
     if said and not table:
@@ -82,7 +107,15 @@ def purge(
         raise UsageError("nothing to purge", todo="give keys, --pattern, --tag, --url, or --table")
     body |= {"timeout": timeout}
     body |= ({"table": table} if table else {}) | said
-    answer = _ask_api(config_file, "POST", "/v1/purge", body, timeout)
+    config = load_config(config_file)
+    from invalidator.config.compile import prefixes
+
+    for name, prefix in prefixes(config.targets).items():
+        for given in keys + patterns + tags:
+            if prefix and given.startswith(prefix):
+                what = f'target {name} puts its prefix "{prefix}" before "{given}" all the same; leave it out'
+                click.echo(f"note: {what}", err=True)
+    answer = _ask_api(config, "POST", "/v1/purge", body, timeout)
     _require(answer, f"not every target has answered after {timeout:g} s; they are tried again until they do")
     count = answer["evictions"]
     click.echo(f"{count} eviction{'' if count == 1 else 's'} answered for")
@@ -93,7 +126,8 @@ def purge(
 @_timeout
 def flush(config_file: str | None, timeout: float) -> None:
     """Flush everything that the rules own, on every target."""
-    answer = _ask_api(config_file, "POST", "/v1/flush", {"timeout": timeout}, timeout)
+    config = load_config(config_file)
+    answer = _ask_api(config, "POST", "/v1/flush", {"timeout": timeout}, timeout)
     _require(answer, f"not every target has answered after {timeout:g} s; they are tried again until they do")
     click.echo("flushed")
 
@@ -104,7 +138,10 @@ def flush(config_file: str | None, timeout: float) -> None:
     "-o", "--output", type=click.Choice(["table", "jsonl"]), default="table", show_default=True, help="How to print."
 )
 def tail(config_file: str | None, output: str) -> None:
-    """Show what is heard and what is evicted for it, as it happens, until interrupted."""
+    """Show what is heard and what is evicted for it, as it happens, until interrupted.
+
+    Keys are shown as the target has them, with its prefix.
+    """
     config = load_config(config_file)
     with _answer(config.listen.api, "GET", "/v1/tail", None, None, config.listen.token.get_secret_value()) as answer:
         for line in answer:
@@ -116,7 +153,11 @@ def tail(config_file: str | None, output: str) -> None:
     "--started", "ask", flag_value="/startupz", help="Ask whether it has started, not only whether it is alive."
 )
 @click.option("--ready", "ask", flag_value="/readyz", help="Ask whether the promise is kept.")
-@click.option("--probes", help="The address of the probes. [default: listen.probes of the configuration, 0.0.0.0:9912]")
+@click.option(
+    "--probes",
+    metavar="ADDRESS",
+    help="The address of the probes. [default: listen.probes of the configuration, 0.0.0.0:9912]",
+)
 @click.option("-c", "--config", "config_file", metavar="FILE", help="The configuration file.")
 def health(*, ask: str | None, probes: str | None, config_file: str | None) -> None:
     """Exit with 0 when the sidecar beside us is alive, 1 when not, 4 when it can't be reached."""
@@ -152,10 +193,7 @@ def _require(answer: dict[str, Any], otherwise: str) -> None:
         raise InvalidatorError(otherwise, todo=f"now: {doubts}" if doubts else "")
 
 
-def _ask_api(
-    config_file: str | None, method: str, path: str, body: dict[str, Any] | None, timeout: float
-) -> dict[str, Any]:
-    config = load_config(config_file)
+def _ask_api(config: Config, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
     token = config.listen.token.get_secret_value()
     with _answer(config.listen.api, method, path, body, timeout + 5.0, token) as answer:
         text = answer.read().decode()

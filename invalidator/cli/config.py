@@ -23,10 +23,10 @@ def validate(config_file: str | None) -> None:
     click.echo(f"{config.name}: {_count(rules, 'rule')}, {_count(targets, 'target')}, no mistakes")
 
 
-@group.command("print")
+@group.command("print", short_help="Print the configuration as it is read, passwords hidden.")
 @config_option
 def print_config(config_file: str | None) -> None:
-    """Print the configuration as we read it: defaults filled in, variables replaced, passwords hidden."""
+    """Print the configuration as it is read: defaults filled in, variables replaced, passwords hidden."""
     from invalidator.config.show import show
 
     click.echo(show(load_config(config_file)), nl=False)

@@ -15,6 +15,7 @@ from invalidator.errors import UsageError
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
+    metavar="SECONDS",
     help="How long. With --once longer, if the faults take longer. [default: until q; with --once 20]",
 )
 @click.option("--postgres", default="", metavar="URL|VERSION", help="Use the server at a URL, or this major version.")

@@ -17,21 +17,25 @@ from invalidator.core.explain import explain as explain_change
 from invalidator.errors import UsageError
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  invalidator explain products update id=42 category_id=7 old.category_id=3"""
+)
 @click.argument("table")
 @click.argument("op", type=click.Choice(OPS))
 @click.argument("values", nargs=-1, metavar="[COLUMN=VALUE]...")
 @config_option
 @output_option
 def explain(table: str, op: Op, values: tuple[str, ...], config_file: str | None, output: str) -> None:
-    r"""Show the exact keys that a change evicts, and why.
+    """Show the exact keys that a change evicts, and why.
 
     COLUMN=VALUE holds for the old and the new row; old.COLUMN=VALUE and new.COLUMN=VALUE for one. A VALUE of null is
     null ("null" in double quotes is the text); pk=VALUE is the primary key, where a template uses {pk}. A column that
     is not given is unknown. With no columns at all: the whole table.
 
-    \b
-      invalidator explain products update id=42 category_id=7 old.category_id=3
+    Under each target are its keys as they are really evicted, with the target's prefix; under each rule, what its
+    templates make.
     """
     rules = compile_rules(load_config(config_file))
     try:

@@ -31,12 +31,18 @@ def compile_rules(config: models.Config) -> RuleSet:
         )
         for number, rule in enumerate(config.rules)
     ]
-    return RuleSet(rules, config.targets, {name: reach(target) for name, target in config.targets.items()})
+    reaches = {name: reach(target) for name, target in config.targets.items()}
+    return RuleSet(rules, config.targets, reaches, prefixes(config.targets))
 
 
 def reach(target: models.Target) -> frozenset[Kind]:
     """The kinds of eviction that a target can be told."""
     return FORMATS[target.format] if isinstance(target, models.HookTarget) else KEYS
+
+
+def prefixes(targets: Mapping[str, models.Target]) -> dict[str, str]:
+    """What each target puts before a key."""
+    return {name: target.prefix for name, target in targets.items() if isinstance(target, models.RedisTarget)}
 
 
 def follows(targets: Mapping[str, models.Target]) -> dict[str, list[str]]:

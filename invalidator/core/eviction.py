@@ -36,6 +36,16 @@ class Eviction(NamedTuple):
         return self.glob and self.kind != "url" and not glob.anchor(self.key)
 
 
+def prefixed(evictions: Iterable[Eviction], prefix: str) -> Iterator[Eviction]:
+    """These as a target with this prefix carries them out; a path of a page has none."""
+    escaped = glob.escape(prefix)
+    for one in evictions:
+        if prefix and one.kind != "url":
+            yield one._replace(key=(escaped if one.glob else prefix) + one.key)
+        else:
+            yield one
+
+
 @dataclass(slots=True)
 class Evictions:
     """A set of evictions in the order in which they first came.

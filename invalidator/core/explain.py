@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from invalidator.core.change import Change, Op, Table, table_wide
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.eviction import Eviction, Evictions, prefixed
 from invalidator.core.rule import Evict, Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import Hole
@@ -33,6 +33,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
+    """`targets` has what each is really told: its prefix is before each key. What a rule made has none."""
+
     change: Change
     verdicts: tuple[Verdict, ...]
     targets: Mapping[str, tuple[Eviction, ...]] = field(default_factory=dict)
@@ -42,7 +44,8 @@ def explain(rules: RuleSet, change: Change) -> Explanation:
     """Walk the change through every rule of its table."""
     verdicts = tuple(_verdict(rule, change) for rule in rules.about(change.table))
     routed = rules.evict([change])
-    return Explanation(change, verdicts, {name: tuple(routed.get(name, ())) for name in rules.targets})
+    shown = {name: prefixed(routed.get(name, ()), rules.prefixes.get(name, "")) for name in rules.targets}
+    return Explanation(change, verdicts, {name: tuple(made) for name, made in shown.items()})
 
 
 def why_nothing(rules: RuleSet, change: Change) -> list[str]:

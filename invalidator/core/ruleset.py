@@ -17,17 +17,22 @@ _table = itemgetter(0)
 
 
 class RuleSet:
-    """The compiled rules of one configuration, for the targets that it names; `reach` has what each can be told."""
+    """The compiled rules of one configuration, for the targets that it names.
+
+    `reach` has what each target can be told, and `prefixes` what it puts before each key, which is for showing alone.
+    """
 
     def __init__(
         self,
         rules: Iterable[Rule],
         targets: Iterable[str],
         reach: Mapping[str, frozenset[Kind]] | None = None,
+        prefixes: Mapping[str, str] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self.targets = tuple(targets)
         self.reach = reach or {}
+        self.prefixes = prefixes or {}
         made = {entry.kind for rule in self.rules for entry in rule.evicts}
         self._all_reach_all = all(made <= kinds for kinds in self.reach.values())
         self._by_table: dict[Table, tuple[Rule, ...]] = {}

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
-from invalidator.config.compile import compile_rules, reach
+from invalidator.config.compile import compile_rules, prefixes, reach
 from invalidator.config.models import Config
 from invalidator.core.eviction import Eviction, Evictions, Kind
 from invalidator.core.ruleset import RuleSet
@@ -91,13 +91,15 @@ class Observation:
         self._stack = AsyncExitStack()
         self.observers: list[Observer] = []
         reaches: dict[str, frozenset[Kind]] = {}
+        before: dict[str, str] = {}
         rules = []
         for rule in compile_rules(config).rules:
             mine = {name: f"rules[{rule.number}] {name}" for name in rule.to}
             reaches |= {mine[name]: reach(config.targets[name]) for name in rule.to}
+            before |= {mine[name]: prefixes(config.targets).get(name, "") for name in rule.to}
             self.observers += [Observer(mine[name], self._redises.get(name), str(rule.table)) for name in rule.to]
             rules.append(replace(rule, to=tuple(mine.values())))
-        self.rules = RuleSet(rules, [observer.name for observer in self.observers], reaches)
+        self.rules = RuleSet(rules, [observer.name for observer in self.observers], reaches, before)
 
     async def __aenter__(self) -> Observation:
         _log.info("observing", "nothing is evicted, only counted")

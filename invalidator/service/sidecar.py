@@ -238,7 +238,7 @@ class Sidecar:
     @asynccontextmanager
     async def tail(self) -> AsyncIterator[Tail]:
         """What is heard from now on, and what becomes of it."""
-        tail = Tail(partial(why_nothing, self.rules))
+        tail = Tail(partial(why_nothing, self.rules), self.rules.prefixes)
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.witnesses.add(tail.see)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, islice
+from types import MappingProxyType
 from typing import Any, Final
 
 from invalidator.core.batch import Gap
 from invalidator.core.change import Change
-from invalidator.core.eviction import Evictions
+from invalidator.core.eviction import Evictions, prefixed
 
 _WAITING: Final = 1000
 _KEYS: Final = 20
@@ -18,10 +19,17 @@ _REASONS: Final = 5
 
 
 class Tail:
-    """A bounded queue of records; `why_nothing` says why a change evicts nothing."""
+    """A bounded queue of records.
 
-    def __init__(self, why_nothing: Callable[[Change], Sequence[str]] = lambda _: ()) -> None:
-        self._why_nothing = why_nothing
+    `why_nothing` says why a change evicts nothing, `prefixes` what targets put before their keys.
+    """
+
+    def __init__(
+        self,
+        why_nothing: Callable[[Change], Sequence[str]] = lambda _: (),
+        prefixes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._why_nothing, self._prefixes = why_nothing, prefixes
         self._records: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING)
         self._missed = 0
 
@@ -41,7 +49,7 @@ class Tail:
         else:
             groups = _grouped(heard)
             record |= {"changes": [_counted(*group) for group in groups]}
-            record |= {"evict": {name: _shown(made) for name, made in evictions.items()}}
+            record |= {"evict": {name: self._shown(name, made) for name, made in evictions.items()}}
             if groups and not evictions:
                 reasons = dict.fromkeys(why for change, _ in groups[:_REASONS] for why in self._why_nothing(change))
                 record |= {"why": list(islice(reasons, _REASONS))}
@@ -49,6 +57,12 @@ class Tail:
             self._records.put_nowait(record)
         except asyncio.QueueFull:
             self._missed += 1
+
+    def _shown(self, name: str, evictions: Evictions) -> dict[str, Any]:
+        shown = prefixed(islice(evictions, _KEYS), self._prefixes.get(name, ""))
+        keys = [f"{made.key}#{made.field}" if made.field else made.key for made in shown]
+        more = len(evictions) - len(keys)
+        return {"keys": keys} | ({"more": more} if more else {})
 
 
 def _grouped(changes: Sequence[Change]) -> list[tuple[Change, int]]:
@@ -59,9 +73,3 @@ def _grouped(changes: Sequence[Change]) -> list[tuple[Change, int]]:
 def _counted(change: Change, rows: int) -> dict[str, Any]:
     said: dict[str, Any] = {"table": str(change.table), "op": change.op or "unknown"}
     return said | ({"whole_table": True} if change.wide else {"rows": rows})
-
-
-def _shown(evictions: Evictions) -> dict[str, Any]:
-    keys = [f"{made.key}#{made.field}" if made.field else made.key for made in islice(evictions, _KEYS)]
-    more = len(evictions) - len(keys)
-    return {"keys": keys} | ({"more": more} if more else {})

@@ -11,9 +11,12 @@ import sys
 import tempfile
 from itertools import pairwise
 
+import click
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from invalidator.cli.main import cli
 from invalidator.demo import shop
 from invalidator.demo.servers.workspace import wait_for
 from tests.support import names
@@ -124,6 +127,30 @@ def test_every_command_reports_a_bad_configuration_alike(command, tmp_path):
     assert done.stderr == './invalidator.yaml:8:1: nmae: unknown key; did you mean "name"?\n'
 
 
+def commands(group=cli, name=()):
+    """Every command and group, by the words that call it."""
+    context = click.Context(group)
+    yield name, group
+    for one in group.list_commands(context):
+        command = group.get_command(context, one)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*name, one))
+        else:
+            yield (*name, one), command
+
+
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
+def test_the_help_of_every_command_reads_as_it_was_written(name, command):
+    shown = CliRunner().invoke(cli, [*name, "--help"], terminal_width=80).output
+    assert "\\" not in shown
+    assert "\b" not in shown
+    assert "..." not in shown.replace("...]", "").replace("]...", ""), "a line that was cut"
+    assert "TEXT" not in shown, "an option's value has a name"
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or parameter.help, parameter.name
+
+
 class TestExplain:
     def explain(self, repo, *arguments):
         return invalidator("explain", *arguments, "-c", repo / "config.example.yaml")
@@ -141,6 +168,41 @@ class TestExplain:
     def test_says_what_was_skipped_for_null(self, repo):
         done = self.explain(repo, "products", "insert", "id=1", "category_id=null", "brand=x", "attrs->>sku=s")
         assert "category:{category_id}:products -> nothing\n      no key: category_id is null" in done.stdout
+
+    def test_prints_what_each_target_really_evicts(self, repo, tmp_path):
+        """With its prefix, and that escaped in a pattern; a page's path has none."""
+        file = tmp_path / "c.yaml"
+        file.write_text("""
+version: 1
+name: shop
+targets:
+  plain: {kind: redis}
+  django: {kind: redis, url: redis://x, prefix: "shop[1]:"}
+  cdn: {kind: hook, url: "http://x", format: purge, fallback: ban, site: "https://x"}
+rules:
+  - table: public.products
+    evict: ["p:{id}", "list:*:{id}", tag: "t:{id}", version: v, {hash: h, field: "{id}"}, url: "/p/{id}"]
+""")
+        arguments = ["explain", "products", "update", "id=42", "-c", file]
+        shown = invalidator(*arguments).stdout
+        assert shown.startswith("""\
+plain:
+  key     p:42
+  pattern list:*:42
+  tag     t:42
+  version v
+  hash    h#42
+django:
+  key     shop[1]:p:42
+  pattern shop\\[1\\]:list:*:42
+  tag     shop[1]:t:42
+  version shop[1]:v
+  hash    shop[1]:h#42
+cdn:
+  url     /p/42
+"""), shown
+        found = json.loads(invalidator(*arguments, "-o", "json").stdout)
+        assert {"kind": "key", "key": "shop[1]:p:42"} in found["targets"]["django"]
 
     def test_prints_json(self, repo):
         done = self.explain(repo, "public.products", "delete", "id=42", "-o", "json")

@@ -140,6 +140,8 @@ def test_what_can_not_be_purged_is_said_in_a_line(home):
 
 
 def test_tail_shows_what_is_heard_and_evicted(home, db):
+    """The keys as they are in Redis, with the target's prefix; a purge puts that before its keys itself."""
+    home.file.write_text(home.file.read_text().replace("repeat_after:", 'prefix: "s:1:", repeat_after:'))
     with home.running():
         command = [sys.executable, "-u", "-m", "invalidator", "tail", "-o", "jsonl", "-c", home.file]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tail:
@@ -150,13 +152,27 @@ def test_tail_shows_what_is_heard_and_evicted(home, db):
                 tail.kill()
         assert record["changes"] == [{"table": "public.products", "op": "insert", "rows": 1}]
         (key, pattern) = record["evict"]["cache"]["keys"]
-        assert (key[:2], pattern) == ("p:", "list:*:n")
+        assert (key[:6], pattern) == ("s:1:p:", "s:1:list:*:n")
+        done = home("purge", "s:1:p:1", "q:1")
+        assert done.stdout == "2 evictions answered for\n"
+        (note,) = done.stderr.splitlines()
+        assert note == 'note: target cache puts its prefix "s:1:" before "s:1:p:1" all the same; leave it out'
 
 
 def select(stream):
     import select as system
 
     return system.select([stream], [], [], 0.05)[0]
+
+
+def test_a_start_and_an_end_without_any_trouble_warn_of_nothing(home):
+    with home.running() as process:
+        process.terminate()
+        assert process.wait(10) == 0
+        records = [json.loads(line) for line in process.stderr]
+    assert {record["level"] for record in records} == {"info"}
+    (start,) = [record for record in records if record["event"] == "flush_at_start"]
+    assert start["message"] == "nothing is known from before the start: the targets are flushed"
 
 
 def test_sigterm_drains_what_was_heard(home, db, cache, redis_server):
