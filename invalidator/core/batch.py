@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from invalidator.core.change import Change, Table
 
 Position = str
 """Where a source stands, in the source's own words; opaque to everybody else."""
+
+
+START: Final = "start"
+"""The reason of the gap that every start of a source that keeps nothing is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
-from invalidator.core.batch import Ask, Batch, Gap, Position
+from invalidator.core.batch import START, Ask, Batch, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Evictions
@@ -187,12 +187,15 @@ class Pipeline:
     def gap(self, gap: Gap) -> int:
         """Changes may have been missed; the number that is answered when it is settled."""
         self.metrics.gaps.labels(gap.reason).inc()
-        self._log.warning(
-            "gap",
-            "changes may have been missed; the targets are owed a flush",
-            reason=gap.reason,
-            **({"tables": ", ".join(sorted(map(str, gap.tables)))} if gap.tables is not None else {}),
-        )
+        if gap.reason == START:
+            self._log.info("flush_at_start", "nothing is known from before the start: the targets are flushed")
+        else:
+            self._log.warning(
+                "gap",
+                "changes may have been missed; the targets are owed a flush",
+                reason=gap.reason,
+                **({"tables": ", ".join(sorted(map(str, gap.tables)))} if gap.tables is not None else {}),
+            )
         return self.flush(gap)
 
     def flush(self, gap: Gap) -> int:

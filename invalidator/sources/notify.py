@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import psycopg
 
-from invalidator.core.batch import Position
+from invalidator.core.batch import START, Position
 from invalidator.core.channel import Channel
 from invalidator.core.link import Link, Step
 from invalidator.database import adopt, connect, is_pooled, within
@@ -105,7 +105,7 @@ class NotifySource:
         try:
             with feed:
                 await self._listen(connection, feed, canary, subscriptions)
-                feed.begin("reconnect" if self._opened else "start", says_gap=self.link.happen(Step.CANARY))
+                feed.begin("reconnect" if self._opened else START, says_gap=self.link.happen(Step.CANARY))
                 self._opened = True
                 async with _beside(feed, canary, subscriptions):
                     yield feed
