@@ -9,19 +9,22 @@ session: it may go through a pooler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import sql
 
-from invalidator.core.lookup import Answers, Lookup, Parameters
+from invalidator.core.change import Table
+from invalidator.core.lookup import Answers, Found, Lookup, Parameters
 from invalidator.core.values import Row
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError
 from invalidator.queries import as_text, column_names, prepare_transaction, trimmed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class PostgresLookups:
         self._dsn, self._application_name, self._patience = dsn, f"{application_name} lookups", patience
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._described: dict[Lookup, _Described] = {}
+        self._tables: dict[Table, frozenset[str]] = {}
 
     async def __aenter__(self) -> PostgresLookups:
         return self
@@ -50,10 +54,25 @@ class PostgresLookups:
 
     async def ask(self, lookup: Lookup, parameters: Sequence[Parameters]) -> Answers:
         """The rows for each of these; AwayError when there is no answer in time, or more rows than the limit."""
+        return await self._within(lambda connection: self._ask(connection, lookup, parameters))
+
+    async def describe(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
+        """The columns of the lookup and of these tables, asked for once until something fails."""
+        if lookup not in self._described or not self._tables.keys() >= set(tables):
+            await self._within(lambda connection: self._learn(connection, lookup, tables))
+        columns = frozenset(self._described[lookup].columns)
+        return Found(columns=columns, tables={table: self._tables[table] for table in tables})
+
+    async def check(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
+        """Ask for nothing, to see whether the query could be asked; AwayError says why not."""
+        await self.ask(lookup, [(None,) * len(lookup.holes)])
+        return await self.describe(lookup, tables)
+
+    async def _within(self, call: Callable[[psycopg.AsyncConnection[Any]], Coroutine[Any, Any, T]]) -> T:
         try:
             if self._connection is None:
                 self._connection = await connect(self._dsn, self._application_name, self._patience)
-            return await within(self._patience, self._connection, self._ask(self._connection, lookup, parameters))
+            return await within(self._patience, self._connection, call(self._connection))
         except RefusedError as error:
             raise AwayError(error.what, where=error.where, todo=error.todo) from error
         except AwayError:
@@ -82,9 +101,13 @@ class PostgresLookups:
             answers[parameters[number - 1]].append(dict(zip(described.columns, values, strict=True)))
         return answers
 
-    async def check(self, lookup: Lookup) -> None:
-        """Ask for nothing, to see whether the query could be asked; AwayError says why not."""
-        await self.ask(lookup, [(None,) * len(lookup.holes)])
+    async def _learn(self, connection: psycopg.AsyncConnection[Any], lookup: Lookup, tables: Sequence[Table]) -> None:
+        async with connection.transaction():
+            await prepare_transaction(connection, self._patience)
+            await self._describe(connection, lookup)
+            for table in tables:
+                cursor = await connection.execute(_COLUMNS, table)
+                self._tables[table] = frozenset(name for (name,) in await cursor.fetchall())
 
     async def _describe(self, connection: psycopg.AsyncConnection[Any], lookup: Lookup) -> _Described:
         if lookup not in self._described:
@@ -106,12 +129,18 @@ class PostgresLookups:
 
     def _close(self) -> None:
         self._described.clear()  # what failed may have failed because a table is another now
+        self._tables.clear()
         if self._connection is not None:
             self._connection.pgconn.finish()
             self._connection = None
 
 
-_ASKED = sql.Identifier("invalidator asked")
+_ASKED: Final = sql.Identifier("invalidator asked")
+_COLUMNS: Final = (
+    "select attname from pg_catalog.pg_attribute join pg_catalog.pg_class c on c.oid = attrelid"
+    " join pg_catalog.pg_namespace n on n.oid = relnamespace"
+    " where nspname = %s and relname = %s and attnum > 0 and not attisdropped"
+)
 
 
 def _relation(lookup: Lookup, types: Sequence[str]) -> sql.Composed:

@@ -15,9 +15,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from invalidator.core.batch import Ask, Batch, Gap, Position
+from invalidator.core.change import Table
 from invalidator.core.cover import Seen
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lookup import Answers, Lookup, Parameters
+from invalidator.core.lookup import Answers, Found, Lookup, Parameters
 
 
 class Feed(Protocol):
@@ -54,6 +55,10 @@ class Source(Protocol):
 
 class Lookups(Protocol):
     """Where columns that a change does not have are asked for."""
+
+    async def describe(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
+        """The lookup's columns and those of these tables, without answers; AwayError when they can't be known."""
+        ...
 
     async def ask(self, lookup: Lookup, parameters: Sequence[Parameters]) -> Answers:
         """The rows for each of these, in one query; AwayError when there is no answer, or too long a one."""

@@ -15,7 +15,8 @@ from invalidator.config.types import read_table
 from invalidator.core import glob
 from invalidator.core.channel import LONGEST_NAME, holes, parse_text
 from invalidator.core.eviction import KINDS
-from invalidator.core.lookup import parse_lookup
+from invalidator.core.fields import parse_field
+from invalidator.core.lookup import Lookup, parse_lookup
 from invalidator.core.reach import FALLBACKS
 from invalidator.core.rule import Rule
 from invalidator.core.suggest import did_you_mean
@@ -38,14 +39,24 @@ def check_entry(entry: models.Evict, path: Path, say: Say) -> bool:
 
 
 def check_lookup(rule: models.Rule, path: Path, say: Say) -> bool:
-    """Whether the lookup's SQL can be read; says what is wrong with it."""
+    """Whether the lookup's SQL can be read, and names no column as the change does; says what is wrong with it."""
     try:
         if rule.lookup is not None:
-            parse_lookup(rule.lookup.sql, rule.lookup.none)
+            _check_columns(rule, parse_lookup(rule.lookup.sql, rule.lookup.none), path, say)
     except TemplateError as error:
         say((*path, "lookup", "sql"), error.what, error.todo)
         return False
     return True
+
+
+def _check_columns(rule: models.Rule, lookup: Lookup, path: Path, say: Say) -> None:
+    """Say which columns the lookup returns under a name that the change has too, as far as the file shows that."""
+    own = {hole.column for hole in lookup.holes}
+    own |= {parse_field(name).column for name in (*rule.changed, *rule.if_, *rule.not_)}
+    compiled = Rule(0, read_table(rule.table), tuple(made for entry in rule.evict for made in entries(entry, rule)), ())
+    for column in sorted(own & lookup.visible_columns() & {one.column for one in compiled.joined}):
+        what = f'it returns "{column}", and the change has one too: {{{column}}} could be either'
+        say((*path, "lookup", "sql"), what, f"give it another name: select {column} as found_{column}")
 
 
 def check_channel(name: str, channel: models.Channel, own: str, path: Path, say: Say) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from invalidator.core.change import Change, Op, Table, table_wide
 from invalidator.core.eviction import Eviction, Evictions, prefixed
+from invalidator.core.lookup import Found
 from invalidator.core.rule import Evict, Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import Hole
@@ -43,7 +44,7 @@ class Explanation:
 def explain(rules: RuleSet, change: Change) -> Explanation:
     """Walk the change through every rule of its table."""
     verdicts = tuple(_verdict(rule, change) for rule in rules.about(change.table))
-    routed = rules.evict([change])
+    routed = rules.evict([change], {rule.number: _assumed(rule, change) for rule in rules.about(change.table)})
     shown = {name: prefixed(routed.get(name, ()), rules.prefixes.get(name, "")) for name in rules.targets}
     return Explanation(change, verdicts, {name: tuple(made) for name, made in shown.items()})
 
@@ -78,8 +79,14 @@ def change_of(
     return Change(table, op, None if op == "insert" else old_row, None if op == "delete" else new_row, key)
 
 
+def _assumed(rule: Rule, change: Change) -> Found:
+    """What a lookup is taken for where it isn't asked: it returns what the change does not have and a template uses."""
+    supplied = (one for one in rule.looked_up if not any(one.is_in(image) for image in change.images()))
+    return Found(columns=frozenset(one.column for one in supplied), tables={change.table: frozenset()})
+
+
 def _verdict(rule: Rule, change: Change) -> Verdict:
-    why_not = rule.why_not(change)
+    why_not = rule.why_not(change, _assumed(rule, change).not_in(change.table))
     if why_not is not None:
         return Verdict(rule, why_not)
     return Verdict(rule, None, tuple(_made(rule, entry, change) for entry in rule.evicts))
@@ -91,24 +98,29 @@ def _made(rule: Rule, entry: Evict, change: Change) -> Made:
     if change.wide:
         rule.add(entry.cover(change.table.schema, change.table.name), out)
     else:
-        for row in rule.rows(change, None):
+        found = _assumed(rule, change)
+        for row in rule.rows(change, found):
             eviction = entry.render(change, row)
             if eviction is not None:
                 rule.add(eviction, out)
-            notes.update(dict.fromkeys(_notes(entry, change, row)))
+            notes.update(dict.fromkeys(_notes(rule, entry, change, row, found.columns or frozenset())))
     notes.update(dict.fromkeys(_swept(entry, out)))
     inner = f"#{entry.inner.source}" if entry.inner else ""
     return Made(f"{entry.template.source}{inner}", tuple(out), tuple(notes))
 
 
-def _notes(entry: Evict, change: Change, row: Row) -> Iterable[str]:
+def _notes(rule: Rule, entry: Evict, change: Change, row: Row, supplied: frozenset[str]) -> Iterable[str]:
     for template in entry.templates:
         for hole in template.holes:
-            value = hole.read(change, row)
+            value, column = hole.read(change, row), hole.field.column if hole.field else None
             if value is None:
                 yield f"no key: {_named(hole)} is null"
+            elif value is UNKNOWN and hole.scope == "both" and column in supplied:
+                yield f"{_named(hole)} is what the lookup returns, which is not asked here: *"
             elif value is UNKNOWN:
                 yield f"{_named(hole)} is unknown, so any: *"
+            elif rule.lookup is not None and column is not None:
+                yield f"{_named(hole)} is the change's own"
 
 
 def _named(hole: Hole) -> str:

@@ -37,6 +37,10 @@ class Field:
             return jsonpath.extract(document, self.path) if isinstance(document, str) else document
         return value
 
+    def is_in(self, row: Row) -> bool:
+        """Whether a row carries the field, the document that it is in, or a digest of it."""
+        return self.name in row or self.column in row or f"\0{self.name}" in row
+
     def differs(self, old: Row, new: Row) -> bool:
         """Whether the two rows hold different values here, or may hold them."""
         one, other = self.read(old), self.read(new)

@@ -1,22 +1,49 @@
 """Lookups: columns that a change does not have, asked for by a query.
 
-The core says which parameters to ask for and joins the answers to the rows; asking is the pipeline's. Answers travel
-as a mapping from parameters to rows; parameters that are not in it were asked for in vain, which makes the looked-up
-columns unknown.
+The core says which parameters to ask for and joins the answers to the rows; asking is the pipeline's. Parameters that
+are not among the answers were asked for in vain, which makes the looked-up columns unknown.
+
+A column that the change has and the lookup returns too could mean either, so both values are evicted. A row that is
+null in every column is what an aggregate or an outer join makes of no row, and counts as none.
+
+`changed` compares what the table has. A looked-up column that the table does not have says nothing about the change;
+one that it has and a notification does not carry, because an older trigger sent it, may have changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Final, Literal
 
+from invalidator.core.change import Table
 from invalidator.core.fields import Field
 from invalidator.core.template import TemplateError, parse
-from invalidator.core.values import UNKNOWN, Row
+from invalidator.core.values import UNKNOWN, Row, Value
 
 Parameters = tuple[str | None, ...]
 Answers = Mapping[Parameters, Sequence[Row]]
+
+_MOST_COMBINED: Final = 4
+"""Columns with two values each, of which all combinations are evicted; more are unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a lookup for some changes: its answers, its columns, and the columns of the changes' tables.
+
+    `columns` is None while nobody knows them. A table that is not in `tables` may have any column.
+    """
+
+    answers: Answers = field(default_factory=dict)
+    columns: frozenset[str] | None = None
+    tables: Mapping[Table, frozenset[str]] = field(default_factory=dict)
+
+    def not_in(self, table: Table) -> frozenset[str]:
+        """The lookup's columns that the table does not have."""
+        return (self.columns or frozenset()) - self.tables[table] if table in self.tables else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +64,60 @@ class Lookup:
         known = tuple(value for value in values if value is not UNKNOWN)
         return known if len(known) == len(values) else None
 
-    def join(self, row: Row, answers: Answers) -> list[Row]:
-        """The row with each answer's columns; the row alone, its looked-up columns unknown, when there is no answer."""
+    def join(self, row: Row, found: Found, used: Collection[Field]) -> list[Row]:
+        """The row with each answer's columns; where there is none, with what the lookup could return unknown."""
         parameters = self.parameters(row)
-        found = answers.get(parameters) if parameters is not None else None
-        if found:
-            return [{**row, **more} for more in found]
-        return [] if found is not None and self.none == "skip" else [row]
+        answers = found.answers.get(parameters) if parameters is not None else None
+        if answers is None or (not answers and self.none == "wildcard"):
+            return [_unknown(row, _returned(used, found.columns))]
+        joined: list[Row] = []
+        for answer in answers:
+            if self.none == "wildcard" and answer and set(answer.values()) == {None}:
+                joined.append(_unknown(row, _returned(used, found.columns)))
+            else:
+                joined += _joined(row, answer, used)
+        return joined
+
+    def visible_columns(self) -> frozenset[str]:
+        """Those of the query's columns that a glance at a plain `select a, t.b, c as d from` shows."""
+        select = _SELECT.match("?".join(self.sql))
+        items = [_ITEM.fullmatch(item.strip()) for item in select[1].split(",")] if select else []
+        return frozenset(_name(found[1]) for found in items if found)
+
+
+_NAME: Final = r'("[^"]+"|[A-Za-z_][\w$]*)'
+_SELECT: Final = re.compile(r"""\s*select\s+(?:distinct\s+)?([^()'\-/*]+?)\s+from\s""", re.IGNORECASE)
+_ITEM: Final = re.compile(rf"(?:(?:[\w$.]|\"[^\"]+\")+\s+as\s+|(?:[\w$]+\.)*){_NAME}", re.IGNORECASE)
+
+
+def _name(spelled: str) -> str:
+    return spelled[1:-1] if spelled.startswith('"') else spelled.lower()
+
+
+def _returned(used: Collection[Field], columns: frozenset[str] | None) -> list[Field]:
+    return [one for one in used if columns is None or one.column in columns]
+
+
+def _unknown(row: Row, fields: Collection[Field]) -> Row:
+    """The row without knowledge of these fields: neither of them nor of the documents that they are in."""
+    return {**row, **{name: UNKNOWN for one in fields for name in (one.name, one.column)}}
+
+
+def _joined(row: Row, answer: Row, used: Collection[Field]) -> list[Row]:
+    """The row with an answer's columns; where both have a column that is used, with the values of each."""
+    joined = {**row, **answer}
+    both: dict[Field, tuple[Value, Value]] = {}
+    for one in _returned(used, frozenset(answer)):
+        own, other = one.read(row), one.read(answer)
+        joined[one.name] = other
+        if own != other and (one.name in row or one.column in row):
+            both[one] = own, other
+    if not both:
+        return [joined]
+    if len(both) > _MOST_COMBINED or any(UNKNOWN in values for values in both.values()):
+        return [_unknown(joined, both)]
+    names = [one.name for one in both]
+    return [{**joined, **dict(zip(names, values, strict=True))} for values in product(*both.values())]
 
 
 def parse_lookup(sql: str, none: Literal["skip", "wildcard"], limit: int = 10_000) -> Lookup:

@@ -15,7 +15,7 @@ from invalidator.core.change import OPS, Change, Op, Table
 from invalidator.core.eviction import Eviction, Evictions, Kind, eviction
 from invalidator.core.fast import Fast, compiled
 from invalidator.core.fields import Field
-from invalidator.core.lookup import Answers, Lookup
+from invalidator.core.lookup import Found, Lookup
 from invalidator.core.template import Template
 from invalidator.core.values import UNKNOWN, Row, Value
 
@@ -83,7 +83,8 @@ class Rule:
     """A compiled rule; `number` is its place in the file, from 0.
 
     `rendered` are the fields whose values it needs; the rest of `fields` are only compared, old with new. `looked_up`
-    are those that its lookup may bring, and that the table need not have.
+    are those that its lookup may bring, and that the table need not have; `joined` those for which a template takes
+    the change's own value or the lookup's.
     """
 
     number: int
@@ -100,6 +101,7 @@ class Rule:
     rendered: frozenset[Field] = field(init=False)
     fields: frozenset[Field] = field(init=False)
     looked_up: frozenset[Field] = field(init=False)
+    joined: frozenset[Field] = field(init=False)
     uses_key: bool = field(init=False)
     compares_images: bool = field(init=False)
     _ops: frozenset[Op | None] = field(init=False)
@@ -113,13 +115,20 @@ class Rule:
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
         brought = shown - asked - set(self.changed) if self.lookup else set()
         object.__setattr__(self, "looked_up", frozenset(brought))
+        holes = [hole for template in templates for hole in template.holes]
+        object.__setattr__(
+            self, "joined", frozenset(h.field for h in holes if h.field is not None and h.scope == "both")
+        )
         object.__setattr__(self, "uses_key", any(template.uses("pk") for template in templates))
-        scoped = any(hole.scope != "both" for template in templates for hole in template.holes)
+        scoped = any(hole.scope != "both" for hole in holes)
         object.__setattr__(self, "compares_images", bool(self.changed or self.if_ or self.not_ or scoped))
         object.__setattr__(self, "_ops", frozenset((*self.ops, None)))
 
-    def why_not(self, change: Change) -> str | None:
-        """Why this rule does not select a change of its table, or None when it does."""
+    def why_not(self, change: Change, supplied: frozenset[str] = frozenset()) -> str | None:
+        """Why this rule does not select a change of its table, or None when it does.
+
+        `supplied` are columns that only its lookup has, and the table has not.
+        """
         if change.op not in self._ops:
             return f"ops: {change.op} is not among {', '.join(self.ops)}"
         if change.wide:
@@ -129,23 +138,37 @@ class Rule:
                 return f"if: {column.name} is {_shown(_both(column, change))}, not {_shown(sorted(allowed, key=str))}"
         if self.not_ and all(set(_both(column, change)) <= banned for column, banned in self.not_):
             return f"not: {', '.join(f'{column.name} is {_shown(_both(column, change))}' for column, _ in self.not_)}"
-        if self.changed and change.op == "update" and not self._differs(change):
-            return f"changed: none of {', '.join(sorted(f.name for f in self.fields))} differs"
+        if self.changed and change.op == "update" and not self._differs(change, supplied):
+            compared = sorted(f.name for f in self.fields if not self._is_supplied(f, change, supplied))
+            return f"changed: none of {', '.join(compared)} differs"
         return None
 
-    def _differs(self, change: Change) -> bool:
+    def _differs(self, change: Change, supplied: frozenset[str]) -> bool:
         if change.old is None or change.new is None:
             return True
         if self.uses_key and (change.key is None or _key(change.old, change.key) != _key(change.new, change.key)):
             return True
-        return any(column.differs(change.old, change.new) for column in self.fields)
+        return any(
+            column.differs(change.old, change.new)
+            for column in self.fields
+            if not self._is_supplied(column, change, supplied)
+        )
 
-    def evict(self, changes: Sequence[Change], out: Evictions, answers: Answers | None = None) -> None:
-        """Add what these changes, all of this rule's table and none of them wide, evict."""
+    def _is_supplied(self, column: Field, change: Change, supplied: frozenset[str]) -> bool:
+        """Whether only the lookup has this column; one that the change carries is the table's all the same."""
+        return (
+            column in self.looked_up
+            and column.column in supplied
+            and not any(column.is_in(image) for image in change.images())
+        )
+
+    def evict(self, changes: Sequence[Change], out: Evictions, found: Found | None = None) -> None:
+        """Add what these changes, all of one table, this rule's, and none of them wide, evict."""
         ops = self._ops
         selected = [change for change in changes if change.op in ops]
         if self.if_ or self.not_ or self.changed:
-            selected = [change for change in selected if self.why_not(change) is None]
+            supplied = found.not_in(changes[0].table) if found else frozenset()
+            selected = [change for change in selected if self.why_not(change, supplied) is None]
         if not selected:
             return
         images: list[Row] | None = None
@@ -159,17 +182,19 @@ class Rule:
                 except (KeyError, TypeError):
                     pass  # a null or unknown value among them: one by one
             for change in selected:
-                for row in self.rows(change, answers):
+                for row in self.rows(change, found):
                     made = entry.render(change, row)
                     if made is not None:
                         self.add(made, out)
 
-    def rows(self, change: Change, answers: Answers | None) -> Iterable[Row]:
+    def rows(self, change: Change, found: Found | None) -> Iterable[Row]:
         """The images to render, with what a lookup brings."""
         images = change.images() or [{}]
         if self.lookup is None:
             return images
-        return [row for image in images for row in self.lookup.join(image, answers or {})]
+        key = map(Field, change.key or ()) if self.uses_key else ()
+        used = self.joined.union(key)
+        return [row for image in images for row in self.lookup.join(image, found or Found(), used)]
 
     def evict_wide(self, change: Change, out: Evictions) -> None:
         """Add what covers every row of the change's table."""

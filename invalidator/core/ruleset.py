@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from invalidator.core.change import Change, Table
 from invalidator.core.eviction import Eviction, Evictions, Kind
-from invalidator.core.lookup import Answers
+from invalidator.core.lookup import Found
 from invalidator.core.rule import Rule
 
 _REMEMBERED_TABLES = 10_000  # payloads name tables; a hostile one must not grow us without bound
@@ -46,8 +46,8 @@ class RuleSet:
             rules = self._by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
         return rules
 
-    def evict(self, changes: Sequence[Change], answers: Mapping[int, Answers] | None = None) -> dict[str, Evictions]:
-        """What each target is to evict for these changes; `answers` are the lookups', by rule number."""
+    def evict(self, changes: Sequence[Change], found: Mapping[int, Found] | None = None) -> dict[str, Evictions]:
+        """What each target is to evict for these changes; `found` is what lookups found, by rule number."""
         out: dict[tuple[str, ...], Evictions] = {}
         for table, group in groupby(changes, _table):
             rules = self.about(table)
@@ -56,7 +56,7 @@ class RuleSet:
                 for rule in rules:
                     into = out.setdefault(rule.to, Evictions())
                     if narrow:
-                        rule.evict(narrow, into, answers.get(rule.number) if answers else None)
+                        rule.evict(narrow, into, found.get(rule.number) if found else None)
                     for change in wide:
                         rule.evict_wide(change, into)
         return self._routed(out)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from dataclasses import replace
 from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.change import Change, table_wide
 from invalidator.core.eviction import Evictions
-from invalidator.core.lookup import Answers, Parameters
+from invalidator.core.lookup import Found, Lookup
 from invalidator.core.rule import Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import AwayError
@@ -33,6 +33,7 @@ class Asking:
     def __init__(self, rules: RuleSet, lookups: Lookups, put: Callable[[Mapping[str, Evictions]], None]) -> None:
         self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
         self._lookups, self._put = lookups, put
+        self._columns: dict[int, frozenset[str] | None] = {}
         self._waiting: list[Change] = []
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
         self._round = 0
@@ -67,36 +68,39 @@ class Asking:
             changes, self._waiting = self._waiting, []
             if changes:
                 self._round += 1
-                self._put(self._rules.evict(changes, await self._answers(changes)))
+                self._put(self._rules.evict(changes, await self._ask_all(changes)))
             while self._after and self._after[0][0] <= self._round:
                 self._after.popleft()[1]()
             if not self._waiting:
                 self._idle.set()
                 await self._news.wait()
 
-    async def _answers(self, changes: Sequence[Change]) -> dict[int, Answers]:
-        answers: dict[int, Answers] = {}
+    async def _ask_all(self, changes: Sequence[Change]) -> dict[int, Found]:
+        found: dict[int, Found] = {}
         for rule in self._rules.rules:
-            wanted = list(dict.fromkeys(chain.from_iterable(_parameters(rule, change) for change in changes)))
-            if not wanted or rule.lookup is None:
-                continue
-            if len(wanted) > rule.lookup.limit:
-                self._failed(rule, f"{len(wanted)} questions at once, the limit is {rule.lookup.limit}")
-                continue
-            try:
-                answers[rule.number] = await self._lookups.ask(rule.lookup, wanted)
-            except AwayError as error:
-                self._failed(rule, str(error))
-        return answers
+            narrow = [change for change in changes if not change.wide and rule.table.matches(change.table)]
+            if rule.lookup is not None and narrow:
+                found[rule.number] = await self._ask(rule, rule.lookup, narrow)
+        return found
+
+    async def _ask(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
+        """What the lookup finds; where it fails, no answers, and which columns it had when they were known last."""
+        described = Found(columns=self._columns.get(rule.number))
+        try:
+            described = await self._lookups.describe(lookup, list(dict.fromkeys(change.table for change in changes)))
+            self._columns[rule.number] = described.columns
+            selected = [c for c in changes if rule.why_not(c, described.not_in(c.table)) is None]
+            asked = [lookup.parameters(image) for change in selected for image in change.images()]
+            wanted = list(dict.fromkeys(parameters for parameters in asked if parameters is not None))
+            if len(wanted) > lookup.limit:
+                self._failed(rule, f"{len(wanted)} questions at once, the limit is {lookup.limit}")
+            elif wanted:
+                return replace(described, answers=await self._lookups.ask(lookup, wanted))
+        except AwayError as error:
+            self._failed(rule, str(error))
+        return described
 
     def _failed(self, rule: Rule, why: str) -> None:
         self._log.warning(
             "lookup_failed", "a lookup has no answer; a wildcard stands for it", rule=rule.number, why=why
         )
-
-
-def _parameters(rule: Rule, change: Change) -> list[Parameters]:
-    if rule.lookup is None or change.wide or not rule.table.matches(change.table) or rule.why_not(change) is not None:
-        return []
-    found = [rule.lookup.parameters(image) for image in change.images()]
-    return [parameters for parameters in found if parameters is not None]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Literal, NamedTuple
 
 import psycopg
 
 from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config, HookTarget, StreamTarget
+from invalidator.config.types import read_table
+from invalidator.core.change import Table
 from invalidator.core.hashslot import has_tag
+from invalidator.core.lookup import Found
+from invalidator.core.rule import Rule
 from invalidator.core.ruleset import RuleSet
+from invalidator.core.suggest import did_you_mean
 from invalidator.database import connect, first_line, is_pooled, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
 from invalidator.service import wiring
@@ -158,12 +163,15 @@ async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
             for rule in rules.rules:
                 if rule.lookup is not None:
                     where = f"rules[{rule.number}].lookup"
+                    table = Table(*rule.table)
                     try:
-                        await asking.check(rule.lookup)
+                        described = await asking.check(rule.lookup, [table] if rule.table.is_exact() else [])
                     except AwayError as error:
-                        yield Finding("finding", where, error.what, "correct its SQL, or grant SELECT")
-                    else:
-                        yield Finding("ok", where, "can be asked")
+                        yield Finding("finding", where, error.what, error.todo or "correct its SQL, or grant SELECT")
+                        continue
+                    yield Finding("ok", where, "can be asked")
+                    for finding in _lookup_columns(rule, described, _told(config, table), where):
+                        yield finding
     channels = compile_channels(config)
     patience = config.postgres.canary_timeout
     dsn = config.postgres.dsn.get_secret_value()
@@ -180,6 +188,27 @@ async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
             if own.decode() in (called for called, _ in found):
                 yield Finding("finding", where, f"it names our own channel, {own.decode()}", "correct its SQL")
             yield Finding("ok", where, f"{len(found)} channels")
+
+
+def _told(config: Config, table: Table) -> frozenset[str]:
+    """The columns that channels tell of a table."""
+    told = [channel.columns for channel in config.channels.values() if tuple(read_table(channel.table)) == tuple(table)]
+    return frozenset(column for columns in told for column in columns)
+
+
+def _lookup_columns(rule: Rule, found: Found, told: frozenset[str], where: str) -> Iterator[Finding]:
+    """Columns that the lookup and the change both have, and those that neither has."""
+    columns, asked = found.columns or frozenset(), {hole.column for hole in (rule.lookup.holes if rule.lookup else ())}
+    own = told | asked
+    if rule.triggers != "none":
+        own = own.union(*found.tables.values())
+    for column in sorted(columns & own & {one.column for one in rule.joined}):
+        what = f'it returns "{column}", and {rule.table} has one too: both are evicted'
+        yield Finding("finding", where, what, f"give it another name: select {column} as found_{column}")
+    if found.tables and (told or rule.triggers != "none"):
+        for column in sorted({one.column for one in rule.looked_up} - columns - own):
+            what = f'neither it nor {rule.table} has a column "{column}": it is unknown, a wildcard'
+            yield Finding("finding", where, what, did_you_mean(column, columns | own))
 
 
 def _split(what: str) -> tuple[str, str]:

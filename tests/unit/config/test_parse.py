@@ -409,6 +409,14 @@ def test_an_api_that_only_this_machine_reaches_needs_no_token(api):
         ("lookup: {sql: select 1}", "lookup.none: this key is required; add it"),
         ("lookup: {sql: select 1, none: maybe}", 'lookup.none: "maybe" is not known here; '),
         ("lookup: {sql: '', none: skip}", "lookup.sql: there is nothing in it; add at least one"),
+        (
+            "lookup: {sql: 'select id from p where c = {id}', none: skip}",
+            'lookup.sql: it returns "id", and the change has one too: {id} could be either; give it another name: ',
+        ),
+        (
+            "lookup: {sql: 'select p.id from p where c = {c}', none: skip}\n    if: {id: ['1']}",
+            'lookup.sql: it returns "id", and the change has one too',
+        ),
         ("lookup: {sql: select 1, none: skip, limit: 0}", "lookup.limit: input should be greater than or equal to 1"),
     ],
 )

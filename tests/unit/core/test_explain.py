@@ -1,6 +1,7 @@
 from invalidator.core.change import Table, table_wide
 from invalidator.core.explain import change_of, explain, why_nothing
 from invalidator.core.fields import Field
+from invalidator.core.lookup import parse_lookup
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
@@ -66,3 +67,18 @@ def test_says_why_a_change_evicts_nothing():
     change = change_of(T, "insert", {"id": None}, {}, {})
     assert why_nothing(rules, change) == ["rules[0]: no key: id is null", "rules[0]: ops: insert is not among delete"]
     assert why_nothing(rules, table_wide(Table("public", "other"))) == ["no rule is about public.other"]
+
+
+def test_says_which_columns_a_lookup_supplies_and_compares_the_others():
+    lookup = parse_lookup("select slug from pages where product = {id}", "skip")
+    watching = rule("page:{slug}:{lang}:{id}", lookup=lookup, changed=(Field("price"),))
+    row = {"id": "1", "lang": "en", "price": "5"}
+    (verdict,) = explained(watching, change_of(T, "update", row, {}, {"price": "6"})).verdicts
+    assert [e.key for e in verdict.made[0].evictions] == ["page:*:en:1"]
+    assert verdict.made[0].notes == (
+        "slug is what the lookup returns, which is not asked here: *",
+        "lang is the change's own",
+        "id is the change's own",
+    )
+    (verdict,) = explained(watching, change_of(T, "update", row, {}, {})).verdicts
+    assert verdict.why_not == "changed: none of id, lang, price differs"

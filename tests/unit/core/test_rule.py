@@ -3,7 +3,7 @@ import pytest
 from invalidator.core.change import Change, Table, table_wide
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.fields import Field
-from invalidator.core.lookup import parse_lookup
+from invalidator.core.lookup import Found, parse_lookup
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
@@ -16,9 +16,9 @@ def rule(*sources, number=0, table=TablePattern(*T), to=("cache",), **kwargs):
     return Rule(number, table, tuple(Evict("key", parse(source)) for source in sources), to=to, **kwargs)
 
 
-def keys(some_rule, *changes, answers=None):
+def keys(some_rule, *changes, found=None):
     out = Evictions()
-    some_rule.evict(list(changes), out, answers)
+    some_rule.evict(list(changes), out, found)
     return [eviction.key for eviction in out]
 
 
@@ -177,18 +177,79 @@ class TestLookup:
         assert self.looked_up.parameters({"product_id": "7"}) == ("7",)
         assert self.looked_up.parameters({}) is None
 
+    def found(self, answers, columns=("slug",), table=("product_id", "tag")):
+        return Found(answers, frozenset(columns), {T: frozenset(table)})
+
     def test_joins_every_row_that_was_found(self):
-        answers = {("7",): [{"slug": "a"}, {"slug": "b"}]}
-        assert keys(self.tag_rule(), insert(product_id="7"), answers=answers) == ["t:a", "t:b"]
+        found = self.found({("7",): [{"slug": "a"}, {"slug": "b"}]})
+        assert keys(self.tag_rule(), insert(product_id="7"), found=found) == ["t:a", "t:b"]
 
     @pytest.mark.parametrize(("none", "expected"), [("skip", []), ("wildcard", ["t:*"])])
     def test_no_row_means_what_the_rule_says(self, none, expected):
-        assert keys(self.tag_rule(none), insert(product_id="7"), answers={("7",): []}) == expected
+        assert keys(self.tag_rule(none), insert(product_id="7"), found=self.found({("7",): []})) == expected
 
     @pytest.mark.parametrize("none", ["skip", "wildcard"])
     def test_a_failed_lookup_is_a_wildcard(self, none):
-        assert keys(self.tag_rule(none), insert(product_id="7"), answers={}) == ["t:*"]
-        assert keys(self.tag_rule(none), insert(), answers={("7",): [{"slug": "a"}]}) == ["t:*"]
+        assert keys(self.tag_rule(none), insert(product_id="7"), found=self.found({})) == ["t:*"]
+        assert keys(self.tag_rule(none), insert(), found=self.found({("7",): [{"slug": "a"}]})) == ["t:*"]
+        assert keys(self.tag_rule(none), insert(product_id="7", slug="own"), found=self.found({})) == ["t:*"]
+        assert keys(self.tag_rule(none), insert(product_id="7", slug="own")) == ["t:*"]
+
+    @pytest.mark.parametrize(("none", "expected"), [("skip", []), ("wildcard", ["t:*"])])
+    def test_a_row_of_nulls_is_what_an_aggregate_makes_of_no_row(self, none, expected):
+        found = self.found({("7",): [{"slug": None}]})
+        assert keys(self.tag_rule(none), insert(product_id="7"), found=found) == expected
+        found = self.found({("7",): [{"slug": None, "brand": "x"}]}, ("slug", "brand"))
+        assert keys(self.tag_rule(none), insert(product_id="7"), found=found) == []
+
+    def test_a_column_that_the_change_has_too_is_evicted_with_either_value(self):
+        found = self.found({("7",): [{"id": "8"}, {"id": "9"}]}, ("id",), ("id",))
+        lookup = parse_lookup("select id from product where category_id = {id}", "skip")
+        assert keys(rule("cat:{id}", lookup=lookup), insert(id="7"), found=found) == ["cat:7", "cat:8", "cat:9"]
+        change = insert(id="7")._replace(key=("id",))
+        assert set(keys(rule("cat:{pk}", lookup=lookup), change, found=found)) >= {"cat:7"}
+        assert keys(rule("cat:{new.id}", lookup=lookup), insert(id="7"), found=found) == ["cat:7"]
+
+    def test_many_such_columns_are_unknown(self):
+        names = "abcdef"
+        lookup = parse_lookup("select * from p where id = {id}", "skip")
+        found = self.found({("7",): [dict.fromkeys(names, "2")]}, names)
+        every = rule(":".join(["k", *(f"{{{name}}}" for name in names)]), lookup=lookup)
+        assert keys(every, insert(id="7", **dict.fromkeys(names, "1")), found=found) == ["k:*:*:*:*:*:*"]
+
+    def test_changed_compares_what_the_table_has(self):
+        lookup = parse_lookup("select slug from p where id = {product_id}", "skip")
+        watching = rule("t:{slug}", lookup=lookup, changed=(Field("price"),))
+        row = {"product_id": "7", "price": "1"}
+        found = self.found({("7",): [{"slug": "a"}]}, table=("product_id", "price", "stock"))
+        assert keys(watching, update(row, row), found=found) == []
+        assert keys(watching, update(row, row | {"price": "2"}), found=found) == ["t:a"]
+        assert keys(watching, update(row, row)) == ["t:*"]  # nobody knows what it looks up
+
+    def test_changed_counts_a_looked_up_column_that_the_table_has_as_differing_where_it_is_not_sent(self):
+        lookup = parse_lookup("select slug from p where id = {product_id}", "skip")
+        watching = rule("t:{slug}", lookup=lookup, changed=(Field("price"),))
+        row = {"product_id": "7", "price": "1"}
+        found = self.found({("7",): [{"slug": "a"}]}, table=("product_id", "price", "slug"))
+        assert keys(watching, update(row, row), found=found) == ["t:a"]  # an older trigger
+        sent = row | {"slug": "a"}
+        assert keys(watching, update(sent, sent), found=found) == []
+        assert keys(watching, update(sent, sent | {"slug": "b"}), found=found) == ["t:a", "t:b"]
+
+    @pytest.mark.parametrize(
+        ("text", "columns"),
+        [
+            ("select id from p where c = {id}", {"id"}),
+            ('SELECT DISTINCT p.Slug, "Odd One", p.a as b,\n s.p."C" FROM p', {"slug", "Odd One", "b", "C"}),
+            ("select max(id) as id from p", set()),
+            ("select id::text as tid, id from p", {"id"}),
+            ("select 'a, id from x' from p", set()),
+            ("select (select id from q), slug from p", set()),
+            ("with id as (select 1) select id from p", set()),
+        ],
+    )
+    def test_columns_that_can_be_seen_in_the_text(self, text, columns):
+        assert parse_lookup(text, "skip").visible_columns() == columns
 
     def test_its_columns_count_as_used(self):
         assert {field.name for field in self.tag_rule().fields} == {"slug", "product_id"}
