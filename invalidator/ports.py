@@ -71,8 +71,11 @@ class Board(Protocol):
     What they have to agree on, beside the target's own identity, is given as `claims`.
     """
 
-    async def show(self, claims: str | None, *, alive: bool) -> None:
-        """Say for some seconds that we owe nothing (None: that we might), and that the promise holds."""
+    async def show(self, claims: str | None, *, alive_until: float | None) -> None:
+        """Say for some seconds that we owe nothing (None: that we might), and until when the promise holds, if it does.
+
+        That it does not any more is said at once.
+        """
         ...
 
     async def leave(self) -> None:

@@ -131,8 +131,8 @@ class RedisTarget(Model):
     repeat_after: Seconds = Field(1.0, description=_REPEAT_AFTER)
     alive_key: str | None = Field(
         None,
-        description="A key that is there only while the promise holds for this target, with a time to live of "
-        "canary + canary_timeout + 1s. Default: invalidator:NAME:alive, with several targets "
+        description="A key that exists only while the promise holds for this target: a change committed more than "
+        "canary + canary_timeout + 1s ago is evicted. Default: invalidator:NAME:alive, with several targets "
         'invalidator:NAME:TARGET:alive; "": none.',
     )
     wait_replicas: int = Field(

@@ -81,6 +81,7 @@ class Lane:
             self._news["exact"] = asyncio.Event()
         self._alarms = dict.fromkeys(self._news, math.inf)  # the moment at which each wakes by itself
         self._asked = asyncio.Event()
+        self._has_news, self._showing = False, asyncio.Lock()
         self._log = Log(target=target.name)
 
     @property
@@ -105,6 +106,12 @@ class Lane:
         """Owe the target a flush; one that `must` be is never covered by another sidecar."""
         self.state.owe(reason, number, _now(), hold_until, must=must)
         self._wake()
+        self.show_soon()
+
+    def show_soon(self) -> None:
+        """Say at the target how we are, without waiting for the next second: it may be worse than before."""
+        self._has_news = True
+        self._asked.set()
 
     def release(self, answered: int, settled: int) -> None:
         """The lanes that this one follows have answered up to here, repeats up to there."""
@@ -210,7 +217,7 @@ class Lane:
     # The watch
 
     async def _watch(self) -> None:
-        """See every second that the target is there, say how we are, and answer those who ask, as soon as may be."""
+        """See every second that the target is there, say how we are (news of that at once), and answer who asks."""
         beat_at = _now()
         while True:
             stop_if_cancelled()
@@ -219,6 +226,8 @@ class Lane:
                 if _now() >= beat_at:
                     beat_at = _now() + BEAT
                     await self.target.beat(self.state.as_of)
+                    await self._show()
+                elif self._has_news:
                     await self._show()
                 await self._answer_asks()
             except TargetAway as error:
@@ -233,12 +242,16 @@ class Lane:
                 alarm.cancel()
 
     async def _show(self) -> None:
-        """Say on the board how we are."""
-        if self.target.board is not None:
+        """Say on the board how we are, one after another: what was found out later is said later."""
+        board = self.target.board
+        if board is None:
+            return
+        async with self._showing:
+            self._has_news = False
             able = self._claims().text if not self.state.owed else ""
-            as_of = self.state.as_of
-            alive = bool(able) and as_of is not None and _now() - as_of <= self._stale_after
-            await self.target.board.show(able or None, alive=alive)
+            holds = bool(able) and not self._failing.keys() - {"watch"}
+            as_of = self.state.as_of if holds else None
+            await board.show(able or None, alive_until=None if as_of is None else as_of + self._stale_after)
 
     async def _answer_asks(self) -> None:
         claims = self._claims().text
@@ -260,6 +273,8 @@ class Lane:
             return
         failure = _Failure(error.reason, error.what, str(error))
         known = {(before.reason, before.what) for before in self._failing.values()}
+        if way != "watch" and way not in self._failing:
+            self.show_soon()
         self._failing[way] = failure
         if failure[:2] in known:
             return
@@ -273,6 +288,7 @@ class Lane:
     def _succeeded(self, way: Way) -> None:
         if self._failing.pop(way, None) is not None and not self._failing:
             self._log.info("target_back", "the target answers again")
+            self.show_soon()
 
     async def _sleep(self, way: Way) -> None:
         """Until there may be something to take."""

@@ -205,6 +205,7 @@ class Pipeline:
         if gap.tables is not None:
             for lane in self.lanes:
                 lane.state.ignore_asks()
+                lane.show_soon()
             self._changes([table_wide(table) for table in gap.tables])
             return self._number
         self._number += 1
@@ -248,6 +249,8 @@ class Pipeline:
             finally:
                 self._feed = None
                 self._ledger.forget()
+                for lane in self.lanes:
+                    lane.show_soon()
             stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 

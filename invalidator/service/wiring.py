@@ -91,7 +91,6 @@ def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
         whole_database=part.flush == "database",
         wait_replicas=part.wait_replicas,
         alive_key=_alive_key(config, name) if part.alive_key is None else part.alive_key,
-        alive_for=stale_after(config.postgres),
     )
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.batch import Ask, Gap
-from invalidator.core.change import Change, Table
+from invalidator.core.change import Change
 from invalidator.core.cover import Claims, Seen
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
 from invalidator.pipeline import lane, settling
-from invalidator.pipeline.pipeline import Pipeline
 from invalidator.sources.memory import MemorySource
 from invalidator.targets.memory import MemoryTarget
 from invalidator.targets.redis import RedisTarget, board
 from invalidator.targets.redis.line import Identity
 from tests.support import eventually
 from tests.support.proxy import Proxy
-
-T = Table("public", "products")
+from tests.support.sidecars import Sidecar, T
 
 
 @pytest.fixture(autouse=True)
@@ -62,19 +56,19 @@ class TestBoard:
 
     async def test_present_are_others_that_owe_nothing_and_mean_the_same(self, two):
         one, other = (target.board for target in two)
-        await one.show("claims", alive=False)
+        await one.show("claims", alive_until=None)
         assert await one.look("", "claims") == Seen()  # itself it does not wait for
         assert await other.look("", "claims") == Seen(able=True)
         assert await other.look("", "other claims") == Seen()
-        await one.show("other claims", alive=False)
+        await one.show("other claims", alive_until=None)
         assert await other.look("", "claims") == Seen()
-        await one.show(None, alive=False)
+        await one.show(None, alive_until=None)
         assert await other.look("", "other claims") == Seen()
 
     async def test_a_presence_runs_out(self, two, cache, monkeypatch):
         one, other = (target.board for target in two)
         monkeypatch.setattr(board, "PRESENT", 1)
-        await one.show("claims", alive=False)
+        await one.show("claims", alive_until=None)
         assert (await other.look("", "claims")).able
         await eventually(lambda: not_able(other))
 
@@ -118,66 +112,9 @@ class TestBoard:
         await one.unlock(flushed=True)
         assert cache.exists(key)
 
-    async def test_the_alive_key_runs_out(self, redis_url, cache):
-        target = RedisTarget("cache", parse_redis_url(redis_url), alive_key="alive", alive_for=0.2)
-        async with target:
-            await target.beat()
-            await target.board.show("claims", alive=True)
-            assert cache.exists("alive")
-            await target.board.show("claims", alive=False)
-            await eventually(lambda: not cache.exists("alive"))
-
 
 async def not_able(one):
     return not (await one.look("", "claims")).able
-
-
-class Sidecar:
-    """One of several between a source in memory and a Redis that each reaches in its own way."""
-
-    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, local=(), **options):
-        self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
-        names = ["cache", *(one.name for one in local)]
-        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))], names)
-        self.claims = Claims(claims)
-        self.pipeline = Pipeline(
-            source,
-            rules,
-            [*local, self.target],
-            repeat_after={"cache": repeat_after},
-            after={one.name: ["cache"] for one in local},
-            patience=60,
-            stale_after=stale_after,
-            claims=lambda _: self.claims,
-        )
-        self.lane = self.pipeline.lanes[-1]
-
-    @asynccontextmanager
-    async def running(self):
-        async with self.target:
-            task = asyncio.create_task(self.pipeline.run())
-            try:
-                yield self
-            finally:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-
-    async def settles(self):
-        await eventually(lambda: self.lane.state.answered and self.lane.state.is_idle and not self.lane.why)
-
-    @property
-    def flushes(self):
-        return counted(self.pipeline.metrics.flushes)
-
-    @property
-    def covered(self):
-        return counted(self.pipeline.metrics.covered)
-
-
-def counted(counter):
-    samples = [sample for family in counter.collect() for sample in family.samples]
-    return sum(int(sample.value) for sample in samples if sample.name.endswith("_total"))
 
 
 def change(source, number):
@@ -325,31 +262,3 @@ async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(red
         second.pipeline.flush(Gap("asked"))
         await eventually(lambda: second.flushes == 1)
         assert not cache.exists("p:unsaid")
-
-
-async def test_alive_is_there_only_while_the_promise_holds(redis_url, cache):
-    alive = {"alive_key": "alive", "alive_for": 0.15}
-    async with Sidecar(MemorySource(), redis_url, "first", stale_after=0.6, **alive).running() as one:
-        await one.settles()
-        assert not cache.exists("alive")  # nobody knows yet how far it is
-        assert await one.pipeline.barrier(5)
-        await eventually(lambda: cache.exists("alive"))
-        await eventually(lambda: not cache.exists("alive"))  # as_of is too old
-        assert await one.pipeline.barrier(5)
-        await eventually(lambda: cache.exists("alive"))
-        one.claims = Claims()
-        await eventually(lambda: not cache.exists("alive"))
-
-
-async def test_alive_goes_while_a_flush_is_owed(redis_url, cache):
-    alive = {"alive_key": "alive", "alive_for": 0.15}
-    async with Sidecar(MemorySource(), redis_url, "first", stale_after=60, **alive).running() as one:
-        assert await one.pipeline.barrier(5)
-        await eventually(lambda: cache.exists("alive"))
-        cache.set("invalidator:{shop.cache}:flush", "somebody's", px=1500)
-        one.pipeline.gap(Gap("reconnect"))
-        await eventually(lambda: not cache.exists("alive"))
-        assert one.lane.state.owed
-        await one.settles()
-        assert await one.pipeline.barrier(5)
-        await eventually(lambda: cache.exists("alive"))

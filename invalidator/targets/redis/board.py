@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from invalidator.core.cover import Seen
+from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.line import Line, Met
 from invalidator.targets.redis.wire import Command
 
@@ -68,7 +69,7 @@ return #kept
 
 
 class Board:
-    """One target's; `alive_key` is what applications may look at, and empty where nobody does.
+    """One target's; `alive_key` is what applications may look at (`alive.py`), and empty where nobody does.
 
     A presence under our own `instance` is that of our last life, from which no answer will come, and so is a lock.
     """
@@ -82,12 +83,11 @@ class Board:
         place: str,
         instance: str,
         alive_key: str,
-        alive_for: float,
     ) -> None:
         self._line, self._met, self._clock = line, met, clock
-        self._alive_key, self._alive_for = alive_key, alive_for
         self._me = secrets.token_hex(8)
         self._instance = f"{instance or self._me}:"
+        self._alive = AliveKey(line, alive_key, self._instance, clock)
         self._lock, self._able = f"{place}:flush", f"{place}:able"
         self._cover, self._flushes = f"{place}:cover", f"{place}:flushes"
         self._present_as = ""
@@ -97,8 +97,9 @@ class Board:
         """What an answer is about: the servers that we met, and what else the two have to agree on."""
         return hashlib.sha256(f"{self._met} {claims}".encode()).hexdigest()[:16]
 
-    async def show(self, claims: str | None, *, alive: bool) -> None:
-        """Say for some seconds that we owe nothing, which claims mean, and that the promise holds."""
+    async def show(self, claims: str | None, *, alive_until: float | None) -> None:
+        """Say for some seconds that we owe nothing, which claims mean, and until when the promise holds."""
+        await self._alive.keep(alive_until if self._met.is_complete else None)
         if claims is None or not self._met.is_complete:
             await self.leave()
         else:
@@ -107,8 +108,11 @@ class Board:
                 await self.leave()
             await self._ask(("EVAL", _SHOW, 1, self._able, PRESENT, member))
             self._present_as = member
-        if alive and self._alive_key:
-            await self._ask(("SET", self._alive_key, "1", "PX", int(self._alive_for * 1000)))
+
+    async def end(self) -> None:
+        """Say that we are no more."""
+        await self._alive.keep(None)
+        await self.leave()
 
     async def leave(self) -> None:
         """Say that nobody need wait for our answer."""
@@ -162,7 +166,7 @@ class Board:
     async def flush_all(self, also: Sequence[str]) -> int:
         """Remove everything from the database but what the sidecars have left there, and these; 0, as nobody counts."""
         own: list[str] = [self._lock, self._able, self._flushes]
-        single = [*own, *filter(None, [self._alive_key]), *also]
+        single = [*own, *filter(None, [self._alive.key]), *also]
         for place, connection in await self._line.nodes():
             if self._line.is_cluster:  # a script's keys lie in one slot there; the rest is back within a second
                 kept = own if self._line.place(self._lock) == place else []

@@ -62,7 +62,7 @@ class RedisTarget:
     """`whole_database` makes a flush a FLUSHDB instead of a sweep of what the rules own.
 
     `installation` names the place where sidecars meet, and `instance` us among them. `alive_key` is kept there while we
-    hold the promise, for `alive_for` seconds at a time. An eviction is answered when `wait_replicas` replicas have it.
+    hold the promise (`alive.py`). An eviction is answered when `wait_replicas` replicas have it.
     """
 
     overtakes = True
@@ -79,7 +79,6 @@ class RedisTarget:
         whole_database: bool = False,
         wait_replicas: int = 0,
         alive_key: str = "",
-        alive_for: float = 6.0,
     ) -> None:
         self.name = name
         self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
@@ -94,7 +93,6 @@ class RedisTarget:
             place=place,
             instance=instance,
             alive_key=alive_key,
-            alive_for=alive_for,
         )
         self._sweeper = Sweeper(name, self._wide, self._places, self.board.renew)
 
@@ -104,7 +102,7 @@ class RedisTarget:
     async def __aexit__(self, *exc_info: object) -> None:
         with suppress(TargetAway, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
-                await self.board.leave()
+                await self.board.end()
         for line in self._lines:
             line.close()
         self._places.close()

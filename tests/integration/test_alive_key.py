@@ -1,0 +1,282 @@
+"""The alive key: it is there only while a sidecar keeps the promise, whatever happens to the sidecar or on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager, contextmanager
+
+import psycopg
+import pytest
+import redis
+
+from invalidator.config.compile import compile_rules, stale_after
+from invalidator.config.parse import parse
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.core.batch import Gap
+from invalidator.core.cover import Claims
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.errors import TargetAway
+from invalidator.pipeline import lane
+from invalidator.service import installation
+from invalidator.sources.memory import MemorySource
+from invalidator.targets.redis.alive import AliveKey
+from invalidator.targets.redis.line import Line, Met
+from invalidator.targets.redis.places import Single
+from invalidator.triggers.install import install
+from tests.support import eventually, until
+from tests.support.proxy import Proxy
+from tests.support.sidecars import Sidecar, T
+
+FOREVER = 3600.0
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+class TestKey:
+    """The key itself."""
+
+    @pytest.fixture
+    async def entries(self, redis_url):
+        line = Line(Single(parse_redis_url(redis_url)), Met())
+        yield lambda instance: AliveKey(line, "alive", instance, now)
+        line.close()
+        await asyncio.sleep(0)
+
+    async def test_it_runs_out_at_the_deadline_and_not_later(self, entries, cache):
+        one = entries("one")
+        for left in (2.0, 30.0, 1.0):
+            deadline = now() + left
+            await one.keep(deadline)
+            asked = now()
+            assert 0 < cache.pttl("alive") <= (deadline - asked) * 1000 + 1
+        await one.keep(now() + 0.05)
+        await eventually(lambda: not cache.exists("alive"))
+
+    async def test_a_deadline_that_is_past_is_no_promise(self, entries, cache):
+        await entries("one").keep(now() + FOREVER)
+        await entries("one").keep(now() - 0.001)
+        assert not cache.exists("alive")
+        await entries("one").keep(now() - FOREVER)
+        assert not cache.exists("alive")
+
+    async def test_it_is_there_while_one_of_many_promises(self, entries, cache):
+        one, other = entries("one"), entries("other")
+        await one.keep(now() + 100)
+        await other.keep(now() + 200)
+        assert 190_000 < cache.pttl("alive") <= 200_000
+        await other.keep(None)
+        assert 90_000 < cache.pttl("alive") <= 100_000
+        await other.keep(None)
+        assert cache.exists("alive")
+        await one.keep(None)
+        assert not cache.exists("alive")
+
+    async def test_an_entry_that_has_run_out_keeps_nothing(self, entries, cache):
+        one, other = entries("one"), entries("other")
+        deadline = now() + 0.1
+        await other.keep(deadline)
+        await one.keep(now() + 100)
+        await eventually(lambda: now() > deadline + 0.01)
+        await one.keep(now() + 100)
+        assert cache.get("alive").count("=") == 1
+
+    async def test_what_our_last_life_left_is_ours(self, entries, cache):
+        await entries("one").keep(now() + FOREVER)
+        await entries("one").keep(None)
+        assert not cache.exists("alive")
+
+    async def test_of_very_many_some_are_kept(self, entries, cache):
+        for number in range(100):
+            await entries(f"pod-{number}").keep(now() + 100 + number)
+        assert len(cache.get("alive")) < 300
+        assert cache.pttl("alive") > 190_000
+        for number in range(100):
+            await entries(f"pod-{number}").keep(None)
+        assert not cache.exists("alive")
+
+    async def test_a_release_that_wrote_another_value(self, entries, cache):
+        """One degrades, another of the release before keeps the promise; then all have the new release."""
+        cache.set("alive", "1", px=60_000)
+        await entries("one").keep(None)
+        assert cache.get("alive") == "1"
+        await entries("one").keep(now() + 2)
+        assert cache.pttl("alive") <= 2000
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lane, "BEAT", 0.05)
+
+
+@pytest.fixture
+def shown_only_when_told(monkeypatch):
+    """Nothing is said by the second, so what is said at all was said at once."""
+    monkeypatch.setattr(lane, "BEAT", FOREVER)
+
+
+@asynccontextmanager
+async def holding(source, url, instance="one", **options):
+    """A sidecar that keeps the promise, and has said so."""
+    options = {"alive_key": "alive", "stale_after": FOREVER} | options
+    async with Sidecar(source, url, instance, **options).running() as one:
+        await one.settles()
+        assert await one.pipeline.barrier(10)
+        one.lane.show_soon()
+        with redis.Redis.from_url(url) as client:
+            await eventually(lambda: client.exists("alive"))
+        yield one
+
+
+@pytest.mark.usefixtures("quick")
+class TestPromise:
+    async def test_it_never_outlives_what_is_left_of_stale_after(self, redis_url, cache):
+        async with holding(MemorySource(), redis_url, stale_after=1.0) as one:
+            deadline, seen = one.lane.state.as_of + 1.0, 0
+            while (asked := now()) < deadline + 0.2:
+                left = await asyncio.to_thread(cache.pttl, "alive")
+                assert left <= max((deadline - asked) * 1000, 0) + 1
+                seen += left > 0
+            assert seen
+            assert await one.pipeline.barrier(10)
+            await eventually(lambda: cache.exists("alive"))
+
+    async def test_one_that_owes_does_not_take_away_what_another_keeps(self, redis_url, cache):
+        source = MemorySource()
+        async with holding(source, redis_url, "one") as one, holding(source, redis_url, "other") as other:
+            await eventually(lambda: cache.get("alive").count("=") == 2)
+            one.claims = Claims()
+            await eventually(lambda: cache.get("alive").count("=") == 1)
+            other.claims = Claims()
+            await eventually(lambda: not cache.exists("alive"))
+            one.claims = Claims("same")
+            await eventually(lambda: cache.exists("alive"))
+
+    async def test_one_that_leaves_takes_its_entry_with_it(self, redis_url, cache):
+        source = MemorySource()
+        async with holding(source, redis_url, "one"):
+            async with holding(source, redis_url, "other"):
+                await eventually(lambda: cache.get("alive").count("=") == 2)
+            assert cache.get("alive").count("=") == 1
+        assert not cache.exists("alive")
+
+    async def test_it_is_not_there_before_anybody_knows_how_far_it_is(self, redis_url, cache):
+        async with Sidecar(MemorySource(), redis_url, "one", alive_key="alive").running() as one:
+            await one.settles()
+            await eventually(lambda: one.target.board._present_as)
+            assert not cache.exists("alive")
+
+
+def lose_the_source(one):
+    one.claims = Claims()
+    one.pipeline._source.lose()
+
+
+def drift(one):
+    one.claims = Claims()
+    one.pipeline.gap(Gap("drift", frozenset({T})))
+
+
+WORSE = {
+    "a gap": lambda one: one.pipeline.gap(Gap("reconnect")),
+    "the source is lost": lose_the_source,
+    "triggers have drifted": drift,
+    "a person wants a flush": lambda one: one.pipeline.flush(Gap("asked")),
+}
+
+
+@pytest.mark.usefixtures("shown_only_when_told")
+class TestAtOnce:
+    @pytest.mark.parametrize("what", WORSE)
+    async def test_it_goes_as_soon_as_something_is_owed(self, redis_url, what):
+        async with holding(MemorySource(), redis_url) as one:
+            with happenings(redis_url, "alive") as happened:
+                WORSE[what](one)
+                await eventually(lambda: "del" in happened, 20)
+
+    async def test_it_goes_when_evictions_are_refused(self, redis_url, cache):
+        async with holding(MemorySource(), redis_url) as one:
+
+            async def refuse(evictions: Evictions) -> int:
+                raise TargetAway("OOM", where="cache", reason="refused")
+
+            one.target.evict = refuse
+            one.pipeline.purge([], Evictions.of([Eviction("key", "p:1")]))
+            await eventually(lambda: not cache.exists("alive"), 20)
+            del one.target.evict
+            await eventually(lambda: cache.exists("alive"), 20)
+
+
+@contextmanager
+def happenings(url, key):
+    """What happens to a key from now on, as the server notifies of it."""
+    happened = []
+    with redis.Redis.from_url(url, decode_responses=True) as client, client.pubsub() as listener:
+        client.config_set("notify-keyspace-events", "KA")
+        listener.subscribe(**{f"__keyspace@0__:{key}": lambda message: happened.append(message["data"])})
+        until(lambda: (listener.get_message(timeout=1) or {}).get("type") == "subscribe")
+        thread = listener.run_in_thread(sleep_time=0.01)
+        try:
+            yield happened
+        finally:
+            thread.stop()
+            thread.join()
+            client.config_set("notify-keyspace-events", "")
+
+
+CONFIG = """
+version: 1
+name: frozen
+postgres: {{dsn: "{dsn}", canary: 200ms, canary_timeout: 800ms}}
+targets: {{cache: {{kind: redis, url: "redis://127.0.0.1:{redis}/0"}}}}
+listen: {{api: "unix:{folder}/api", probes: "unix:{folder}/probes"}}
+rules: [{{table: public.products, evict: "p:{{id}}"}}]
+"""
+ALIVE = "invalidator:frozen:alive"
+
+
+class TestFrozen:
+    """A process that is stopped at the worst moment: it has decided that the promise holds, and has not said it yet."""
+
+    @pytest.mark.parametrize("word", [ALIVE, "PXAT"], ids=["first", "last"])
+    async def test_what_it_says_when_it_wakes_is_no_promise(self, dsn, db, redis_url, cache, tmp_path, word):
+        """Its word to Redis lies on the way while it is stopped, and PostgreSQL is away when it wakes."""
+        db.execute("create table products (id int primary key)")
+        port = int(redis_url.rpartition(":")[2].partition("/")[0])
+        with Proxy(psycopg.conninfo.conninfo_to_dict(dsn)["port"]) as postgres, Proxy(port) as line:
+            led = psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=postgres.port)
+            text = CONFIG.format(dsn=led, redis=line.port, folder=tmp_path)
+            config = parse(text, {}, str)
+            install(db, installation(config), compile_rules(config))
+            file = tmp_path / "invalidator.yaml"
+            file.write_text(text)
+            with subprocess.Popen([sys.executable, "-m", "invalidator", "run", "-c", file]) as running:
+                try:
+                    await eventually(lambda: cache.exists(ALIVE), 30)
+                    line.hold_on = word.encode()
+                    await eventually(line.holds.is_set, 30)
+                    running.send_signal(signal.SIGSTOP)
+                    ends = now() + stale_after(config.postgres)  # of all that it can know
+                    line.hold_on = None
+                    postgres.stall()
+                    await eventually(lambda: now() > ends and not cache.exists(ALIVE), 30)
+                    with happenings(redis_url, ALIVE) as happened:
+                        before = said(cache)
+                        line.flow()
+                        running.send_signal(signal.SIGCONT)
+                        await eventually(lambda: said(cache) > before + 4, 30)  # it beats, and has had its say
+                        assert "set" not in happened
+                    assert not cache.exists(ALIVE)
+                    postgres.flow()
+                    await eventually(lambda: cache.exists(ALIVE), 30)
+                finally:
+                    running.kill()
+
+
+def said(cache):
+    """How many scripts the server has run: a sidecar sends some every second."""
+    return cache.info("commandstats")["cmdstat_eval"]["calls"]

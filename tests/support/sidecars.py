@@ -1,0 +1,66 @@
+"""One of several sidecars between a source in memory and a Redis that they share."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.core.change import Table
+from invalidator.core.cover import Claims
+from invalidator.core.rule import Evict, Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import parse
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.targets.redis import RedisTarget
+from tests.support import eventually
+
+T = Table("public", "products")
+
+
+class Sidecar:
+    """Each reaches the Redis in its own way."""
+
+    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, local=(), **options):
+        self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
+        names = ["cache", *(one.name for one in local)]
+        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))], names)
+        self.claims = Claims(claims)
+        self.pipeline = Pipeline(
+            source,
+            rules,
+            [*local, self.target],
+            repeat_after={"cache": repeat_after},
+            after={one.name: ["cache"] for one in local},
+            patience=60,
+            stale_after=stale_after,
+            claims=lambda _: self.claims,
+        )
+        self.lane = self.pipeline.lanes[-1]
+
+    @asynccontextmanager
+    async def running(self):
+        async with self.target:
+            task = asyncio.create_task(self.pipeline.run())
+            try:
+                yield self
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def settles(self):
+        await eventually(lambda: self.lane.state.answered and self.lane.state.is_idle and not self.lane.why)
+
+    @property
+    def flushes(self):
+        return counted(self.pipeline.metrics.flushes)
+
+    @property
+    def covered(self):
+        return counted(self.pipeline.metrics.covered)
+
+
+def counted(counter):
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return sum(int(sample.value) for sample in samples if sample.name.endswith("_total"))
