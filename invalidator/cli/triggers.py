@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from invalidator.triggers.plan import Plan
 
 FORMATS = ("psql", "alembic", "django", "dbmate")
-DRIFT = 3
+FINDINGS = 3
 
 
 @click.command("install-triggers")
@@ -57,7 +57,10 @@ def install_triggers(
 @config_option
 @click.option("--sql", "sql_format", type=click.Choice(["psql"]), help="Print a script, without a connection.")
 def uninstall_triggers(config_file: str | None, sql_format: str | None) -> None:
-    """Remove the triggers and functions of this installation from every table that has them."""
+    """Remove the triggers and functions of this installation from every table that has them.
+
+    What this role may not remove remains, and is said; the exit code is then 3.
+    """
     from invalidator.service import installation
     from invalidator.triggers.install import uninstall
 
@@ -68,8 +71,13 @@ def uninstall_triggers(config_file: str | None, sql_format: str | None) -> None:
         click.echo(removal(installation(config)), nl=False)
         return
     with _connection(config) as connection:
-        for table in uninstall(connection, installation(config)):
-            click.echo(f"{table}: removed")
+        uninstalled = uninstall(connection, installation(config))
+    for table in uninstalled.tables:
+        click.echo(f"{table}: removed")
+    for remaining in uninstalled.remains:
+        click.echo(str(remaining), err=True)
+    if uninstalled.remains:
+        sys.exit(FINDINGS)
 
 
 COMMANDS = {"install-triggers": install_triggers, "uninstall-triggers": uninstall_triggers}
@@ -114,7 +122,7 @@ def _check(config: Config, output: str) -> None:
         for note in plan.notes():
             click.echo(f"note: {note}", err=True)
     if not plan.is_ok():
-        sys.exit(DRIFT)
+        sys.exit(FINDINGS)
 
 
 def _dry_run(config: Config, *, prune: bool) -> None:

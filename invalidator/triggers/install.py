@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.rows import class_row
@@ -69,6 +69,8 @@ def install(
 
 def _lock(connection: psycopg.Connection[Any], installation: Installation) -> None:
     """Keep other installs out."""
+    # Before anything is called: who may create in a schema of our path could have us call a function of theirs.
+    connection.execute("set local search_path = pg_catalog, pg_temp")
     if connection.info.parameter_status("in_hot_standby") != "on":  # there the plan refuses, in better words
         connection.execute("set transaction read write")
     connection.execute(f"set local lock_timeout = '{FIRST_LOCK}'")
@@ -111,10 +113,18 @@ class _Removal:
     statement: str | None
     what: str | None
     todo: str | None
+    kind: str | None
 
 
-def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> list[Table]:
-    """Remove the installation's triggers and functions, and the schema when nothing is left in it; the tables."""
+class Uninstalled(NamedTuple):
+    """The tables whose triggers were removed, and what this role may not remove."""
+
+    tables: Sequence[Table]
+    remains: Sequence[RefusedError]
+
+
+def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> Uninstalled:
+    """Remove what this role may of the installation, and a schema when nothing is left in it; RefusedError for nothing."""
     refuse_old(connection.info.server_version)
     try:
         with transaction(connection, 0):
@@ -122,12 +132,14 @@ def uninstall(connection: psycopg.Connection[Any], installation: Installation) -
             prepare(connection, setting(installation, RuleSet([], [])))
             with connection.cursor(row_factory=class_row(_Removal)) as cursor:
                 rows = cursor.execute(load("uninstall")).fetchall()
-            refused = [RefusedError(row.what, todo=row.todo or "") for row in rows if row.what]
-            if refused:
-                raise RefusalsError(refused)
+            remains = [RefusedError(row.what, todo=row.todo or "") for row in rows if row.what]
+            if remains and not any(row.statement for row in rows):
+                raise RefusalsError(remains)
             for row in rows:
                 if row.statement:
                     connection.execute(row.statement.encode())
     except psycopg.errors.LockNotAvailable as error:
         raise RefusedError("a table is locked by somebody else", todo="try again later; nothing was changed") from error
-    return sorted({Table(row.nspname, row.relname) for row in rows if row.nspname and row.relname})
+    return Uninstalled(
+        sorted({Table(row.nspname, row.relname) for row in rows if row.nspname and row.relname}), remains
+    )

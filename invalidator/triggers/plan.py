@@ -83,6 +83,18 @@ class Plan:
         """What is worth knowing beside."""
         return [RefusedError(row.what or "", todo=row.todo or "") for row in self.rows if row.kind == "note"]
 
+    def findings(self) -> list[RefusedError]:
+        """What is not as it should be beside the tables: what serves the whole installation, and notes that count."""
+        found = (
+            row for row in self.rows if row.table is None and row.kind != "refusal" and row.state not in (None, "ok")
+        )
+        return [
+            RefusedError(row.what, todo=row.todo or "")
+            if row.kind == "note" and row.what
+            else RefusedError(f"the {row.kind} {row.name} is {row.state}", todo="run install-triggers")
+            for row in found
+        ]
+
     def is_ok(self) -> bool:
         return all(row.state in (None, "ok") for row in self.rows)
 

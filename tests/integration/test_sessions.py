@@ -136,7 +136,7 @@ def test_installing_and_uninstalling_work_under_such_a_role(hostile, db, redis_u
     installed(configured)
     with connect(configured) as connection:
         assert look(connection, installation(configured), compile_rules(configured)).is_ok()
-        assert uninstall(connection, installation(configured))
+        assert uninstall(connection, installation(configured)).tables
 
 
 def test_a_look_at_the_catalog_is_not_compiled(hostile, redis_url, monkeypatch):

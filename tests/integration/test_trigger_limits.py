@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import psycopg
 import pytest
 
@@ -91,15 +93,100 @@ class TestWithoutATrigger:
         parts.execute("drop table products")
         assert set(heard()) == {table_wide(P)}
 
-    def test_ddl_goes_on_when_our_function_fails(self, parts, heard):
-        parts.execute(
-            "create or replace function invalidator.shop_altered() returns event_trigger language plpgsql as"
-            " $$ declare x int; begin x := 1 / 0; exception when others then"
-            " perform pg_notify('invalidator_shop', '{\"v\":1}'); end $$"
+
+class TestDdlGoesOn:
+    """Whatever fails in what our event triggers run: DDL doesn't, and anything may have changed."""
+
+    DDL = (
+        "alter table low disable trigger all",
+        "alter table products rename to goods",
+        "drop table low",
+        "drop table goods",
+    )
+
+    @pytest.fixture
+    def parts(self, db, role):
+        db.execute(
+            "create table products (id int, name text) partition by range (id);"
+            "create table low partition of products for values from (0) to (100)"
         )
-        parts.execute("drop table low")
-        with pytest.raises(Exception, match="names no table"):
-            heard()
+        install(db, SHOP, ID)
+        db.execute(f"alter table products owner to {role}; alter table low owner to {role}")
+        db.execute(f"grant create on schema public to {role}")
+        yield db
+        db.execute("reset role; reset statement_timeout")
+        db.execute("grant execute on all functions in schema pg_catalog to public")
+
+    @contextmanager
+    def notes(self, dsn):
+        """The payloads that come, before one of our own."""
+        with psycopg.connect(dsn, autocommit=True) as listener:
+            listener.execute("listen invalidator_shop")
+
+            def come():
+                said = []
+                listener.execute("notify invalidator_shop, 'mark'")
+                for note in listener.notifies(timeout=30):
+                    if note.payload == "mark":
+                        return said
+                    said.append(note.payload)
+                raise AssertionError("nothing came")
+
+            yield come
+
+    @pytest.mark.parametrize(
+        "revoked",
+        ["function pg_notify(text, text)", "all functions in schema pg_catalog"],
+        ids=["pg_notify", "everything"],
+    )
+    def test_without_the_right_to_call_anything(self, parts, dsn, role, revoked):
+        with self.notes(dsn) as come:
+            parts.execute(f"revoke execute on {revoked} from public; set role {role}")
+            for statement in self.DDL:
+                parts.execute(statement)
+            parts.execute("reset role")
+            assert len(come()) >= len(self.DDL)
+
+    def test_when_it_takes_too_long(self, products, dsn):
+        """A timeout of the statement, or a cancel, that comes while it runs."""
+        install(products, SHOP, ID)
+        with psycopg.connect(dsn) as other, self.notes(dsn) as come:
+            other.execute("lock table pg_inherits in access exclusive mode")
+            products.execute("set statement_timeout = '200ms'")
+            products.execute("alter table products disable trigger user")
+            other.rollback()
+            assert come() == ['{"v":1}']
+
+    def test_when_what_it_has_to_say_does_not_fit(self, parts, dsn):
+        """A function of ours that somebody wrote by hand."""
+        (function,) = parts.execute("select proname from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'").fetchone()
+        parts.execute(
+            "select set_config('a.body', format('-- invalidator 1 0123456789abcdef %s',"
+            " jsonb_build_object('table', repeat('x', 9000))), false)"
+        )
+        parts.execute(
+            f"do $$ begin execute format('create or replace function invalidator.{function}() returns trigger"
+            " language plpgsql as %L', current_setting('a.body') || E'\nbegin return null; end'); end $$"
+        )
+        with self.notes(dsn) as come:
+            parts.execute("alter table low disable trigger user")
+            assert come() == ['{"v":1}']
+
+    @pytest.mark.parametrize("gone", ["drop schema invalidator cascade", "drop function invalidator.{f}() cascade"])
+    def test_when_the_installation_is_dropped_by_hand(self, parts, dsn, gone):
+        """With the functions their triggers go, which nobody would hear of before the next look."""
+        (function,) = parts.execute("select proname from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'").fetchone()
+        with self.notes(dsn) as come:
+            parts.execute(gone.format(f=function))
+            assert come() == ['{"v":1}']
+            parts.execute("drop table low; drop table products")
+            assert come() == []
+
+    def test_when_the_sidecars_schema_is_closed(self, parts, dsn, role):
+        with self.notes(dsn) as come:
+            parts.execute("revoke all on schema invalidator, invalidator_events from public")
+            parts.execute(f"set role {role}; drop table low; reset role")
+            assert come() == ['{"v":1,"t":["public", "products"],"w":true}']
 
 
 class TestChangedByHand:
@@ -140,6 +227,13 @@ class TestChangedByHand:
         install(products, SHOP, ID)
         products.execute("select invalidator.changed('public.products', jsonb_build_object('id', repeat('x', 9000)))")
         assert heard() == [table_wide(P)]
+
+    def test_who_may_not_call_pg_notify_is_heard(self, products, role, heard):
+        install(products, SHOP, ID)
+        products.execute("revoke execute on function pg_notify(text, text) from public")
+        products.execute(f"grant usage on schema invalidator to {role}; set role {role}")
+        products.execute("""select invalidator.changed('public.products', '{"id": "it''s \\\\ 42"}')""")
+        assert [change.new for change in heard()] == [{"id": "it's \\ 42"}]
 
     @pytest.mark.parametrize(
         ("call", "message"),

@@ -228,11 +228,11 @@ def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(produc
     install(products, SHOP, rules("p:{id}"))
     assert products.execute(catalog).fetchone() == before
     assert drift(products, SHOP, rules("p:{id}")) == {}
-    assert uninstall(products, SHOP) == [P]
+    assert uninstall(products, SHOP) == ([P], [])
     assert drift(products, SHOP, rules("p:{id}")) == {P: "missing"}
     left = "select count(*) from pg_namespace where nspname = 'invalidator'"
     assert products.execute(left).fetchone() == (0,)
-    assert uninstall(products, SHOP) == []
+    assert uninstall(products, SHOP) == ([], [])
 
 
 def test_two_installations_share_a_table(products, heard):
@@ -329,7 +329,7 @@ class TestPartitions:
         assert heard() == [Change(P, "insert", None, {"id": "250"})]
 
     def test_uninstalling_leaves_nothing_on_partitions(self, partitioned):
-        assert Table("public", "high_leaf") in uninstall(partitioned, SHOP)
+        assert Table("public", "high_leaf") in uninstall(partitioned, SHOP).tables
         assert partitioned.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)
 
     def test_an_inheritance_child_is_heard_and_may_have_a_rule_of_its_own(self, db, heard):

@@ -1,9 +1,11 @@
 -- invalidator {generation}: what no trigger on a table sees: partitions attached, detached and dropped, tables rewritten,
--- triggers disabled, views refreshed. Anything in such a table may have changed. DDL never fails because of us.
+-- triggers disabled, views refreshed. Anything in such a table may have changed. DDL never fails because of us, so
+-- nothing here needs a right: NOTIFY is a command, and whatever else fails, or takes too long, is the last line's.
 declare
     relations oid[];
     functions text[];  -- of the tables concerned; for a dropped partition only how its name begins
     about jsonb;
+    is_said bool := false;
 begin
     if tg_event = 'sql_drop' then
         functions := array(
@@ -37,8 +39,12 @@ begin
         where c.oid = any (relations) and c.relname = asked ->> 'name'
             and (n.nspname = asked ->> 'schema' or n.nspname like asked ->> 'like')
     loop
-        perform pg_notify({channel}, format('{"v":{version},"t":%s,"w":true}', about));
+        execute format('notify %I, %L', {channel}, format('{"v":{version},"t":%s,"w":true}', about));
+        is_said := true;
     end loop;
-exception when others then
-    perform pg_notify({channel}, '{"v":{version}}');
+    if cardinality(functions) > 0 and not is_said then  -- triggers went, and the functions that know of which table
+        notify {channel_name}, '{"v":{version}}';
+    end if;
+exception when query_canceled or others then
+    notify {channel_name}, '{"v":{version}}';
 end

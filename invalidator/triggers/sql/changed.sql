@@ -2,6 +2,7 @@
 declare
     names constant text[] := parse_ident(relation);
     payload text;
+    channel text;
 begin
     if cardinality(names) <> 2 then
         raise invalid_parameter_value using
@@ -26,7 +27,13 @@ begin
             payload := format('{"v":{version},"t":%s,"w":true}', to_json(names));
         end if;
     end if;
-    perform pg_notify('invalidator_' || left(p.proname, -8), payload)
-    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = {schema} and p.prorettype = 'event_trigger'::regtype and p.proname ~ '_altered$';
+    for channel in
+        select distinct 'invalidator_' || substring(p.proname from '^(.*)_(?:channel|altered)$')
+        from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = {schema} and (
+            p.proname ~ '_channel$' and p.prosrc like '-- invalidator %'
+            or p.proname ~ '_altered$' and p.prorettype = 'event_trigger'::regtype)  -- as 0.1 has it
+    loop
+        execute format('notify %I, %L', channel, payload);  -- which needs no EXECUTE on pg_notify()
+    end loop;
 end

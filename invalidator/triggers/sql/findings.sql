@@ -96,8 +96,41 @@ union all
 select 0, 'note', null, null, null, null, 'event triggers', null, null, null,
     'partitions that are attached, detached or dropped, and rewritten tables, are seen only by a look at the catalog',
     format('a superuser who runs this gives the installation event triggers; %s is none', current_user), null, null, 0
-where not exists (select from listening) and exists (select from tables)
-    and not exists (select from pg_event_trigger, installation where evtname = format('invalidator_%s_altered', name))
+from installation
+where not by_superuser and exists (select from tables) and not exists (select from listening where there is not null)
+
+union all
+select 0, 'note', null, null, null, null, 'event triggers', 'tampered', null, null,
+    format('%s can replace what the event triggers of %s run with the rights of whoever alters a table, superusers among them',
+           (select string_agg(distinct stranger, ', ')
+            from (select unnest(strangers) from handler union select unnest(strangers) from listening) as all_of_them (stranger)),
+           name),
+    format('a superuser runs install-triggers of this version, or: %s',
+           (select string_agg(format('drop event trigger %I', event_trigger), '; ') from listening where there is not null)),
+    null, null, 0
+from installation
+where not (by_superuser and (select is_closed from handler))
+    and exists (select from listening where there is not null and state = 'tampered')
+
+union all
+select 0, 'note', null, null, null, null, 'event triggers', 'tampered', null, null,
+    format('there are no event triggers: %s could replace what they run, in the schema %I',
+           array_to_string(handler.strangers, ', '), events_schema),
+    format('drop schema %1$I, or: alter schema %1$I owner to %2$I; revoke create on schema %1$I from %3$s; then run this again',
+           events_schema, current_user, array_to_string(handler.strangers, ', ')),
+    null, null, 0
+from installation
+cross join handler
+where by_superuser and not is_closed
+
+union all
+select 0, 'note', null, null, null, null, 'event triggers', handler_state, null, null,
+    'what the event triggers run was written by another version, or for other rules without triggers',
+    'a superuser runs install-triggers', null, null, 0
+from installation
+cross join handler
+where not by_superuser and is_closed and handler_state = 'outdated'
+    and exists (select from listening where there is not null and state <> 'tampered')
 
 union all
 select 0, 'note', null, null, null, null, 'replica sessions', null, null, null,

@@ -5,17 +5,24 @@ declare
     was text[];
     steps jsonb;
     refused text;
+    may_go_on bool;  -- what is refused only remains when this is removed
     step text;
 begin
-    if current_setting('server_version_num')::int < {oldest} then
-        raise feature_not_supported using
-            message = 'invalidator needs a newer PostgreSQL than ' || current_setting('server_version');
+    -- Up to where search_path is set, every name is qualified: whoever may create in a schema of the session's path could
+    -- have a superuser who runs this call a function of theirs.
+    if pg_catalog.current_setting('server_version_num')::pg_catalog.int4 operator(pg_catalog.<) {oldest} then
+        raise feature_not_supported using message = pg_catalog.format(
+            'the server is PostgreSQL %s, and %s is the oldest that this works with; upgrade the server',
+            pg_catalog.current_setting('server_version'), {oldest} operator(pg_catalog./) 10000);
     end if;
-    if current_setting('server_encoding') = 'SQL_ASCII' then
+    if pg_catalog.current_setting('server_encoding') operator(pg_catalog.=) 'SQL_ASCII' then
         raise feature_not_supported using message = 'invalidator needs a database with another encoding than SQL_ASCII';
     end if;
-    was := array(select current_setting(name) from unnest(pinned) with ordinality as n (name, place) order by place);
-    perform set_config('search_path', 'pg_catalog, pg_temp', true), set_config('quote_all_identifiers', 'off', true),
+    for place in 1 .. pg_catalog.cardinality(pinned) loop
+        was[place] := pg_catalog.current_setting(pinned[place]);
+    end loop;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    perform set_config('quote_all_identifiers', 'off', true),
         set_config('lock_timeout', '5s', true), set_config('enable_nestloop', 'off', true),
         set_config('jit', 'off', true), set_config('invalidator.plan', {setting}, true);
     perform pg_advisory_xact_lock(hashtextextended('invalidator ' || {schema}, 0));
@@ -23,10 +30,17 @@ begin
 {rows}
     ) as planned
     where {when};
-    select string_agg(concat_ws('; ', row ->> 'what', row ->> 'todo'), E'\n') into refused
+    select string_agg(concat_ws('; ', row ->> 'what', row ->> 'todo'), E'\n')
+            filter (where row ->> 'what' is not null and row ->> 'kind' is distinct from 'note'),
+        bool_and(coalesce(row ->> 'kind' = 'remains', row ->> 'what' is null))
+    into refused, may_go_on
     from jsonb_array_elements(steps) as row
-    where row ->> 'what' is not null and row ->> 'kind' is distinct from 'note';
-    if refused is not null then
+    where row ->> 'kind' is distinct from 'note';
+    if refused is not null and may_go_on and exists (
+        select from jsonb_array_elements(steps) as row where row ->> 'statement' is not null)
+    then
+        raise warning using message = refused;
+    elsif refused is not null then
         raise exception using message = refused;
     end if;
     for step in

@@ -17,6 +17,8 @@ with recursive installation as materialized (
         (plan ->> 'generation')::int as generation,
         (plan ->> 'bulk_limit')::int as bulk_limit, (plan ->> 'prune')::bool as prune, plan -> 'tables' as tables,
         (select oid from pg_namespace where nspname = plan ->> 'schema') as namespace,
+        left(plan ->> 'schema', 56) || '_events' as events_schema,
+        (select rolsuper from pg_roles where rolname = current_user) as by_superuser,
         format('^%s_[0-9a-f]{16}$', plan ->> 'name') as of_functions
     from (select current_setting('invalidator.plan')::jsonb as plan) as setting
 ),
@@ -199,23 +201,74 @@ support (name, arguments, returns, source) as (
     select 'changed', 'relation text, image jsonb default null', 'void', format({changed}, generation, version, quote_literal(schema))
     from installation
     union all
-    select name || '_altered', '', 'event_trigger', format(
-        {altered}, generation, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
-        quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
-        quote_literal(schema), quote_literal(of_functions), length(name) + 9,
-        quote_literal(untriggered) || '::jsonb',
-        quote_literal('invalidator_' || name), version)
-    from installation, (
+    select name || '_channel', '', 'text',
+        format($$-- invalidator %s: where the installation is heard; by its name changed() finds it$$ || E'\nbegin return %L; end',
+               generation, 'invalidator_' || name)
+    from installation
+),
+
+-- What event triggers run. It runs with the rights of whoever alters or drops a table, superusers among them, and who owns a
+-- function can replace it. So it belongs to a superuser, as event triggers do, in a schema of its own in which nobody else
+-- may create. Anything else is as good as a superuser's password, and is taken away, or said, before all other things.
+handler as materialized (
+    select i.name || '_altered' as handler_name, s.oid as handler_schema, p.oid as handler, source,
+        s.oid is null or coalesce(s.strangers, '{}') = '{}' as is_closed,
+        coalesce(s.strangers, '{}') || case when rolsuper then '{}' else array[rolname::text] end as strangers,
+        case when p.oid is null then 'missing'
+             when not rolsuper or prosecdef or proconfig is distinct from pinned then 'tampered'
+             when prosrc = source then 'ok'
+             when prosrc ~ '^-- invalidator \d{1,6}:' and substring(prosrc from '\d+')::int > generation then 'ok'
+             else 'outdated' end as handler_state
+    from installation i
+    cross join (
         select coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'name', name, 'like', pattern)), '[]') as untriggered
         from asked
         where level = 'none'
     ) as others
+    cross join lateral (
+        select array['search_path=pg_catalog, pg_temp'] as pinned, format(
+            {altered}, generation, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
+            quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
+            quote_literal(schema), quote_literal(of_functions), length(name) + 9,
+            quote_literal(untriggered) || '::jsonb',
+            quote_literal('invalidator_' || name), version, quote_ident('invalidator_' || name)) as source
+    ) as wanted
+    left join lateral (
+        select n.oid, array(
+            select quote_ident(rolname) from pg_roles where not rolsuper and oid = nspowner
+            union
+            select coalesce(quote_ident(rolname), 'public')
+            from aclexplode(nspacl) left join pg_roles r on r.oid = grantee
+            where privilege_type = 'CREATE' and rolsuper is not true
+        ) as strangers
+        from pg_namespace n
+        where nspname = events_schema
+    ) as s on true
+    left join pg_proc p on p.pronamespace = s.oid and p.proname = i.name || '_altered' and p.pronargs = 0
+    left join pg_roles r on r.oid = p.proowner
 ),
-listening (event_trigger, event, filter) as (
-    select format('invalidator_%s_%s', name, suffix), event, filter
-    from installation, (values ('altered', 'ddl_command_end', $$when tag in ('ALTER TABLE', 'REFRESH MATERIALIZED VIEW') $$),
-                               ('dropped', 'sql_drop', '')) as events (suffix, event, filter)
-    where (select rolsuper from pg_roles where rolname = current_user)  -- PostgreSQL lets nobody else have one
+listening as materialized (
+    select event_trigger, e.oid as there, evtowner, p.proname as runs,
+        format('create event trigger %I on %s %sexecute function %I.%I()', event_trigger, event,
+               'when tag in (' || (select string_agg(quote_literal(tag), ', ') from unnest(tags) as tag) || ') ',
+               events_schema, handler_name) as creation,
+        case when e.oid is null then 'missing'
+             when evtfoid is distinct from handler or not is_closed or handler_state = 'tampered' or not o.rolsuper
+                 or evtevent <> event or evttags is distinct from tags then 'tampered'
+             when evtenabled = 'D' then 'disabled'
+             else 'ok' end as state,
+        by_superuser and is_closed as may_create,
+        case when r.rolsuper then '{}' else array[quote_ident(r.rolname)] end
+            || case when o.rolsuper then '{}' else array[quote_ident(o.rolname)] end as strangers
+    from installation
+    cross join handler
+    cross join (values ('altered', 'ddl_command_end', '{ALTER TABLE,REFRESH MATERIALIZED VIEW}'::text[]),
+                       ('dropped', 'sql_drop', null)) as events (suffix, event, tags)
+    cross join lateral (select format('invalidator_%s_%s', name, suffix) as event_trigger) as named
+    left join pg_event_trigger e on e.evtname = event_trigger
+    left join pg_roles o on o.oid = evtowner
+    left join pg_proc p on p.oid = evtfoid
+    left join pg_roles r on r.oid = p.proowner
 ),
 
 objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state, statement, trace, what, todo) as (
@@ -227,11 +280,14 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     where namespace is null
 
     union all
-    select 1, 0, null, null, 'function', null, null, s.name,
-        case when p.oid is null then 'missing' when same then 'ok' else 'outdated' end,
-        case when not same then format(
-            'create or replace function %I.%I(%s) returns %s language plpgsql security invoker'
-            ' set search_path = pg_catalog, pg_temp as %s', schema, s.name, arguments, returns, quoted) end,
+    select 1, 0, null, null, 'function', null, null, s.name, state,
+        case when state <> 'ok' then
+            case when is_foreign then format('alter function %s owner to %I; ', p.oid::regprocedure, current_user) else '' end
+            || format(
+                '%s function %I.%I(%s) returns %s language plpgsql security invoker'
+                ' set search_path = pg_catalog, pg_temp as %s',
+                case when p.oid is null then 'create' else 'create or replace' end, schema, s.name, arguments, returns, quoted)
+        end,
         null,
         case when not pg_has_role(p.proowner, 'usage')
              then format('%s does not own the function %I.%I', current_user, schema, s.name) end,
@@ -239,29 +295,91 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     from installation
     cross join support s
     left join pg_proc p on p.pronamespace = namespace and p.proname = s.name
+        and pg_get_function_identity_arguments(p.oid) = replace(arguments, ' default null', '')
     cross join lateral (
-        select p.oid is not null and (p.prosrc = source
-            or p.prosrc ~ '^-- invalidator \d{1,6}:' and substring(p.prosrc from '\d+')::int > generation) as same
+        -- Replacing a function leaves it its owner.
+        select p.oid is not null and p.prosrc !~ '^-- invalidator \d{1,6}:' as is_foreign
     ) as compared
+    cross join lateral (
+        select case when p.oid is null then 'missing'
+            when is_foreign or p.prosecdef or p.proconfig is distinct from array['search_path=pg_catalog, pg_temp'] then 'tampered'
+            when p.prosrc = source or substring(p.prosrc from '\d+')::int > generation then 'ok'
+            else 'outdated' end as state
+    ) as judged
     cross join lateral (
         select case when source ~ '\$invalidator\$' then quote_literal(source)
                     else '$invalidator$' || source || '$invalidator$' end as quoted
     ) as quoting
 
     union all
-    select 4, 0, null, null, 'event trigger', null, null, event_trigger,
-        case when e.oid is null then 'missing' when e.evtenabled = 'D' then 'disabled' else 'ok' end,
-        case when e.oid is null then format('create event trigger %I on %s %sexecute function %I.%I()',
-                                            event_trigger, event, filter, schema, name || '_altered')
-             when e.evtenabled = 'D' then format('alter event trigger %I enable', event_trigger) end,
+    select 0, -1, null, null, 'event trigger', null, null, event_trigger, null, format('drop event trigger %I', event_trigger),
         null, null, null
     from installation
     cross join listening
-    left join pg_event_trigger e on e.evtname = event_trigger
+    where state = 'tampered' and by_superuser
+
+    union all
+    select 0, 0, null, null, 'schema', null, null, events_schema, 'missing', format('create schema %I', events_schema),
+        null, null, null
+    from installation
+    cross join handler
+    where by_superuser and handler_schema is null
+
+    union all
+    select 1, 0, null, null, 'function', null, null, handler_name, handler_state,
+        case when by_superuser and is_closed and handler_state <> 'ok' then
+            case when handler_state = 'tampered'
+                 then format('drop function %I.%I() cascade; ', events_schema, handler_name) else '' end
+            || format(
+                '%s function %I.%I() returns event_trigger language plpgsql security invoker'
+                ' set search_path = pg_catalog, pg_temp as %s',
+                case handler_state when 'outdated' then 'create or replace' else 'create' end, events_schema, handler_name,
+                case when source ~ '\$invalidator\$' then quote_literal(source)
+                     else '$invalidator$' || source || '$invalidator$' end)
+        end,
+        null, null, null
+    from installation
+    cross join handler
+    where by_superuser and is_closed or handler is not null and exists (select from listening where there is not null)
+
+    union all
+    select 4, 0, null, null, 'event trigger', null, null, event_trigger, state,
+        case when may_create and state in ('missing', 'tampered') then creation
+             when may_create and state = 'disabled' then format('alter event trigger %I enable', event_trigger) end,
+        null, null, null
+    from listening
+    where may_create or there is not null
+
+    -- 0.1 had its event triggers run this one.
+    union all
+    select 5, 0, null, null, 'function', null, null, p.proname, 'outdated', format('drop function %I.%I()', schema, p.proname),
+        null, null, null
+    from installation
+    join pg_proc p on p.pronamespace = namespace and p.proname = name || '_altered' and p.pronargs = 0
+    join pg_namespace n on n.oid = namespace
+    where p.prorettype = 'event_trigger'::regtype and (pg_has_role(p.proowner, 'usage') or pg_has_role(n.nspowner, 'usage'))
+        and not exists (
+            select from pg_event_trigger e
+            left join listening l on l.there = e.oid and l.state = 'tampered'
+            where e.evtfoid = p.oid and (l.there is null or not by_superuser))
+
+    -- Who may create no triggers on a table must not own what its triggers run.
+    union all
+    select distinct 1, 1, null, null, 'function', null::name, null::name, f.proname, 'tampered',
+        format('alter function %I.%I() owner to %I', schema, f.proname, current_user), null,
+        case when not pg_has_role(f.proowner, 'usage')
+             then format('the function %I.%I belongs to %I, who may create no triggers on %I.%I and could have it run anything',
+                         schema, f.proname, pg_get_userbyid(f.proowner), on_schema, on_name) end,
+        'a superuser can run this, or drop the function'
+    from installation
+    cross join functions f
+    join triggers t on t.proname = f.proname
+    where not has_table_privilege(f.proowner, onrel, 'trigger')
 
     union all
     select 2, number, nspname, relname, 'function', null, null, proname, state,
-        case when is_due then format('create or replace function %I.%I() returns trigger language plpgsql security invoker %sas %s',
+        case when is_due then format('%s function %I.%I() returns trigger language plpgsql security invoker %sas %s',
+                                     case when function is null then 'create' else 'create or replace' end,
                                      schema, proname, pinned, quoted) end,
         case when function is not null then format('%s:%s', function, xmin) end,
         case when not pg_has_role(proowner, 'usage')
