@@ -110,14 +110,15 @@ def _check(config: Config, output: str) -> None:
             {"table": str(table), "state": s.state, "fingerprint": s.fingerprint, "why": s.why}
             for table, s in plan.tables().items()
         ]
-        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables, "notes": list(map(str, plan.notes()))}, indent=2))
+        said = {"findings": list(map(str, plan.findings())), "notes": list(map(str, plan.notes()))}
+        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables} | said, indent=2))
     else:
         for table, standing in plan.tables().items():
             click.echo(f"{standing.state:13} {table}")
             for reason in standing.why:
                 click.echo(f"{'':13}   {reason}")
         for row in plan.rows:
-            if row.table is None and row.state not in (None, "ok"):
+            if row.table is None and row.kind != "note" and row.state not in (None, "ok"):
                 click.echo(f"{row.state:13} {row.kind} {row.name}")
         for note in plan.notes():
             click.echo(f"note: {note}", err=True)

@@ -78,8 +78,8 @@ class Triggers(Model):
         alias="schema",
         min_length=1,
         max_length=63,
-        description="Everything of ours in the database lives in this schema; what event triggers run, in the same with "
-        "_events behind it.",
+        description="Everything of ours in the database lives in this schema; what event triggers run "
+        "lives in the same with _events behind it.",
     )
     level: Level = Field(
         "statement",

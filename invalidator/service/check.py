@@ -150,9 +150,13 @@ def _standings(plan: Plan) -> list[Finding]:
             found.append(Finding("note", where, "no rule wants them", "install-triggers --prune removes them"))
         else:
             why = "; ".join(standing.why)
-            todo = "" if "; " in why else "run install-triggers"
-            found.append(Finding("finding", where, f"{standing.state}: {why}" if why else standing.state, todo))
-    return found + [Finding("note", "triggers", note.what, note.todo) for note in plan.notes()]
+            found.append(
+                Finding("finding", where, f"{standing.state}: {why}" if why else standing.state, standing.todo)
+            )
+    findings = plan.findings()
+    found += [Finding("finding", "triggers", one.what, one.todo) for one in findings]
+    counted = set(map(str, findings))
+    return found + [Finding("note", "triggers", n.what, n.todo) for n in plan.notes() if str(n) not in counted]
 
 
 async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:

@@ -124,7 +124,7 @@ class Uninstalled(NamedTuple):
 
 
 def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> Uninstalled:
-    """Remove what this role may of the installation, and a schema when nothing is left in it; RefusedError for nothing."""
+    """Remove what this role may, and a schema when nothing is left in it; RefusedError where it may remove nothing."""
     refuse_old(connection.info.server_version)
     try:
         with transaction(connection, 0):

@@ -22,6 +22,8 @@ from invalidator.triggers.sql import plan
 STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
 """What a table can be, from well to worst; orphaned is apart: nobody's rules want that table any more."""
 
+_INSTALL: Final = "run install-triggers"
+
 PATIENCE: Final = 60.0
 """Seconds after which the server ends a look at the catalog that is not part of an install."""
 
@@ -57,11 +59,15 @@ class Row:
 
 
 class Standing(NamedTuple):
-    """How it stands with one table; the fingerprint is another when any of its triggers was touched."""
+    """How it stands with one table; the fingerprint is another when any of its triggers was touched.
+
+    `todo` is what mends it, where `why` does not say it already.
+    """
 
     state: str
     fingerprint: str
     why: tuple[str, ...]
+    todo: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +91,16 @@ class Plan:
 
     def findings(self) -> list[RefusedError]:
         """What is not as it should be beside the tables: what serves the whole installation, and notes that count."""
-        found = (
+        off = [
             row for row in self.rows if row.table is None and row.kind != "refusal" and row.state not in (None, "ok")
-        )
-        return [
-            RefusedError(row.what, todo=row.todo or "")
-            if row.kind == "note" and row.what
-            else RefusedError(f"the {row.kind} {row.name} is {row.state}", todo="run install-triggers")
-            for row in found
         ]
+        found = [RefusedError(row.what or "", todo=row.todo or "") for row in off if row.kind == "note"]
+        objects: dict[str | None, list[str]] = {}
+        for row in off:
+            if not (row.kind == "note" or (found and row.kind.startswith("event trigger"))):  # of which a note speaks
+                objects.setdefault(row.state, []).append(f"{row.kind} {row.name}")
+        found += [RefusedError(f"{state}: {', '.join(names)}", todo=_INSTALL) for state, names in objects.items()]
+        return found
 
     def is_ok(self) -> bool:
         return all(row.state in (None, "ok") for row in self.rows)
@@ -142,9 +149,10 @@ def _standing(rows: Sequence[Row]) -> Standing:
     traces = sorted(row.trace for row in rows if row.trace is not None)
     off = [(row.kind, row.name, row.place, row.state) for row in rows if row.kind != "refusal" and row.state != "ok"]
     why = [_said(place, state, list(group)) for (place, state), group in groupby(off, key=lambda row: row[2:])]
-    why += [str(RefusedError(row.what or "", todo=_todo(row))) for row in rows if row.kind == "refusal"]
+    refusals = [str(RefusedError(row.what or "", todo=_todo(row))) for row in rows if row.kind == "refusal"]
     fingerprint = hashlib.sha256("\n".join(traces).encode()).hexdigest()[:16]
-    return Standing(max(states, key=STATES.index, default="ok"), fingerprint, tuple(why))
+    todo = "" if refusals or not off else _INSTALL
+    return Standing(max(states, key=STATES.index, default="ok"), fingerprint, (*why, *refusals), todo)
 
 
 def _said(place: Table | None, state: str | None, rows: Sequence[tuple[object, ...]]) -> str:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from invalidator.config.parse import parse
 from invalidator.core.change import table_wide
 from invalidator.demo.servers.postgres import find_postgres
 from invalidator.errors import RefusedError
+from invalidator.service.check import check
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.migration import migration, removal
 from invalidator.triggers.plan import look
@@ -23,7 +25,7 @@ _numbers = itertools.count()
 
 
 class App:
-    """The role of an application: it owns the tables, and may create schemas. It turns on whoever runs its functions."""
+    """The role of an application: it owns the tables, may create schemas, and turns on whoever runs its functions."""
 
     def __init__(self, db, dsn, name):
         self.db, self.name = db, name
@@ -202,9 +204,11 @@ class TestEventTriggers:
             "grant create on schema invalidator_events to {app}",
             "grant create on schema invalidator_events to public",
             "alter function invalidator_events.shop_altered() security definer",
-            "drop event trigger invalidator_shop_dropped;"
-            " create event trigger invalidator_shop_dropped on ddl_command_start"
-            " execute function invalidator_events.shop_altered()",
+            (
+                "drop event trigger invalidator_shop_dropped;"
+                " create event trigger invalidator_shop_dropped on ddl_command_start"
+                " execute function invalidator_events.shop_altered()"
+            ),
         ],
     )
     def test_who_owns_what_is_part_of_the_state_for_whoever_looks(self, app, tables, change):
@@ -236,11 +240,52 @@ class TestEventTriggers:
         ).fetchone() == (False,)
 
 
+class TestCheck:
+    """`check` names each remedy."""
+
+    async def found(self, dsn, redis_url):
+        text = (
+            f'version: 1\nname: shop\npostgres: {{dsn: "{dsn}"}}\n'
+            f'targets: {{cache: {{kind: redis, url: "{redis_url}"}}}}\n'
+            'rules: [{table: public.products, evict: "p:{id}"}]'
+        )
+        return [one[0:1] + one[2:] for one in [f async for f in check(parse(text, {}, str))] if "triggers" in one.where]
+
+    async def test_of_a_first_install_where_functions_and_triggers_are_missing(self, products, dsn, redis_url):
+        (table,) = [one for one in await self.found(dsn, redis_url) if "4 triggers" in one[1]]
+        assert table[1].startswith("missing: function shop_")
+        assert table[2] == "run install-triggers"
+
+    async def test_of_what_belongs_to_the_wrong_role(self, app, tables, dsn, redis_url):
+        app.install()
+        app.as_0_1_left_it()
+        found = await self.found(app.dsn, redis_url)
+        assert [one for one in found if one[0] == "finding"] == [
+            (
+                "finding",
+                (
+                    f"{app.name} can replace what the event triggers of shop run with the rights of whoever alters a"
+                    " table, superusers among them"
+                ),
+                (
+                    "a superuser runs install-triggers of this version, or: drop event trigger"
+                    " invalidator_shop_altered; drop event trigger invalidator_shop_dropped"
+                ),
+            )
+        ]
+
+    async def test_of_a_column_that_is_not_there(self, db, dsn, redis_url):
+        db.execute("create table products (id_ int)")
+        (table,) = [one for one in await self.found(dsn, redis_url) if "no column" in one[1]]
+        assert table[1].endswith('the table "public.products" has no column "id"; did you mean "id_"?')
+        assert table[2] == ""
+
+
 class TestFunctionsOfTables:
     """What a trigger runs, it runs as whoever writes to the table."""
 
     def test_one_whose_owner_may_create_no_triggers_there_is_not_taken_over(self, app, products):
-        """Made beforehand, to the letter, by somebody who may create in the schema but has nothing to do with the table."""
+        """Made beforehand, to the letter, by a role that may create in the schema and has no right on the table."""
         install(products, SHOP, ID)
         (definition,) = products.execute(
             "select pg_get_functiondef(oid) from pg_proc where proname ~ '^shop_[0-9a-f]{16}$'"
@@ -249,7 +294,7 @@ class TestFunctionsOfTables:
         with app.connected() as connection:
             connection.execute("create schema invalidator; grant all on schema invalidator to public")
             connection.execute(definition.encode())
-        assert any("is tampered" in line for line in said(products))
+        assert any(line.startswith("tampered: function shop_") for line in said(products))
         install(products, SHOP, ID)
         app.turn()
         products.execute("insert into products values (1)")

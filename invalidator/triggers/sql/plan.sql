@@ -326,7 +326,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     where by_superuser and handler_schema is null
 
     union all
-    select 1, 0, null, null, 'function', null, null, handler_name, handler_state,
+    select 1, 0, null, null, 'event trigger function', null, null, handler_name, handler_state,
         case when by_superuser and is_closed and handler_state <> 'ok' then
             case when handler_state = 'tampered'
                  then format('drop function %I.%I() cascade; ', events_schema, handler_name) else '' end
