@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
-from invalidator.config.document import Data, Document, Path, read
+from invalidator.config.document import Data, Document, Path, read, spell
 from invalidator.config.interpolate import interpolate
 from invalidator.config.together import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.types import is_loopback
 from invalidator.core.eviction import KINDS
-from invalidator.core.suggest import did_you_mean
+from invalidator.core.suggest import did_you_mean, nearest
 from invalidator.core.template import TemplateError
 from invalidator.core.template import parse as parse_template
 from invalidator.errors import ConfigError, Mistake
@@ -51,11 +51,42 @@ def _validate(document: Document, data: dict[str, Data]) -> models.Config | None
     try:
         return models.Config.model_validate(data)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=True):
-            path = (*_path(problem["loc"], data), *(["kind"] if problem["type"].startswith("union_tag") else []))
-            what, todo = _worded(problem, path)
-            document.mistake(path, what, todo, at_key=problem["type"] == "extra_forbidden")
+        _note(document, data, error.errors(include_url=False, include_input=True))
+        for problem in error.errors(include_url=False, include_input=False):
+            if problem["type"].startswith("union_tag"):
+                _check_without_kind(document, data, str(problem["loc"][1]))
     return None
+
+
+def _note(document: Document, data: dict[str, Data], problems: Sequence[Any]) -> None:
+    unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+    meant = {(*loc[:-1], nearest(str(loc[-1]), _known_keys(loc))) for loc in unknown}
+    for problem in problems:
+        if problem["type"] == "missing" and problem["loc"] in meant:
+            continue  # it is there, and misspelled
+        path = (*_path(problem["loc"], data), *(["kind"] if problem["type"].startswith("union_tag") else []))
+        what, todo = _worded(problem, path)
+        document.mistake(path, what, todo, at_key=problem["type"] == "extra_forbidden")
+
+
+def _check_without_kind(document: Document, data: dict[str, Data], name: str) -> None:
+    """Report what is wrong with a target whatever kind it is, or for the kind that its own is nearly spelled like."""
+    raw: Any = data["targets"]
+    raw = raw[name]
+    if not isinstance(raw, dict):
+        return
+    meant = nearest(str(raw.get("kind")), models.TARGETS)
+    if meant is None:
+        known = {key for model in models.TARGETS.values() for key in model.model_fields}
+        for key in raw:
+            if key not in known:
+                document.mistake(("targets", name, key), "unknown key", did_you_mean(key, known), at_key=True)
+        return
+    try:
+        models.TARGETS[meant].model_validate({**raw, "kind": meant})
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=True)
+        _note(document, data, [{**problem, "loc": ("targets", name, meant, *problem["loc"])} for problem in problems])
 
 
 _TAG: Final = 2
@@ -203,68 +234,133 @@ def _moved(mistake: Mistake, source: str, offset: int, lines: list[str]) -> Mist
     return mistake
 
 
+# Mistakes between parts, each of which is right by itself.
+
+
 def _check_together(document: Document, data: dict[str, Data]) -> None:
-    """Check rules against targets, each as far as it is right by itself."""
-    wrong = {mistake.path for mistake in document.mistakes}
-    channels = data.get("channels")
-    for name, raw in (channels if isinstance(channels, dict) else {}).items():
-        channel = _valid(models.Channel, raw)
-        if channel is not None:
-            own = f"invalidator_{data.get('name')}"
-            check_channel(name, channel, own, ("channels", name), document.mistake)
+    """Check parts against each other, as far as each is right: what is wrong in one hides nothing of another."""
+    _check_channels(document, data)
     _check_listen(document, data.get("listen"))
     raw_targets, raw_rules = data.get("targets"), data.get("rules")
-    if not isinstance(raw_targets, dict) or not isinstance(raw_rules, list):
-        return
-    targets = {name: made for name, raw in raw_targets.items() if (made := _target(raw)) is not None}
-    if len(targets) == len(raw_targets):
-        postgres = data.get("postgres")
-        check_targets(targets, _valid(models.Postgres, {} if postgres is None else postgres), document.mistake)
-    for number, raw in enumerate(raw_rules):
-        path: Path = ("rules", number)
-        rule = _valid(models.Rule, raw)
-        if rule is None or any(text.startswith(f"rules[{number}].") for text in wrong):
-            continue
-        listed = isinstance(raw, dict) and isinstance(raw.get("evict"), list)
-        paths = [(*path, "evict", place) if listed else (*path, "evict") for place in range(len(rule.evict))]
-        right = [check_entry(entry, where, document.mistake) for entry, where in zip(rule.evict, paths, strict=True)]
-        if all(right) and check_lookup(rule, path, document.mistake):
-            known = targets if len(targets) == len(raw_targets) else _named(raw_targets, targets)
-            check_rule(rule, path, known, document.mistake)
+    targets = _check_targets(document, data, raw_targets) if isinstance(raw_targets, dict) else None
+    for number, raw in enumerate(raw_rules if isinstance(raw_rules, list) else []):
+        if isinstance(raw, dict):
+            _check_rule(document, raw, ("rules", number), targets)
+
+
+def _check_channels(document: Document, data: dict[str, Data]) -> None:
+    channels = data.get("channels")
+    for name, raw in (channels if isinstance(channels, dict) else {}).items():
+        found = _right(models.Channel, raw, {"table": "a.b", "columns": {"x": "{x}"}})
+        if found is not None:
+            channel, unsure = found
+            own = f"invalidator_{data.get('name')}"
+            check_channel(name, channel, own, ("channels", name), document.mistake, unsure)
 
 
 def _check_listen(document: Document, raw: object) -> None:
-    listen = _valid(models.Listen, raw if raw is not None else {})
-    if listen is not None and not listen.token.get_secret_value() and not is_loopback(listen.api):
+    found = _right(models.Listen, {} if raw is None else raw, {})
+    if found is None or found[1] & {"api", "token"}:
+        return
+    listen = found[0]
+    if not listen.token.get_secret_value() and not is_loopback(listen.api):
         what = f'"{listen.api}" can be reached from outside, and whoever reaches it can evict'
         document.mistake(("listen", "api"), what, "set listen.token, or listen on 127.0.0.1 or a Unix socket")
 
 
-def _named(raw_targets: dict[str, Data], targets: dict[str, models.Target]) -> dict[str, models.Target]:
-    """The targets that rules may name; one with mistakes of its own is still known, and what it can be told is not."""
-    return {name: targets.get(name) or _stand_in(raw) for name, raw in raw_targets.items()}
+def _check_targets(document: Document, data: dict[str, Data], raw_targets: dict[str, Data]) -> dict[str, models.Target]:
+    """Check the targets; what rules may be told of each, where one with mistakes of its own can be told anything."""
+    raw_postgres = data.get("postgres")
+    postgres = _right(models.Postgres, {} if raw_postgres is None else raw_postgres, {})
+    known: dict[str, models.Target] = {}
+    sure: dict[str, tuple[models.Target, frozenset[str]]] = {}
+    for name, raw in raw_targets.items():
+        found = _target(raw)
+        if found is not None:
+            sure[name] = found
+        target, unsure = found or (_any_redis(), frozenset[str]())
+        known[name] = target if not unsure & _DECIDE_REACH else _stand_in(target)
+    check_targets(sure, known, postgres, document.mistake)
+    return known
 
 
-def _stand_in(raw: Data) -> models.Target:
-    given = raw if isinstance(raw, dict) else {}
-    if given.get("kind") != "hook":
-        return models.RedisTarget(kind="redis", prefix="?")
-    try:
-        return models.HookTarget.model_validate(
-            {"kind": "hook", "url": "http://x", "site": "http://x", "fallback": "flush", "format": given.get("format")}
-        )
-    except ValidationError:
-        return models.HookTarget.model_validate({"kind": "hook", "url": "http://x"})
+_DECIDE_REACH: Final = {"prefix", "flush", "format", "fallback", "site"}
 
 
-def _target(raw: object) -> models.Target | None:
-    kind = raw.get("kind") if isinstance(raw, dict) else None
-    model = models.TARGETS.get(kind) if isinstance(kind, str) else None
-    return None if model is None else cast("models.Target | None", _valid(model, raw))
-
-
-def _valid(model: type[Model], raw: object) -> Model | None:
-    try:
-        return model.model_validate(raw)
-    except ValidationError:
+def _target(raw: Data) -> tuple[models.Target, frozenset[str]] | None:
+    """What is right of a target, by its kind or the one that it is nearly spelled like."""
+    if not isinstance(raw, dict):
         return None
+    kind = nearest(str(raw.get("kind")), models.TARGETS)
+    if kind is None:
+        return None
+    found = _right(models.TARGETS[kind], {**raw, "kind": kind}, {"url": "http://x"} if kind == "hook" else {})
+    return cast("tuple[models.Target, frozenset[str]] | None", found)
+
+
+def _stand_in(target: models.Target) -> models.Target:
+    """A target like this one, to which everything can be told that its format knows."""
+    if isinstance(target, models.RedisTarget):
+        return _any_redis()
+    if isinstance(target, models.HookTarget):
+        return target.model_copy(update={"site": "http://x", "fallback": "flush"})
+    return target
+
+
+def _any_redis() -> models.Target:
+    return models.RedisTarget(kind="redis", prefix="?")
+
+
+def _check_rule(document: Document, raw: dict[str, Data], path: Path, targets: dict[str, models.Target] | None) -> None:
+    """Check a rule as far as it is right; `targets` is None where nobody can know which there are."""
+    evict = raw.get("evict")
+    entries = evict if isinstance(evict, list) else [evict]
+    paths = [(*path, "evict", place) if isinstance(evict, list) else (*path, "evict") for place in range(len(entries))]
+    usable = [_is_right(document, entry, where) for entry, where in zip(entries, paths, strict=True)]
+    standing = [entry if right else "x" for entry, right in zip(entries, usable, strict=True)]
+    variables = raw.get("vars")
+    names: dict[str, Data] = dict.fromkeys(variables, "x") if isinstance(variables, dict) else {}
+    stand_ins: dict[str, Data] = {"table": "a.b", "owns": "x", "to": [], "vars": names}
+    found = _right(models.Rule, {**raw, "evict": standing or "x"}, stand_ins)
+    if found is None:
+        return
+    rule, _ = found
+    if targets is None:
+        rule = rule.model_copy(update={"to": []})
+    if rule.lookup is not None:
+        check_lookup(rule, path, document.mistake)
+    unread = {place: str(entry) for place, entry in enumerate(entries) if not usable[place]}
+    check_rule(rule, path, targets or {}, document.mistake, unread)
+
+
+def _is_right(document: Document, entry: Data, path: Path) -> bool:
+    """Whether an entry of `evict` is right by itself, with its templates; reports one that is not one eviction."""
+    try:
+        made = models.Evict.model_validate({"key": entry} if isinstance(entry, str) else entry)
+    except ValidationError:
+        return False
+    place = spell(path)
+    if any(mistake.path == place or mistake.path.startswith(f"{place}.") for mistake in document.mistakes):
+        return False
+    return check_entry(made, path, document.mistake)
+
+
+def _right(model: type[Model], raw: object, stand_ins: Mapping[str, Data]) -> tuple[Model, frozenset[str]] | None:
+    """What is right of a part, and the keys that are not, or that an unknown key may have meant.
+
+    Keys that are not right have their defaults, or a stand-in that nothing is wrong with.
+    """
+    if not isinstance(raw, dict):
+        return None
+    kept, unsure = dict(raw), set[str]()
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    for _ in range(len(kept) + len(known)):
+        try:
+            return model.model_validate(kept), frozenset(unsure)
+        except ValidationError as error:
+            wrong = {str(problem["loc"][0]) for problem in error.errors(include_url=False, include_input=False)}
+        meant = {key if key in known else nearest(key, known) or key for key in wrong}
+        kept = {key: value for key, value in kept.items() if key not in wrong}
+        kept |= {key: value for key, value in stand_ins.items() if key in meant and key not in kept}
+        unsure |= wrong | meant
+    return None

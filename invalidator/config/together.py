@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from invalidator.config import models
@@ -24,6 +25,9 @@ from invalidator.core.template import WORDS, TemplateError
 
 Say = Callable[[Path, str, str], None]
 """Takes a mistake: where, what, what to do."""
+
+Unsure = frozenset[str]
+"""The keys of a part that are wrong by themselves: what depends on one of them is not known, and not reported."""
 
 
 def check_entry(entry: models.Evict, path: Path, say: Say) -> bool:
@@ -59,7 +63,9 @@ def _check_columns(rule: models.Rule, lookup: Lookup, path: Path, say: Say) -> N
         say((*path, "lookup", "sql"), what, f"give it another name: select {column} as found_{column}")
 
 
-def check_channel(name: str, channel: models.Channel, own: str, path: Path, say: Say) -> None:
+def check_channel(
+    name: str, channel: models.Channel, own: str, path: Path, say: Say, unsure: Unsure = frozenset()
+) -> None:
     """Say what is wrong with a channel whose parts are each right; `own` is the channel of our triggers."""
     texts = [(path, name, True), ((*path, "op"), channel.op, False)]
     texts += [((*path, "columns", column), text, False) for column, text in channel.columns.items()]
@@ -70,12 +76,12 @@ def check_channel(name: str, channel: models.Channel, own: str, path: Path, say:
             what, _, todo = str(error).partition("; ")
             say(where, what, todo)
             continue
-        if is_key and bool(named) != bool(channel.each):
+        if is_key and bool(named) != bool(channel.each) and "each" not in unsure:
             what = "its name has a hole, and nothing to fill it" if named else "`each` fills no hole of its name"
             say(path, what, "holes in the name and a query in `each` go together")
     if not name:
         say(path, "a channel has a name", "write the one that is notified")
-    if not channel.each and "each_interval" in channel.model_fields_set:
+    if not channel.each and "each_interval" in channel.model_fields_set and "each" not in unsure:
         say((*path, "each_interval"), "there is no query to ask", "take it out, or write the query in `each`")
     if name == own:
         say(path, "this is the channel of our own triggers", "rename the installation, or the channel")
@@ -85,50 +91,64 @@ def check_channel(name: str, channel: models.Channel, own: str, path: Path, say:
         say((*path, "table"), f'"{channel.table}" is no single table', "name the schema without a *")
 
 
-def check_targets(targets: Mapping[str, models.Target], postgres: models.Postgres | None, say: Say) -> None:
-    """Say what does not go together in a target, between targets, and with the database's part where that is right."""
+def check_targets(
+    targets: Mapping[str, tuple[models.Target, Unsure]],
+    known: Mapping[str, models.Target],
+    postgres: tuple[models.Postgres, Unsure] | None,
+    say: Say,
+) -> None:
+    """Say what does not go together in a target, between targets, and with the database's part.
+
+    `known` are all targets that there are, those too of which nothing is right but the name.
+    """
     alive: dict[tuple[str, str], str] = {}
-    for name, target in targets.items():
+    for name, (target, unsure) in targets.items():
         path: Path = ("targets", name)
         if isinstance(target, models.RedisTarget):
-            _check_redis(target, path, say)
-            other = alive.setdefault((target.url.get_secret_value(), target.alive_key or name), name)
-            if other != name:
-                say((*path, "alive_key"), f'"{other}" is the same server, with the same key', "give each its own")
+            _check_redis(target, path, say, unsure)
+            if not unsure & {"url", "alive_key"}:
+                other = alive.setdefault((target.url.get_secret_value(), target.alive_key or name), name)
+                if other != name:
+                    say((*path, "alive_key"), f'"{other}" is the same server, with the same key', "give each its own")
         elif isinstance(target, models.HookTarget):
-            _check_hook(target, path, say)
-        elif postgres is not None and target.stale_after is not None:
-            least = postgres.canary + postgres.canary_timeout
+            _check_hook(target, path, say, unsure)
+        elif postgres is not None and not postgres[1] & {"canary", "canary_timeout"} and target.stale_after is not None:
+            least = postgres[0].canary + postgres[0].canary_timeout
             if target.stale_after <= least:
                 what = f"as_of moves on by canaries, so it may well be {least:g} s old"
                 say((*path, "stale_after"), what, f"write more than {least:g}s")
-    _check_after(targets, say)
+    _check_after({**known, **{name: target for name, (target, _) in targets.items()}}, say)
 
 
-def _check_redis(target: models.RedisTarget, path: Path, say: Say) -> None:
+def _check_redis(target: models.RedisTarget, path: Path, say: Say, unsure: Unsure) -> None:
     if target.cluster and target.sentinel is not None:
         say((*path, "cluster"), "a Cluster has no Sentinels", "take one of the two out")
-    if target.cluster and parse_redis_url(target.url.get_secret_value()).database:
+    if target.cluster and "url" not in unsure and parse_redis_url(target.url.get_secret_value()).database:
         say((*path, "url"), "a Cluster has only database 0", "take the database out")
 
 
-def _check_hook(target: models.HookTarget, path: Path, say: Say) -> None:
+def _check_hook(target: models.HookTarget, path: Path, say: Say, unsure: Unsure) -> None:
+    if "format" not in unsure:
+        _check_format(target, path, say, unsure)
+    if target.token.get_secret_value() and "url" not in unsure and parse_hook_url(target.url.get_secret_value()).user:
+        say((*path, "token"), "the url has a user already", "take one of the two out")
+    if bool(target.tls.cert) != bool(target.tls.key):
+        say((*path, "tls"), "cert and key go together", "name both files")
+
+
+def _check_format(target: models.HookTarget, path: Path, say: Say, unsure: Unsure) -> None:
     able = FALLBACKS.get(target.format, ())
     if target.fallback is not None and target.fallback not in able:
         todo = f"name {' or '.join(able)}" if able else "take it out: the format can say all that it is told"
         say((*path, "fallback"), f'"{target.fallback}" is nothing for format {target.format}', todo)
-    elif target.fallback is None and target.format in ("purge", "xkey"):
+    elif target.fallback is None and target.format in ("purge", "xkey") and "fallback" not in unsure:
         what = f"format {target.format} can't say a pattern or a flush, and a gap is one"
         say((*path, "format"), what, f"name a fallback: {' or '.join(able)}")
-    if target.format in ("purge", "xkey", "ban") and not target.site:
+    if target.format in ("purge", "xkey", "ban") and not target.site and not unsure & {"site", "url"}:
         what = f"a proxy keeps the pages of each site apart, and would be asked for those of {_host(target)}"
         say((*path, "site"), what, "set it, like https://shop.example")
     if target.secret.get_secret_value() and target.format != "json":
         say((*path, "secret"), "only json batches are signed", "take it out")
-    if target.token.get_secret_value() and parse_hook_url(target.url.get_secret_value()).user:
-        say((*path, "token"), "the url has a user already", "take one of the two out")
-    if bool(target.tls.cert) != bool(target.tls.key):
-        say((*path, "tls"), "cert and key go together", "name both files")
 
 
 def _host(target: models.HookTarget) -> str:
@@ -159,32 +179,44 @@ def _before(name: str, order: Mapping[str, list[str]]) -> set[str]:
     return found
 
 
-def check_rule(rule: models.Rule, path: Path, targets: dict[str, models.Target], say: Say) -> None:
-    """Say what is wrong with a rule whose parts are each right, among targets that are."""
-    _check_vars(rule, path, say)
+def check_rule(
+    rule: models.Rule,
+    path: Path,
+    targets: Mapping[str, models.Target],
+    say: Say,
+    unread: Mapping[int, str] = MappingProxyType({}),
+) -> None:
+    """Say what is wrong with a rule whose parts are each right, among targets that are.
+
+    `unread` has the entries of `evict`, by place, that are wrong by themselves: something stands in for each.
+    """
+    _check_vars(rule, path, say, unread.values())
     for place, one in enumerate(rule.owns):
         if not glob.anchor(pattern(one)):
             say((*path, "owns", place), f'"{one}" would sweep every key', "begin it with literal text")
     told = {name: targets[name] for name in (targets if rule.to is None else rule.to) if name in targets}
     for place, entry in enumerate(rule.evict):
-        _check_reach(rule, entry, (*path, "evict", place), told, say)
+        if place not in unread:
+            _check_reach(rule, entry, (*path, "evict", place), told, say)
     kinds = {entry.kinds()[0] for entry in rule.evict}
     for place, name in enumerate(rule.to or ()):
         if name not in targets:
             say((*path, "to", place), f'no target is named "{name}"', did_you_mean(name, targets))
-        elif not kinds & reach(told[name]):
+        elif not unread and not kinds & reach(told[name]):
             takes = " or ".join(sorted(reach(told[name])))
             what = f'"{name}" can be told nothing of what this rule evicts'
             say((*path, "to", place), what, f"add a {takes} to evict, or take it out")
 
 
-def _check_vars(rule: models.Rule, path: Path, say: Say) -> None:
+def _check_vars(rule: models.Rule, path: Path, say: Say, unread: Collection[str]) -> None:
     for name, values in rule.vars.items():
         if name in WORDS:
             say((*path, "vars", name), f'"{name}" already means something in a template', "give it another name")
         elif not values:
             say((*path, "vars", name), "a variable without values makes no keys", "list its values")
-        elif not any(made.uses(name) for entry in rule.evict for made in templates(entry, rule)):
+        elif not any(made.uses(name) for entry in rule.evict for made in templates(entry, rule)) and not any(
+            name in text for text in unread
+        ):
             say((*path, "vars", name), "no template of this rule uses it", f"use {{{name}}}, or remove it")
 
 

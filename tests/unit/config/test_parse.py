@@ -80,8 +80,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file():
         'c.yaml:6:11: targets.cache.kind: "reddis" is not known here; did you mean "redis"?',
         NOT_A_DURATION.replace("7:19", "9:19").replace("cache", "second"),
         'c.yaml:11:5: rules[0].tabel: unknown key; did you mean "table"?',
-        "c.yaml:11:5: rules[0].table: this key is required; add it",
         'c.yaml:12:22: rules[0].evict[0]: unknown filter "lowr"; did you mean "lower"?',
+        'c.yaml:13:9: rules[0].to[0]: no target is named "cahce"; did you mean "cache"?',
         'c.yaml:16:9: rules[1].to[0]: no target is named "cahce"; did you mean "cache"?',
     ]
 
