@@ -55,7 +55,11 @@ class Metrics:
         self.reconnects = self._counter("source_reconnects", "the source was lost and opened again", reason=LOSSES)
         self.gaps = self._counter("source_gaps", "stretches in which changes may have been missed", reason=GAPS)
         self.canary_seconds = self._gauge("canary_seconds", "the last canary's way through PostgreSQL")
+        self.notifications = self._counter("notifications", "notifications received, our own probes among them")
         self.queue_usage = self._gauge("notify_queue_usage_ratio", "how full PostgreSQL's notification queue is")
+        self.lock_waiters = self._gauge(
+            "notify_lock_waiters", "sessions that waited for the lock of each COMMIT after NOTIFY, at the last sample"
+        )
         self.changes = self._counter("changes", "changes heard", table=(*self._tables, UNMATCHED), op=(*OPS, "unknown"))
         self.unmatched = self._counter("changes_unmatched", "changes that no rule is about")
         self.bulk_collapses = self._counter(
@@ -104,12 +108,15 @@ class Metrics:
         if wide:
             children[1].inc(number)
 
-    def canary(self, took: float, usage: float | None) -> None:
+    def canary(self, took: float) -> None:
         """A canary came back."""
         self.canary_took = took
         self.canary_seconds.set(took)
-        if usage is not None:
-            self.queue_usage.set(usage)
+
+    def sampled(self, usage: float, waiting: int) -> None:
+        """How full the notification queue was, and how many sessions waited for its lock."""
+        self.queue_usage.set(usage)
+        self.lock_waiters.set(waiting)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"invalidator_{name}", text, labels, registry=self.registry)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
 
@@ -20,10 +20,14 @@ from invalidator.core.suggest import did_you_mean
 from invalidator.database import connect, first_line, is_pooled, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
 from invalidator.service import wiring
+from invalidator.sources.canary import SAMPLE
 from invalidator.sources.channels import Subscriptions
 from invalidator.triggers.plan import Plan, look
 
-_QUEUE_IS_FULL: float = 0.5
+_QUEUE_IS_FULL: Final = 0.5
+_MANY_WAIT: Final = 2.0
+_SAMPLES: Final = 5
+_SAMPLED: Final = 0.02
 
 
 class Finding(NamedTuple):
@@ -109,9 +113,7 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         connection = await connect(dsn, wiring.application_name(config), patience)
         try:
             pooled = await is_pooled(connection, patience)
-            query = "select pg_catalog.pg_notification_queue_usage()"
-            cursor = await within(patience, connection, connection.execute(query))
-            (usage,) = await cursor.fetchone() or (0.0,)
+            samples = await _samples(connection, patience)
         finally:
             connection.pgconn.finish()
     except RefusedError as error:
@@ -123,9 +125,32 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
     if pooled:
         what = "a pooler stands between, and `session_pooler` says that it is in session mode"
         yield Finding("note", where, what, "where it can, connect directly: one part less can fail")
+    for finding in notifications(samples):
+        yield finding
+
+
+async def _samples(connection: psycopg.AsyncConnection[Any], patience: float) -> list[tuple[float, int]]:
+    samples = []
+    for _ in range(_SAMPLES):
+        cursor = await within(patience, connection, connection.execute(SAMPLE))
+        samples.append(await cursor.fetchone() or (0.0, 0))
+        await asyncio.sleep(_SAMPLED)
+    return samples
+
+
+def notifications(samples: Sequence[tuple[float, int]]) -> Iterator[Finding]:
+    """What the server's notifications do to those who commit."""
+    usage, waiting = samples[-1][0], sum(waiting for _, waiting in samples) / len(samples)
     if usage > _QUEUE_IS_FULL:
         what = f"the notification queue is {usage:.0%} full: at 100 % commits fail"
-        yield Finding("finding", where, what, "find the session that listens and is idle in a transaction, and end it")
+        yield Finding("finding", "postgres", what, "end the session that holds it up: docs/runbooks.md finds it")
+    if waiting > _MANY_WAIT:
+        yield Finding(
+            "note",
+            "postgres",
+            f"{waiting:.0f} sessions at a time wait for the lock that each COMMIT after NOTIFY takes, server-wide",
+            "put more changes into one transaction; give rules `changed:` and `ops:`, so that fewer changes notify",
+        )
 
 
 def _triggers(config: Config, rules: RuleSet) -> list[Finding]:

@@ -9,6 +9,10 @@ It may carry a question to the other sidecars of this name, who hear it behind a
 
 Every half minute the second connection is made anew. It goes where the name points then: when that is another server
 than the one we listen to, an old primary for one, its canaries do not come back either.
+
+On the way it samples what a server's administrator wants to see of notifications: how full their queue is, and how many
+sessions wait for the lock that a COMMIT after NOTIFY holds, one at a time in the whole server, until its record is
+flushed. That is a statement of its own before the canary, which would wait for the same lock.
 """
 
 from __future__ import annotations
@@ -34,13 +38,24 @@ HEAD: Final = b'{"v":1,"canary":"'
 _QUESTION: Final = re.compile(rb'"ask":"([^"\\]{1,200})","nonce":"([0-9a-f]{1,32})"\}$')
 _QUESTIONS: Final = 100
 
+SAMPLE: Final = b"""
+    select pg_catalog.pg_notification_queue_usage(), (
+        select pg_catalog.count(*)
+        from pg_catalog.pg_locks  -- readable by every role, unlike the waits in pg_stat_activity
+        where locktype = 'object' and database = 0 and classid = 'pg_catalog.pg_database'::pg_catalog.regclass
+            and objid = 0 and not granted
+    )
+"""
+"""How full the notification queue is, from 0 to 1, and how many sessions wait for the lock of NOTIFY."""
+
 RENEWED: Final = 30.0
+SAMPLED: Final = 10.0
 _RETRY: Final = 0.2
 _TOO_MANY: Final = "too many clients|remaining connection slots|too many connections"
 
 
 class Canary:
-    """`heard(as_of, took, usage)` is called when one comes back; `silent` when none did in time."""
+    """`heard(as_of, took)` is called when one comes back, `sampled(usage, waiting)` now and then."""
 
     def __init__(
         self,
@@ -53,13 +68,13 @@ class Canary:
     ) -> None:
         self._dsn, self._application_name, self._channel = dsn, application_name, channel
         self._period, self._timeout = period, timeout
-        self.heard: Callable[[float, float, float | None], None] = lambda *_: None
+        self.heard: Callable[[float, float], None] = lambda *_: None
+        self.sampled: Callable[[float, int], None] = lambda *_: None
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._opened = 0.0
+        self._opened, self._sample_due = 0.0, 0.0
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
         self._sent: dict[bytes, float] = {}
         self._questions: deque[Ask] = deque(maxlen=_QUESTIONS)
-        self._usage: float | None = None
         self._asked, self._back = asyncio.Event(), asyncio.Event()
 
     def ask(self, ask: Ask | None = None) -> None:
@@ -75,7 +90,7 @@ class Canary:
             for older in [one for one, at in self._sent.items() if at <= sent]:
                 del self._sent[older]
             self._back.set()
-            self.heard(sent, _now() - sent, self._usage)
+            self.heard(sent, _now() - sent)
         question = _QUESTION.search(payload)
         return Ask(question[1].decode(), question[2].decode()) if question else None
 
@@ -130,19 +145,24 @@ class Canary:
         assert self._connection is not None
         asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""
         payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{asks}}}'.encode()
-        query = sql.SQL("notify {}, {}; select pg_notification_queue_usage()").format(
-            sql.Identifier(self._channel), sql.Literal(payload.decode())
-        )
-        self._sent[payload] = _now()
+        query = sql.SQL("notify {}, {}").format(sql.Identifier(self._channel), sql.Literal(payload.decode()))
         try:
-            cursor = await within(self._timeout, self._connection, self._connection.execute(query))
+            await self._sample(self._connection)
+            self._sent[payload] = _now()
+            await within(self._timeout, self._connection, self._connection.execute(query))
         except BaseException:
             self._sent.pop(payload, None)
+            self._sample_due = 0.0  # a queue that was full stays so until somebody asks for its usage
             await self.close()
             raise
-        cursor.nextset()
-        row = await cursor.fetchone()
-        self._usage = float(row[0]) if row else None
+
+    async def _sample(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        if _now() < self._sample_due:
+            return
+        self._sample_due = _now() + SAMPLED
+        cursor = await within(self._timeout, connection, connection.execute(SAMPLE))
+        usage, waiting = await cursor.fetchone() or (0.0, 0)
+        self.sampled(float(usage), int(waiting))
 
     async def _renew(self) -> None:
         """A second connection that is not older than half a minute."""

@@ -48,7 +48,7 @@ class NotifyFeed:
         self._items: list[Batch | Gap | Ask] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
-        self._complained = False
+        self._complained, self._noted = False, 0
         self._news = asyncio.Event()
         self._log = Log(source="notify")
 
@@ -91,9 +91,9 @@ class NotifyFeed:
             self._items.insert(0, Gap(reason))
             self._news.set()
 
-    def reach(self, as_of: float, took: float, usage: float | None) -> None:
+    def reach(self, as_of: float, took: float) -> None:
         """A canary came back."""
-        self._metrics.canary(took, usage)
+        self._metrics.canary(took)
         self._subscriptions.reach(as_of)
         self._flush_changes()
         self._items.append(Batch((), as_of=as_of))
@@ -133,9 +133,12 @@ class NotifyFeed:
         except psycopg.OperationalError as error:
             self.lose(SourceLost(f"the connection is lost: {first_line(error)}", where="postgres"))
         self._flush_changes()
+        self._metrics.notifications.inc(self._noted)
+        self._noted = 0
 
     def _note(self, notification: PGnotify) -> None:
         payload = notification.extra
+        self._noted += 1
         if notification.relname != self._own:
             # Bytes that are no text, as a damaged database may send, come out as unknown values.
             text = payload.decode("utf-8", "surrogateescape")

@@ -101,7 +101,7 @@ class NotifySource:
         subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout, own)
         self._subscriptions = subscriptions
         feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics)
-        canary.heard = feed.reach
+        canary.heard, canary.sampled = feed.reach, self._metrics.sampled
         try:
             with feed:
                 await self._listen(connection, feed, canary, subscriptions)

@@ -41,7 +41,7 @@ def test_every_metric_that_is_asked_for_exists():
     asked = [
         (title, *found) for title, text in queries() for found in re.findall(r"(invalidator_\w+)(\{[^}]*\})?", text)
     ]
-    assert len(asked) >= 28
+    assert len(asked) >= 32
     for title, name, selector in asked:
         assert name in there, title
         assert set(re.findall(r"(\w+)[!=]~?=?\"", selector)) <= there[name] | {"pod"}, title
@@ -74,7 +74,10 @@ tests:
       - {series: 'invalidator_as_of_age_seconds{pod="a", target="cache"}', values: '1x4 5+15x20'}
       - {series: 'invalidator_trigger_drift{pod="a", namespace="n", state="ok"}', values: '3x24'}
       - {series: 'invalidator_trigger_drift{pod="a", namespace="n", state="missing"}', values: '0x24'}
-      - {series: 'invalidator_notify_queue_usage_ratio{pod="a"}', values: '0.1x24'}
+      - {series: 'invalidator_notify_queue_usage_ratio{pod="a"}', values: '0.1x4 0.3x20'}
+      - {series: 'invalidator_notify_queue_usage_ratio{pod="b"}', values: '0.6x24'}
+      - {series: 'invalidator_notify_lock_waiters{pod="a"}', values: '7x100'}
+      - {series: 'invalidator_notify_lock_waiters{pod="b"}', values: '9 1x100'}
       - {series: 'invalidator_config_reload_success{pod="a"}', values: '1x24'}
     alert_rule_test:
       - {eval_time: 1m, alertname: InvalidatorDoesNotHear, exp_alerts: []}
@@ -95,7 +98,31 @@ tests:
       - {eval_time: 5m, alertname: InvalidatorTargetDown, exp_alerts: []}
       - {eval_time: 5m, alertname: InvalidatorTriggersDrifted, exp_alerts: []}
       - {eval_time: 5m, alertname: InvalidatorFlushesOften, exp_alerts: []}
-      - {eval_time: 5m, alertname: InvalidatorQueueFills, exp_alerts: []}
+      - eval_time: 5m30s
+        alertname: InvalidatorQueueFills
+        exp_alerts:
+          - exp_labels: {pod: b, severity: warning}
+            exp_annotations:
+              summary: PostgreSQL's notification queue is 60% full
+              description: "At 100 % every COMMIT after NOTIFY fails. A session that listens does not read:
+                docs/runbooks.md finds it and ends it."
+      - eval_time: 2m
+        alertname: InvalidatorQueueHalfFull
+        exp_alerts:
+          - exp_labels: {pod: b, severity: critical}
+            exp_annotations:
+              summary: PostgreSQL's notification queue is 60% full
+              description: Triggers send whole tables instead of rows until it is emptied; at 100 % every COMMIT
+                after NOTIFY fails. docs/runbooks.md finds the session that holds it up and ends it.
+      - {eval_time: 9m, alertname: InvalidatorCommitsWait, exp_alerts: []}
+      - eval_time: 20m
+        alertname: InvalidatorCommitsWait
+        exp_alerts:
+          - exp_labels: {pod: a, severity: warning}
+            exp_annotations:
+              summary: 7 sessions at a time wait for PostgreSQL's notification lock
+              description: Only one COMMIT after NOTIFY runs at a time in the whole server, so writers are slowed
+                down. docs/runbooks.md has what makes these commits fewer or faster.
       - {eval_time: 5m, alertname: InvalidatorReloadRefused, exp_alerts: []}
 """
 
