@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from invalidator.core.batch import Ask, Batch, Gap, Position
+from invalidator.core.batch import Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Table
 from invalidator.core.cover import Seen
 from invalidator.core.eviction import Eviction, Evictions
@@ -24,8 +24,8 @@ from invalidator.core.lookup import Answers, Found, Lookup, Parameters
 class Feed(Protocol):
     """An open source."""
 
-    def __aiter__(self) -> AsyncIterator[Batch | Gap | Ask]:
-        """Batches and gaps in commit order, until the feed is lost."""
+    def __aiter__(self) -> AsyncIterator[Batch | Gap | Doubts | Ask]:
+        """Batches and gaps in commit order, until the feed is lost. `as_of` means nothing while there are doubts."""
         ...
 
     async def confirm(self, position: Position) -> None:

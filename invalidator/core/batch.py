@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,13 @@ class Gap:
 
     reason: str
     tables: frozenset[Table] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """Why not everything is heard, by what it is about, in place of what was said before; none when everything is."""
+
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ class Channel:
     each: str = ""
     interval: float = 60.0
 
+    def __str__(self) -> str:
+        return "".join(part if isinstance(part, str) else f"{{{'.'.join(part)}}}" for part in self.name)
+
     def called(self, row: Row) -> str:
         """The channel's name for a row of `each`, a null being empty text; ValueError when a hole is not in the row."""
         return "".join(part if isinstance(part, str) else _column(part, row) for part in self.name)

@@ -10,8 +10,8 @@ their changes by way of `asking`; until those are answered, no claim and no posi
 Where sidecars share a target, a debt there may be paid by another one's word: questions go out through the source, and
 are heard through it, in order with all that is committed (`core/cover.py`).
 
-`as_of` moves by the source's marks. While there is a doubt (triggers that drifted), there are no marks: nobody can
-claim then that everything committed is evicted.
+`as_of` moves by the source's marks. While there is a doubt (triggers that drifted, a query of `each` that fails), there
+are no marks: nobody can claim then that everything committed is evicted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
-from invalidator.core.batch import START, Ask, Batch, Gap, Position
+from invalidator.core.batch import START, Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Evictions
@@ -102,6 +102,7 @@ class Pipeline:
         self._ledger = Ledger()
         self._confirmed: Position | None = None
         self._feed: Feed | None = None
+        self._doubted: tuple[str, ...] = ()
         self._moved, self._confirmable = asyncio.Event(), asyncio.Event()
         self._backoff = Backoff()
         self._log = Log()
@@ -249,14 +250,16 @@ class Pipeline:
             finally:
                 self._feed = None
                 self._ledger.forget()
-                for lane in self.lanes:
-                    lane.show_soon()
+                self._doubt({})
             stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
-    def _take(self, item: Batch | Gap | Ask) -> None:
+    def _take(self, item: Batch | Gap | Doubts | Ask) -> None:
         if isinstance(item, Gap):
             self.gap(item)
+            return
+        if isinstance(item, Doubts):
+            self._doubt(item.reasons)
             return
         if isinstance(item, Ask):
             self._afterwards(partial(self._asked, item))
@@ -265,6 +268,15 @@ class Pipeline:
             self._changes(item.changes)
         if item.position is not None or item.as_of is not None:
             self._afterwards(lambda: self._mark(item.position, item.as_of))
+
+    def _doubt(self, reasons: Mapping[str, str]) -> None:
+        """Take what the source doubts now for what it doubted before."""
+        for what in self._doubted:
+            self.doubts.pop(what, None)
+        self._doubted = tuple(reasons)
+        self.doubts.update(reasons)
+        for lane in self.lanes:
+            lane.show_soon()
 
     def _changes(self, changes: Sequence[Change]) -> None:
         self._put(self._plain.evict(changes), changes)

@@ -49,7 +49,9 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     if reachable:
         for finding in await asyncio.to_thread(_triggers, config, rules):
             yield finding
-        async for finding in _queries(config, rules):
+        async for finding in _lookups(config, rules):
+            yield finding
+        async for finding in _channels(config, rules):
             yield finding
     for name in config.targets:
         async for finding in _target(config, name):
@@ -184,8 +186,8 @@ def _standings(plan: Plan) -> list[Finding]:
     return found + [Finding("note", "triggers", n.what, n.todo) for n in plan.notes() if str(n) not in counted]
 
 
-async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
-    """The SQL of the configuration: lookups and `each`."""
+async def _lookups(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
+    """The SQL of lookups, and the columns that they return."""
     asking = wiring.lookups(config, rules)
     if asking is not None:
         async with asking:
@@ -201,12 +203,20 @@ async def _queries(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
                     yield Finding("ok", where, "can be asked")
                     for finding in _lookup_columns(rule, described, _told(config, table), where):
                         yield finding
+
+
+async def _channels(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
+    """Channels, and the SQL of `each`."""
     channels = compile_channels(config)
     patience = config.postgres.canary_timeout
     dsn = config.postgres.dsn.get_secret_value()
     own = wiring.installation(config).channel.encode()
     subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), patience, own)
     for name, channel in zip(config.channels, channels, strict=True):
+        if not rules.about(channel.table):
+            tables = {str(rule.table) for rule in rules.rules}
+            what = f"no rule is about {channel.table}: its notifications evict nothing"
+            yield Finding("finding", f"channels.{name}.table", what, did_you_mean(str(channel.table), tables))
         where = f"channels.{name}.each"
         if channel.each:
             try:

@@ -134,7 +134,8 @@ class Watch:
         }
         mended = set(_drift(before)) - set(drift)
         self._seen, self._known = seen, True
-        self._doubts.clear()
+        for what in [what for what in self._doubts if what.startswith("triggers of ")]:
+            del self._doubts[what]  # others are the source's
         self._doubts.update({f"triggers of {table}": standing.state for table, standing in drift.items()})
         if tables := frozenset(drift) | touched | mended:
             self._gap(Gap("drift", tables))

@@ -3,8 +3,10 @@
 A query is asked again every `each_interval`, on a connection of its own; before a barrier's canary goes; and at once
 after a change of a table that it reads, where we receive those. A channel that is new may have been notified before we
 listened, so once LISTEN is answered its table has a gap, and so has the table of a channel whose row of `each` is
-another than before: what came meanwhile was read with the old row. So has, each time, the table of a query that fails:
-nobody knows then which channels are not heard.
+another than before: what came meanwhile was read with the old row.
+
+While a query fails nobody knows which channels are not heard. That is a doubt, as triggers that drifted are, and each
+time a gap of the table; it is asked again sooner, after 1, 2, 4 ... seconds.
 
 The gap comes after LISTEN, and a barrier's canary after both. So when a barrier is answered, all that was sent to a
 channel whose row was committed before it is evicted, by the gap or by name.
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from invalidator.core.batch import Gap
+from invalidator.core.batch import Doubts, Gap
 from invalidator.core.change import Table
 from invalidator.core.channel import Channel
 from invalidator.core.digest import digest
@@ -64,11 +66,12 @@ where relkind in ('r', 'p', 'v', 'm', 'f') and nspname not in ('pg_catalog', 'in
 
 @dataclass(slots=True)
 class _Query:
-    """The query of one channel: what it found last, which tables it reads, and when it is asked again."""
+    """The query of one channel: what it found last, which tables it reads, how often it has failed since, its times."""
 
     channel: Channel
     found: _Named = field(default_factory=list)
-    fails: bool = False
+    failures: int = 0
+    why: str = ""
     tables: frozenset[Table] = frozenset()
     asked: float = 0.0
     due: float = 0.0
@@ -90,6 +93,7 @@ class Subscriptions:
         self._waiting: list[asyncio.Future[bool]] = []
         self._news = asyncio.Event()
         self._ended = False
+        self._doubts: dict[str, str] = {}
         self._log = Log(source="notify")
 
     @property
@@ -110,7 +114,11 @@ class Subscriptions:
 
     def reach(self, as_of: float) -> None:
         """Everything committed before this moment has been handed on."""
-        if self._fingerprint is None and as_of >= self._proven_by and not any(query.fails for query in self._queries):
+        if (
+            self._fingerprint is None
+            and as_of >= self._proven_by
+            and not any(query.failures for query in self._queries)
+        ):
             rows = {name.decode(): [row for _, row in readers] for name, readers in self._readers.items()}
             self._fingerprint = digest(rows)
 
@@ -158,7 +166,7 @@ class Subscriptions:
         new = [name for name in readers if name not in self._readers]
         gone = [name for name in self._readers if name not in readers]
         other = [name for name in readers if readers[name] != self._readers.get(name)]
-        if other or gone or any(query.fails for query in asked):
+        if other or gone or any(query.failures for query in asked):
             self._fingerprint = None
         before, self._readers = self._readers, {**self._readers, **readers}
         if new or gone:
@@ -169,8 +177,12 @@ class Subscriptions:
         )
         if tables and not first:
             feed.say(Gap("channels changed", tables))
-        if not first and (unknown := frozenset(query.channel.table for query in asked if query.fails)):
+        if not first and (unknown := frozenset(query.channel.table for query in asked if query.failures)):
             feed.say(Gap("channels unknown", unknown))
+        doubts = {f"channels {query.channel}": query.why for query in self._queries if query.failures}
+        if doubts != self._doubts:
+            self._doubts = doubts
+            feed.say(Doubts(doubts))
         if self._fingerprint is None:
             self._proven_by = _now()
             if not first:
@@ -192,9 +204,10 @@ class Subscriptions:
         query.due = query.asked + query.channel.interval  # a change that comes meanwhile moves it forward
         try:
             query.found = await self.find(query.channel, query)
-            query.fails = False
+            query.failures = 0
         except (AwayError, RefusedError) as error:
-            query.fails = True
+            query.due = query.asked + min(query.channel.interval, 2.0**query.failures)
+            query.failures, query.why = min(query.failures + 1, 30), f"the query of `each` fails: {error.what}"
             self._log.error(
                 "channels_unknown",
                 "nobody knows which channels there are: the query of `each` fails",

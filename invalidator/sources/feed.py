@@ -15,7 +15,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.batch import Ask, Batch, Gap, Position
+from invalidator.core.batch import Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.channel import Channel
 from invalidator.core.payload import UnreadableError, decode
@@ -45,7 +45,7 @@ class NotifyFeed:
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
         self._own, self._patience = channel.encode(), patience
-        self._items: list[Batch | Gap | Ask] = []
+        self._items: list[Batch | Gap | Doubts | Ask] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
         self._complained, self._noted = False, 0
@@ -61,7 +61,7 @@ class NotifyFeed:
     def __exit__(self, *exc_info: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
 
-    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Ask]:
+    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Doubts | Ask]:
         while True:
             items, self._items = self._items, []
             for item in items:
@@ -99,9 +99,9 @@ class NotifyFeed:
         self._items.append(Batch((), as_of=as_of))
         self._news.set()
 
-    def say(self, gap: Gap) -> None:
+    def say(self, item: Gap | Doubts) -> None:
         self._flush_changes()
-        self._items.append(gap)
+        self._items.append(item)
         self._news.set()
 
     def lose(self, lost: SourceLost) -> None:

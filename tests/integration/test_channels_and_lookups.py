@@ -50,18 +50,23 @@ channels:
 
 
 @asynccontextmanager
-async def serving(text, dsn, redis_url):
-    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
+async def running(config):
     sidecar, stop = Sidecar(config), asyncio.Event()
     task = asyncio.create_task(sidecar.run(stop))
     try:
-        await eventually(lambda: not sidecar.doubts())
         yield sidecar
         assert not task.done(), task
     finally:
         stop.set()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@asynccontextmanager
+async def serving(text, dsn, redis_url):
+    async with running(parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)) as sidecar:
+        await eventually(lambda: not sidecar.doubts())
+        yield sidecar
 
 
 def notify(db, channel, payload):

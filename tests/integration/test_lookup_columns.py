@@ -91,3 +91,37 @@ async def test_check_counts_what_a_channel_tells_as_the_changes_own(shop, dsn, r
         'it returns "tenant", and public.product has one too: both are evicted',
         'neither it nor public.product has a column "x": it is unknown, a wildcard',
     ]
+
+
+async def test_check_looks_at_the_channels_and_their_queries(shop, dsn, redis_url):
+    text = """
+rules: [{table: public.product, evict: "p:{id}"}]
+channels:
+  right_{id}: {table: public.product, each: "select id from brand", columns: {id: "{id}"}}
+  wrong_{id}: {table: public.products, each: "select name from brand", columns: {id: "{id}"}}
+  invalidator_{name}: {table: public.product, each: "select 'chan' as name", columns: {id: "{id}"}}
+"""
+    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
+    found = [finding async for finding in check(config) if finding.where.startswith("channels")]
+    assert [tuple(one) for one in found] == [
+        ("ok", "channels.right_{id}.each", "1 channels", ""),
+        (
+            "finding",
+            "channels.wrong_{id}.table",
+            "no rule is about public.products: its notifications evict nothing",
+            'did you mean "public.product"?',
+        ),
+        (
+            "finding",
+            "channels.wrong_{id}.each",
+            'the query returns no column "id", which the name has a hole for',
+            "name a column of the select so",
+        ),
+        (
+            "finding",
+            "channels.invalidator_{name}.each",
+            "it names our own channel, invalidator_chan",
+            "correct its SQL",
+        ),
+        ("ok", "channels.invalidator_{name}.each", "1 channels", ""),
+    ]
