@@ -241,6 +241,9 @@ class _Connection(http.client.HTTPConnection):
         if not self._path:
             super().connect()
             return
+        if not hasattr(socket, "AF_UNIX"):
+            what = "this system has no Unix sockets"
+            raise UsageError(what, where=f"unix:{self._path}", todo="listen on host:port, and name that")
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from invalidator.cli.options import config_option, load_config, output_option
+from invalidator.cli.options import config_option, load_config, output_option, refuse_windows
 from invalidator.errors import AwayError, sentence
 
 _COLORS = {"ok": "green", "note": "cyan", "finding": "red", "away": "yellow"}
@@ -20,6 +20,7 @@ def check(config_file: str | None, output: str) -> None:
 
     Exits with 0 when all is well, 3 when somebody has to act, 4 when something could not be reached.
     """
+    refuse_windows("check")
     import asyncio
 
     config = load_config(config_file)

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from invalidator.cli.options import started
+from invalidator.cli.options import refuse_windows, started
 from invalidator.errors import UsageError
 
 
@@ -27,6 +27,7 @@ def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: 
     Starts a private PostgreSQL and Redis, a small shop with writers and cached readers, the real sidecar, and a checker
     that compares cache and database all the time. Exits with 1 if any value stayed stale.
     """
+    refuse_windows("demo")
     import asyncio
 
     try:

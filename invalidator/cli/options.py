@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from invalidator.errors import UsageError
 
 if TYPE_CHECKING:
     from invalidator.config.models import Config
@@ -31,6 +34,14 @@ def output_option(command: F) -> F:
     return click.option(
         "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
     )(command)
+
+
+def refuse_windows(command: str) -> None:
+    """Say in a line that a command needs what Windows does not have: signals, or sockets that a loop can watch."""
+    if sys.platform == "win32":
+        raise UsageError(
+            f"invalidator {command} does not run on Windows", todo="run it in WSL, or in a container of Linux"
+        )
 
 
 def started() -> None:

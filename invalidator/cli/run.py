@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from invalidator.cli.options import config_option, load_config, started
+from invalidator.cli.options import config_option, load_config, refuse_windows, started
 from invalidator.logs import LEVELS, set_up
 
 
@@ -21,6 +21,7 @@ from invalidator.logs import LEVELS, set_up
 @click.option("--observe", is_flag=True, help="Evict nothing; count what would be evicted, and how much of it exists.")
 def run(config_file: str | None, log_level: str, log_format: str, *, observe: bool) -> None:
     """Keep the caches right, until SIGTERM or SIGINT. SIGHUP reads the configuration again."""
+    refuse_windows("run")
     import asyncio
 
     config = load_config(config_file)

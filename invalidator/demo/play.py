@@ -9,7 +9,7 @@ import termios
 import time
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import psycopg
@@ -111,6 +111,10 @@ class Demo:
         """Stop writing, give everything the time it is promised to need, and compare all of it."""
         self.traffic.quiet = True
         print("writing has stopped; when all is quiet, everything is compared once more", flush=True)
+        if self.with_sidecar:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(30):
+                    await self.sidecar.ready.wait()  # the promise counts from its return
         await asyncio.sleep(BOUND + 0.5)
         await self.traffic.compare_all()
 
@@ -152,6 +156,7 @@ async def _freeze(redis: RedisServer) -> None:
 
 
 async def _scripted(demo: Demo, seconds: float) -> None:
+    print(view.STALE, flush=True)
     script = [(share, key) for share, key in _SCRIPT if key in demo.faults] if demo.with_sidecar else []
     next_line = 1.0
     async with asyncio.TaskGroup() as group:
@@ -213,5 +218,5 @@ def _verdict(demo: Demo) -> int:
     if counts.stale:
         print(f"{counts.stale} stale reads: {', '.join(dict.fromkeys(counts.stale_keys[-10:]))}")
     else:
-        print(f"no stale read in {counts.checks:,} comparisons")
+        print(f"no stale read in {counts.checks:,} comparisons of a cached value with the database")
     return 1 if counts.stale else 0

@@ -11,6 +11,11 @@ from typing import Final
 from invalidator.demo.sidecar import Heard
 from invalidator.demo.traffic import BOUND, Counts
 
+STALE: Final = (
+    f"A stale read is a value that the cache still has {BOUND:g} s after the database had another one.\n"
+    "The time in which PostgreSQL, Redis or the sidecar is down does not count: nobody promises anything then."
+)
+
 KEYS: Final = {
     "c": "kill our connection",
     "p": "restart PostgreSQL",
@@ -70,7 +75,8 @@ class Screen:
             f"  flushes              {heard.flushes:>10,}",
             f"  commit to evicted                {latency(counts)}",
             "",
-            f"  stale reads          {verdict}   of {counts.checks:,} comparisons; wrong for over {BOUND:g} s",
+            f"  stale reads          {verdict}   of {counts.checks:,} comparisons",
+            *(self._styled("2", f"    {text}") for text in STALE.splitlines()),
             *([f"    {key}" for key in counts.stale_keys[-3:]]),
             "",
             self._styled("33", f"  {fault}") if fault else "",

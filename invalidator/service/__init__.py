@@ -1,6 +1,5 @@
 """The one place that joins concrete parts: from a configuration to a running sidecar."""
 
-from invalidator.service.run import run, serve
 from invalidator.service.wiring import connect, installation
 
-__all__ = ["connect", "installation", "run", "serve"]
+__all__ = ["connect", "installation"]

@@ -8,12 +8,14 @@ it becomes a flush owed, as it does anywhere beyond the general bound.
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from invalidator.core.lane import BOUND
 
 _FILES: Final = 65_536
+_FILES_OF_MACOS: Final = 10_240
 _FEWEST: Final = 10_000
 
 # Measured by `make soak`, and rounded up: what a sidecar needs at work, what an eviction that waits takes (its key of
@@ -27,8 +29,11 @@ def allow_many_files() -> None:
     """Let us have as many open files as we may: each reader of the stream is one, and the usual limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    for files in (wanted, _FILES_OF_MACOS):
+        if soft < files <= wanted:
+            with suppress(ValueError, OSError):  # a limit of the kernel's own, below the one that it names
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+                return
 
 
 def backlog(lanes: int, limit: int | None) -> int:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from invalidator.demo.servers import Workspace, open_postgres, open_redis
+from invalidator.demo.view import STALE
 
 DEMO = [sys.executable, "-m", "invalidator", "demo"]
 
@@ -24,7 +25,8 @@ def test_nothing_stays_stale_through_every_fault():
     for fault in ("kill our connection", "restart PostgreSQL", "freeze Redis for 2 s", "kill the sidecar"):
         assert fault in done.stdout
     last, verdict = done.stdout.splitlines()[-2:]
-    assert re.fullmatch(r"no stale read in [\d,]+ comparisons", verdict)
+    assert re.fullmatch(r"no stale read in [\d,]+ comparisons of a cached value with the database", verdict)
+    assert done.stdout.startswith(STALE)
     assert re.search(r"flushes [3-9]", last)
     assert "stale reads 0" in last
 

@@ -22,7 +22,8 @@ ROW = {"id": "42", "category_id": "7"}
 DJANGO = """
 import django, sys
 from django.conf import settings
-settings.configure(CACHES={"default": {"BACKEND": BACKEND, "LOCATION": sys.argv[1], **MORE}})
+caches = {"default": {"BACKEND": BACKEND, "LOCATION": sys.argv[1], **MORE}}
+settings.configure(CACHES=caches, ALLOWED_HOSTS=["localhost"])
 django.setup()
 from django.core.cache import cache
 if sys.argv[2] == "fill":
@@ -175,6 +176,32 @@ async def test_what_a_python_library_cached_is_evicted(name, redis_url):
     run(command, redis_url, "fill")
     assert await evict(name, redis_url)
     run(command, redis_url, "check")
+
+
+VIEW = """
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.views.decorators.cache import cache_control, cache_page
+def render_product(number):
+    return sys.argv[2]
+%s
+page = product(RequestFactory().get("/products/42", HTTP_HOST="localhost"), 42)
+assert page.content.decode() == EXPECTED, page.content
+assert page["Cache-Control"] == "max-age=0", page["Cache-Control"]
+"""
+
+
+async def test_a_page_of_django_is_kept_in_redis_and_no_browser_is_told_to_keep_it(redis_url):
+    view = VIEW % re.search(r"```python\n(.*?)```", SECTIONS["Django"], re.DOTALL)[1]
+
+    def shows(expected, what):
+        program = PROGRAMS["Django"].partition("if sys.argv")[0] + f"EXPECTED = {expected!r}" + view
+        run([sys.executable, "-W", "ignore", "-c", program], redis_url, what)
+
+    shows("first", "first")
+    shows("first", "second")
+    assert await evict("Django", redis_url)
+    shows("third", "third")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -13,7 +13,8 @@ import redis
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
 from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
-from invalidator.service import installation, serve
+from invalidator.service import installation
+from invalidator.service.run import serve
 from invalidator.triggers.install import install
 from tests.support import eventually, names
 

