@@ -34,6 +34,8 @@ Interleavings that were thought about, each in `tests/unit/core/test_cover_model
   old snapshot, may bring back old answers, locks and presences: the facts in their names are of another server.
 * The other may have missed changes of some tables (its triggers had drifted), and is about to evict them: a question
   from before is not answered at all.
+* A purge over the API reached one sidecar alone, so nobody else can answer for it: where a flush stands for one (its
+  evictions collapsed), it is made, not asked for.
 * The other evicts once but not again (5): a reader may still store what it loaded before; hence repeats included.
 
 *One flusher.* When nobody answers, or nobody is there who could, the debtor flushes under a lock in the target that

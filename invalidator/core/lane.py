@@ -26,6 +26,10 @@ Covers. A debt may be paid by another sidecar that says that it has evicted ever
 includes its repeats, so such a flush is not repeated. And others ask us: an ask has a number like everything else, and
 may be answered when all up to it is settled and nothing is owed.
 
+What is not shared. The other sidecar can only answer for what it received itself, through PostgreSQL. A purge over our
+API came to us alone. So a flush that stands for one (a backlog that collapsed, or a repeat of such a flush) `must` be
+made: `_unshared` is the newest number of that kind, and until it is settled such flushes are taken to stand for it.
+
 After. A lane that follows others (a local cache behind the shared one, or it would refill from there with what is
 stale) holds what it is given until they have answered it. It does not hold for ever: at the deadline it is told, and
 told again when they have answered; only that moves its `answered`. Its repeats come after theirs: until the shared
@@ -103,7 +107,8 @@ _READY: Final = frozenset({State.QUIET, State.OWING})
 class _Held:
     """What a lane that follows others has not been told; None for a flush."""
 
-    number: int
+    oldest: int  # of what it stands for
+    number: int  # the newest
     evictions: Evictions | None
     since: float
     deadline: float
@@ -125,6 +130,7 @@ class LaneState:
     settled_as_of: float | None = None
     collapses: int = 0
     _latest: int = 0  # all up to this number was told to us
+    _unshared: int = 0  # the newest number of what no other sidecar received
     _main: Way = field(default_factory=Way)  # the way of flushes, and of all that is not exact
     _exact: Way = field(default_factory=Way)  # used only where exact keys overtake
     _reason: str = ""
@@ -144,10 +150,23 @@ class LaneState:
 
     # What it is given
 
-    def put(self, evictions: Evictions | None, number: int, now: float, hold_until: float | None = None) -> None:
-        """Take the evictions of a batch; held back until `release`, or that moment, when there is one."""
+    def put(
+        self,
+        evictions: Evictions | None,
+        number: int,
+        now: float,
+        hold_until: float | None = None,
+        *,
+        unshared: bool = False,
+    ) -> None:
+        """Take the evictions of a batch; held back until `release`, or that moment, when there is one.
+
+        `unshared` where they did not come through PostgreSQL: no other sidecar answers for them.
+        """
+        if unshared:
+            self._unshared = number
         if hold_until is not None and (evictions or self._held):
-            self._hold(_Held(number, evictions or Evictions(), now, hold_until))
+            self._hold(_Held(number, number, evictions or Evictions(), now, hold_until))
         else:
             self._take(evictions, number, now)
             self._latest = number
@@ -157,8 +176,10 @@ class LaneState:
 
     def owe(self, reason: str, number: int, now: float, hold_until: float | None = None, *, must: bool = False) -> None:
         """Owe the target a flush; one that `must` be is paid by nobody else's word."""
+        if must:
+            self._unshared = number
         if hold_until is not None:
-            self._hold(_Held(number, None, now, hold_until, reason, must))
+            self._hold(_Held(number, number, None, now, hold_until, reason, must))
         else:
             self._owe(reason, number, now, must=must)
             self._latest = max(self._latest, number)
@@ -183,8 +204,8 @@ class LaneState:
         """
         waited = len(self._early) + len(self._held)
         while self._early and self._early[0][0] <= settled:
-            _, number, evictions = self._early.popleft()
-            self._due.append((now + self.repeat_after, number, evictions))
+            _, oldest, evictions = self._early.popleft()
+            self._repeat_at(now + self.repeat_after, oldest, evictions)
         while self._held and self._held[0].number <= answered:
             held = self._held.popleft()
             self._told = max(self._told - 1, 0)
@@ -370,7 +391,7 @@ class LaneState:
         if self._reason in ("", REPEAT):
             self._reason = reason
         self._must |= must
-        self._owed_from = self._owed_from or number
+        self._owed_from = older(number, self._owed_from)
         self._owed_since = self._owed_since or now
         self._happen(Event.OWE)
 
@@ -388,7 +409,7 @@ class LaneState:
 
     def _tell(self, held: _Held, now: float) -> None:
         if held.evictions is None:
-            self._owe(held.reason, held.number, now, must=held.must)
+            self._owe(held.reason, held.oldest, now, must=held.must)
         else:
             self._take(held.evictions, held.number, held.since)
 
@@ -398,7 +419,7 @@ class LaneState:
             _, number, evictions = self._due.popleft()
             if evictions is None:
                 self._flush_from = older(number, self._flush_from)
-                self._owe(REPEAT, 0, now)
+                self._owe(REPEAT, 0, now, must=self._has_unshared())
             else:
                 self._due_size -= len(evictions)
                 exact, rest = self._parted(evictions)
@@ -416,8 +437,11 @@ class LaneState:
             self._early = _not_above(oldest, self._early)
             self._early.append((newest, oldest, evictions))
         else:
-            self._due = _not_above(oldest, self._due)
-            self._due.append((now + self.repeat_after, oldest, evictions))
+            self._repeat_at(now + self.repeat_after, oldest, evictions)
+
+    def _repeat_at(self, moment: float, oldest: int, evictions: Evictions | None) -> None:
+        self._due = _not_above(oldest, self._due)
+        self._due.append((moment, oldest, evictions))
 
     def _collapse_if_too_deep(self, now: float) -> None:
         """What comes back may be too much together with what came meanwhile."""
@@ -427,6 +451,7 @@ class LaneState:
     def _collapse(self, number: int, now: float) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
+        must, oldest = self._has_unshared(), self._held[0].oldest if self._held else number
         again = (
             self._main.again_from,
             self._exact.again_from,
@@ -440,11 +465,16 @@ class LaneState:
         self._due.clear()
         self._due_size = 0
         if self._held:
-            self._held = deque([_Held(number, None, now, now, "backlog")])
+            self._held = deque([_Held(oldest, number, None, now, now, "backlog", must)])
             self._held_size, self._told = 0, 1
         else:
             self._latest = number
-        self._owe("backlog", number, now)
+        # With nothing but repeats waiting, all up to `number` is answered: the flush stands for the newest of it.
+        self._owe("backlog", self._owed_from or oldest, now, must=must)
+
+    def _has_unshared(self) -> bool:
+        """Whether something that only we received may still have to be evicted, or evicted again."""
+        return self._unshared > self.settled
 
     def _held_reason(self) -> str:
         return next((held.reason for held in self._held if held.reason), "")

@@ -39,7 +39,7 @@ class Way:
     def put(self, evictions: Evictions, number: int, now: float) -> None:
         if evictions:
             self.fresh.update(evictions)
-            self.fresh_from = self.fresh_from or number
+            self.fresh_from = older(number, self.fresh_from)  # what is sent again may be older than what waits
             self.since = self.since or now
 
     def repeat(self, evictions: Evictions, number: int, now: float) -> None:

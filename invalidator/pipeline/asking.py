@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.change import Change, table_wide
@@ -27,23 +27,31 @@ BOUND: Final = 100_000
 """Changes that may wait for a lookup before their tables count as changed in whole."""
 
 
+class Put(Protocol):
+    """Takes evictions; `unshared` where no other sidecar received what they are for."""
+
+    def __call__(self, evictions: Mapping[str, Evictions], *, unshared: bool) -> None: ...
+
+
 class Asking:
     """`put` is given the evictions of the rules with a lookup, whenever a round of questions is over."""
 
-    def __init__(self, rules: RuleSet, lookups: Lookups, put: Callable[[Mapping[str, Evictions]], None]) -> None:
+    def __init__(self, rules: RuleSet, lookups: Lookups, put: Put) -> None:
         self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
         self._lookups, self._put = lookups, put
         self._columns: dict[int, frozenset[str] | None] = {}
         self._waiting: list[Change] = []
+        self._unshared = False  # whether no other sidecar received some of what waits
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
         self._round = 0
         self._news, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._log = Log()
 
-    def put(self, changes: Sequence[Change]) -> None:
+    def put(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
         """Take those changes that a rule with a lookup is about."""
         self._waiting += [change for change in changes if self._rules.about(change.table)]
+        self._unshared |= unshared
         if len(self._waiting) > BOUND:
             self._waiting = [table_wide(table) for table in dict.fromkeys(change.table for change in self._waiting)]
         if self._waiting:
@@ -66,9 +74,10 @@ class Asking:
             stop_if_cancelled()
             self._news.clear()
             changes, self._waiting = self._waiting, []
+            unshared, self._unshared = self._unshared, False
             if changes:
                 self._round += 1
-                self._put(self._rules.evict(changes, await self._ask_all(changes)))
+                self._put(self._rules.evict(changes, await self._ask_all(changes)), unshared=unshared)
             while self._after and self._after[0][0] <= self._round:
                 self._after.popleft()[1]()
             if not self._waiting:

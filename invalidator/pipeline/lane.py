@@ -91,10 +91,15 @@ class Lane:
 
     # What it is given
 
-    def put(self, evictions: Evictions | None, number: int, hold_until: float | None = None) -> None:
-        """Take the evictions of a batch; `number` is what is answered when the target has answered for them."""
+    def put(
+        self, evictions: Evictions | None, number: int, hold_until: float | None = None, *, unshared: bool = False
+    ) -> None:
+        """Take the evictions of a batch; `number` is what is answered when the target has answered for them.
+
+        `unshared` where no other sidecar received what they are for.
+        """
         state, collapses = self.state, self.state.collapses
-        state.put(evictions, number, _now(), hold_until)
+        state.put(evictions, number, _now(), hold_until, unshared=unshared)
         if state.collapses > collapses:
             self._log.warning(
                 "collapsed", "too much waits for the target: it is owed a flush instead", bound=state.bound

@@ -165,12 +165,15 @@ class Pipeline:
         return self._feed
 
     def purge(self, changes: Sequence[Change], evictions: Evictions | None = None) -> int:
-        """Evict for changes that somebody says, and these evictions everywhere; the number to wait for."""
+        """Evict for changes that somebody says, and these evictions everywhere; the number to wait for.
+
+        Nobody says it to the other sidecars, so none of them can answer for it.
+        """
         if changes:
-            self._changes(changes)
+            self._changes(changes, unshared=True)
         if evictions:
             names = [lane.target.name for lane in self.lanes]
-            self._put({name: self._rules.within_reach(name, evictions) for name in names})
+            self._put({name: self._rules.within_reach(name, evictions) for name in names}, unshared=True)
         return self._number
 
     async def answered(self, number: int, timeout: float) -> bool:
@@ -278,19 +281,21 @@ class Pipeline:
         for lane in self.lanes:
             lane.show_soon()
 
-    def _changes(self, changes: Sequence[Change]) -> None:
-        self._put(self._plain.evict(changes), changes)
+    def _changes(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
+        self._put(self._plain.evict(changes), changes, unshared=unshared)
         asyncio.get_running_loop().call_soon(self._count, changes)  # when the lanes have sent
         if self._asking:
-            self._asking.put(changes)
+            self._asking.put(changes, unshared=unshared)
         self._log.debug("batch", "heard changes", changes=len(changes), number=self._number)
 
-    def _put(self, evictions: Mapping[str, Evictions], changes: Sequence[Change] = ()) -> None:
+    def _put(
+        self, evictions: Mapping[str, Evictions], changes: Sequence[Change] = (), *, unshared: bool = False
+    ) -> None:
         self._number += 1
         for witness in self.witnesses:
             witness(changes, evictions)
         for lane in self._in_order:
-            lane.put(evictions.get(lane.target.name), self._number, self._hold(lane))
+            lane.put(evictions.get(lane.target.name), self._number, self._hold(lane), unshared=unshared)
 
     def _hold(self, lane: Lane) -> float | None:
         """Until when a lane that follows others holds what it is given; None when they have answered already."""

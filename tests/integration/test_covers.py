@@ -10,6 +10,7 @@ from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.batch import Ask, Gap
 from invalidator.core.change import Change
 from invalidator.core.cover import Claims, Seen
+from invalidator.core.eviction import Evictions
 from invalidator.pipeline import lane, settling
 from invalidator.sources.memory import MemorySource
 from invalidator.targets.memory import MemoryTarget
@@ -17,7 +18,7 @@ from invalidator.targets.redis import RedisTarget, board
 from invalidator.targets.redis.line import Identity
 from tests.support import eventually
 from tests.support.proxy import Proxy
-from tests.support.sidecars import Sidecar, T
+from tests.support.sidecars import TAGS, Sidecar, T
 
 
 @pytest.fixture(autouse=True)
@@ -262,3 +263,24 @@ async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(red
         second.pipeline.flush(Gap("asked"))
         await eventually(lambda: second.flushes == 1)
         assert not cache.exists("p:unsaid")
+
+
+@pytest.mark.parametrize(
+    ("changes", "evictions"),
+    [
+        ((), Evictions(dict.fromkeys(map("p:{}".format, range(10))))),
+        ([Change(T, "update", None, {"id": str(number)}) for number in range(10)], None),
+        ([Change(TAGS, "update", None, {"id": str(number)}) for number in range(10)], None),
+    ],
+    ids=["keys", "rows", "rows with a lookup"],
+)
+async def test_a_purge_that_collapses_is_flushed_though_others_could_answer(redis_url, cache, changes, evictions):
+    source = MemorySource()
+    async with able(source, redis_url), Sidecar(source, redis_url, "second", bound=5).running() as second:
+        await second.settles()
+        await eventually(lambda: second.covered == 1)
+        cache.set("p:1", "to be purged")
+        number = second.pipeline.purge(changes, evictions)
+        assert await second.pipeline.answered(number, 10)
+        assert not cache.exists("p:1")
+        assert (second.covered, second.flushes) == (1, 1)

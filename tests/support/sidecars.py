@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.change import Table
 from invalidator.core.cover import Claims
+from invalidator.core.lane import BOUND
+from invalidator.core.lookup import Found, parse_lookup
 from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
@@ -15,16 +18,48 @@ from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
 
-T = Table("public", "products")
+T, TAGS = Table("public", "products"), Table("public", "tags")
+RULES = [
+    Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=()),
+    Rule(
+        1,
+        TablePattern(*TAGS),
+        (Evict("key", parse("p:{product}")),),
+        to=(),
+        lookup=parse_lookup("select {id} as product", "skip"),
+    ),
+]
+
+
+class Itself:
+    """Lookups that find what they are asked for."""
+
+    async def describe(self, lookup, tables):
+        return Found(columns=frozenset({"product"}))
+
+    async def ask(self, lookup, parameters):
+        return {asked: [{"product": asked[0]}] for asked in parameters}
 
 
 class Sidecar:
     """Each reaches the Redis in its own way."""
 
-    def __init__(self, source, url, instance, *, claims="same", repeat_after=0.1, stale_after=6.0, local=(), **options):
+    def __init__(
+        self,
+        source,
+        url,
+        instance,
+        *,
+        claims="same",
+        repeat_after=0.1,
+        stale_after=6.0,
+        local=(),
+        bound=BOUND,
+        **options,
+    ):
         self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
         names = ["cache", *(one.name for one in local)]
-        rules = RuleSet([Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))], names)
+        rules = RuleSet([replace(rule, to=tuple(names)) for rule in RULES], names)
         self.claims = Claims(claims)
         self.pipeline = Pipeline(
             source,
@@ -34,6 +69,8 @@ class Sidecar:
             after={one.name: ["cache"] for one in local},
             patience=60,
             stale_after=stale_after,
+            bound=bound,
+            lookups=Itself(),
             claims=lambda _: self.claims,
         )
         self.lane = self.pipeline.lanes[-1]

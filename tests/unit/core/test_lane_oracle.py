@@ -1,0 +1,379 @@
+"""What a lane claims, against a second bookkeeping that shares nothing with it: random walks over all that can happen.
+
+The ledger below follows each thing that was put by itself: the moment from which a message counts for it, whether one
+that was sent since has been confirmed, whether one was sent and confirmed again when a late reader had stored. From
+that follow the highest numbers that a lane may claim. The lane keeps a few numbers instead, which is where it may err.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+
+from invalidator.core import lane
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.lane import LaneState
+from tests.support.explore import Violation
+
+FLUSH = "flush"
+PATIENCE = 3.0
+WALKS = int(os.environ.get("INVALIDATOR_TEST_WALKS", "1000"))
+"""For each setting; 30,000 take a minute or two."""
+
+
+@dataclass
+class Thing:
+    """One eviction of one number, or the flush that it asks for."""
+
+    number: int
+    what: object
+    put_at: float
+    deadline: float | None = None  # held until then; None where it was not held
+    unshared: bool = False
+    counts_from: float | None = None  # messages that are taken from here on count; None while it is held
+    confirmed: float | None = None
+    may_repeat: bool = False  # the lane that this one follows has settled it
+    repeat_from: float | None = None
+    repeated: bool = False
+    was_told: bool = False  # counted or not
+
+
+@dataclass
+class Sent:
+    """A message on its way, and what its confirmation will mean."""
+
+    work: object
+    first: list = field(default_factory=list)
+    again: list = field(default_factory=list)
+    told: list = field(default_factory=list)
+
+
+class Walk:
+    """A lane, the ledger, and whatever chance does to them."""
+
+    def __init__(self, seed, *, follows, overtakes, bound, repeat_after):
+        self.chance = random.Random(seed)
+        self.follows, self.repeat_after = follows, repeat_after
+        self.lane = LaneState(repeat_after, bound, overtakes, follows)
+        self.now, self.number, self.path = 1.0, 0, []
+        self.before = [0, 0]  # how far the lane that this one follows has answered, and settled
+        self.things, self.marks, self.asks = [], [], {}
+        self.sent = {"main": None, "exact": None}
+
+    # What happens
+
+    def step(self):
+        names = list(self.OPS)
+        name = self.chance.choices(names, [self.OPS[one] for one in names])[0]
+        self.path.append(name)
+        getattr(self, name)()
+        self.check()
+
+    OPS: ClassVar = {
+        "put": 6, "put_nothing": 1, "purge": 1, "owe": 0.6, "must": 0.3, "mark": 2, "ask": 1, "release": 5,
+        "take": 5, "take_exact": 5, "answer": 5, "answer_exact": 5, "fail": 1, "fail_exact": 1, "collapse": 0.3,
+        "tick": 5,
+    }  # fmt: skip
+
+    def next_number(self):
+        self.number += 1
+        if self.follows and self.before[0] == self.number - 1 and self.chance.random() < 0.2:
+            self.before[0] = self.number  # the other one has nothing to do for it
+            self.released()
+        return self.number
+
+    def hold(self):
+        if not self.follows:
+            return None
+        self.released()
+        return None if self.before[0] >= self.number else self.now + PATIENCE
+
+    def note(self, what, hold, *, unshared=False):
+        thing = Thing(self.number, what, self.now, hold, unshared, None if hold else self.now)
+        thing.may_repeat = not self.follows or self.before[1] >= self.number
+        self.things.append(thing)
+
+    def put(self, *, unshared=False):
+        number = self.next_number()
+        made = Evictions()
+        for _ in range(self.chance.choice((1, 1, 2, 3))):
+            name = self.chance.choice((f"k{number}", f"l{number}", "shared", "other"))
+            glob = self.chance.random() < 0.4
+            made.add(Eviction("key", f"{name}:*" if glob else name, glob=glob))
+        hold = self.hold()
+        for one in made:
+            self.note(one, hold, unshared=unshared)
+        self.lane.put(made, number, self.now, hold, unshared=unshared)
+
+    def purge(self):
+        self.put(unshared=True)
+
+    def put_nothing(self):
+        number = self.next_number()
+        self.lane.put(None, number, self.now, self.hold())
+
+    def owe(self, *, must=False):
+        number = self.next_number()
+        hold = self.hold()
+        self.note(FLUSH, hold, unshared=must)
+        self.lane.owe("gap", number, self.now, hold, must=must)
+
+    def must(self):
+        self.owe(must=True)
+
+    def mark(self):
+        self.marks.append((self.number, float(len(self.marks) + 1)))
+        self.lane.mark(*self.marks[-1])
+
+    def ask(self):
+        nonce = f"nonce {len(self.asks)}"
+        self.asks[nonce] = self.number
+        self.lane.ask(self.number, nonce)
+
+    def release(self):
+        if not self.follows:
+            return
+        answered = self.chance.randint(self.before[0], self.number)
+        self.before = [answered, self.chance.randint(self.before[1], answered)]
+        self.released()
+
+    def released(self):
+        for thing in self.things:
+            if thing.counts_from is None and thing.number <= self.before[0]:
+                thing.counts_from = self.now
+            if not thing.may_repeat and thing.number <= self.before[1]:
+                thing.may_repeat = True
+                self.schedule(thing)
+        self.lane.release(*self.before, self.now)
+
+    def schedule(self, thing):
+        if thing.confirmed is not None and thing.may_repeat and thing.repeat_from is None:
+            thing.repeat_from = self.now + self.repeat_after
+
+    def take(self):
+        if self.sent["main"] is None:
+            self.send("main", self.lane.take(self.now))
+
+    def take_exact(self):
+        if self.lane.overtakes and self.sent["exact"] is None:
+            self.send("exact", self.lane.take_exact(self.now))
+
+    def send(self, way, work):
+        if work is None:
+            return
+        assert work.flush or work.evictions, "the target was told nothing"
+        sent = self.sent[way] = Sent(work)
+        carried = set(work.evictions)
+        for thing in self.things:
+            if work.flush or thing.what in carried:
+                sent.told.append(thing)
+                if thing.counts_from is not None:
+                    sent.first.append(thing)
+                if thing.repeat_from is not None and self.now >= thing.repeat_from:
+                    sent.again.append(thing)
+
+    def answer(self):
+        sent = self.sent["main"]
+        if sent is not None:
+            work = sent.work
+            coverable = work.flush not in ("", lane.REPEAT) and not work.must
+            covered = coverable and self.chance.random() < 0.5
+            self.confirmed("main", covered=covered)
+            self.lane.answer(self.now, covered=covered)
+            self.answered()
+
+    def answer_exact(self):
+        if self.sent["exact"] is not None:
+            self.confirmed("exact")
+            self.lane.answer_exact(self.now)
+            self.answered()
+
+    def confirmed(self, way, *, covered=False):
+        """Covered, another sidecar has evicted, twice, all that came through PostgreSQL before it was asked."""
+        sent, self.sent[way] = self.sent[way], None
+        if covered:
+            for thing in sent.told:
+                thing.was_told |= not thing.unshared
+            for thing in sent.first:
+                if not thing.unshared:
+                    thing.confirmed, thing.repeated = thing.confirmed or self.now, True
+            return
+        for thing in sent.told:
+            thing.was_told = True
+        for thing in sent.again:
+            thing.repeated = True
+        for thing in sent.first:
+            if thing.confirmed is None:
+                thing.confirmed = self.now
+                self.schedule(thing)
+
+    def answered(self):
+        for nonce in self.lane.answers():
+            if self.asks[nonce] > self.truth()[1] or self.lane.owed:
+                raise Violation(f"{nonce} is answered up to {self.asks[nonce]}, settled is {self.truth()[1]}")
+        if self.follows:
+            self.released()
+
+    def fail(self):
+        if self.sent["main"] is not None:
+            self.sent["main"] = None
+            self.lane.fail(self.now)
+
+    def fail_exact(self):
+        if self.sent["exact"] is not None:
+            self.sent["exact"] = None
+            self.lane.fail_exact(self.now)
+
+    def collapse(self):
+        self.lane.collapse(self.now)
+
+    def tick(self):
+        self.now += self.chance.choice((0.5, 1.0, PATIENCE))
+
+    # What must hold
+
+    def truth(self):
+        """The highest numbers up to which all is confirmed, and repeated too."""
+        confirmed = min((one.number for one in self.things if one.confirmed is None), default=self.number + 1) - 1
+        settled = (
+            one.number
+            for one in self.things
+            if one.confirmed is None or (self.repeat_after and not one.repeated)
+        )  # fmt: skip
+        return confirmed, min(settled, default=self.number + 1) - 1
+
+    def check(self):
+        state, (confirmed, settled) = self.lane, self.truth()
+        if state.answered > confirmed:
+            raise Violation(f"{state.answered} is claimed as answered, {confirmed} is")
+        if state.settled > settled:
+            raise Violation(f"{state.settled} is claimed as settled, {settled} is")
+        for claim, limit in ((state.as_of, confirmed), (state.settled_as_of, settled)):
+            if claim is not None and self.marks[int(claim) - 1][0] > limit:
+                raise Violation(f"the mark of {self.marks[int(claim) - 1][0]} is passed, {limit} is so")
+        if not state.owed and any(one.what is FLUSH and one.confirmed is None for one in self.things):
+            raise Violation("a flush is missing, and nothing is owed")
+
+    def rest(self):
+        """Let everything be answered and released: what is claimed then is all that there was."""
+        for _ in range(200):
+            for take, answer in ((self.take, self.answer), (self.take_exact, self.answer_exact)):
+                take()
+                self.check()
+                answer()
+                self.check()
+            if self.sent == {"main": None, "exact": None} and not (self.lane.has_work or self.lane.has_exact_work):
+                self.check_deadlines()
+                if self.follows and self.before != [self.number] * 2:
+                    self.before = [self.number] * 2
+                    self.released()
+                elif self.lane.due() is not None:
+                    self.now = max(self.now, self.lane.due())
+                else:
+                    break
+        self.check_rest()
+
+    def check_deadlines(self):
+        late = [one.number for one in self.things if one.deadline and one.deadline <= self.now and not one.was_told]
+        if late and (self.lane.due() or self.now + 1) > self.now:
+            raise Violation(f"{late} was never told, though it was held for too long")
+
+    def check_rest(self):
+        state = self.lane
+        if not state.is_idle or state.owed:
+            raise Violation(f"it does not come to rest: {state}")
+        if (state.answered, state.settled) != (self.number, self.number):
+            raise Violation(f"at rest with {state.answered} and {state.settled} of {self.number}")
+        if self.marks and state.as_of != self.marks[-1][1]:
+            raise Violation(f"at rest with {state.as_of}, {self.marks[-1]} is the last mark")
+
+
+SETTINGS = {
+    "plain": {"follows": False, "overtakes": False},
+    "keys overtake": {"follows": False, "overtakes": True},
+    "follows": {"follows": True, "overtakes": False},
+    "follows, and keys overtake": {"follows": True, "overtakes": True},
+}
+
+
+def walked(seed, setting, lane_type=LaneState):
+    chance = random.Random(seed)
+    walk = Walk(seed, bound=chance.choice((2, 6, 100, 100)), repeat_after=chance.choice((0.0, 1.0, 1.0)), **setting)
+    if lane_type is not LaneState:
+        state = walk.lane
+        walk.lane = lane_type(state.repeat_after, state.bound, state.overtakes, state.follows)
+    try:
+        for _ in range(chance.randrange(5, 60)):
+            walk.step()
+        walk.rest()
+    except (Violation, KeyError, AssertionError) as error:
+        raise Violation(f"seed {seed}: {error!r} after {', '.join(walk.path)}") from error
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_nothing_is_claimed_that_is_not_so_and_all_of_it_in_the_end(setting):
+    for seed in range(WALKS):
+        walked(seed, setting)
+
+
+class KeepsTheNewer(LaneState):
+    """What is sent again does not lower the number of what waits."""
+
+    def _take(self, evictions, number, now):
+        before = self._exact.fresh_from, self._main.fresh_from
+        super()._take(evictions, number, now)
+        self._exact.fresh_from, self._main.fresh_from = (
+            known or way.fresh_from for known, way in zip(before, (self._exact, self._main), strict=True)
+        )
+
+
+class ReleasesUnordered(LaneState):
+    """Repeats that were waited for are appended as they come."""
+
+    def _repeat_at(self, moment, oldest, evictions):
+        self._due.append((moment, oldest, evictions))
+
+
+class TakesTheNewest(LaneState):
+    """A collapse of what is held stands for the newest of it alone."""
+
+    def _collapse(self, number, now):
+        super()._collapse(number, now)
+        for held in self._held:
+            held.oldest = held.number
+
+
+class LetsOthersAnswer(LaneState):
+    """A flush that stands for a purge may be covered."""
+
+    def _has_unshared(self):
+        return False
+
+
+class TellsLate(LaneState):
+    """What was held for too long is not told before it is released."""
+
+    def due(self):
+        return self._due[0][0] if self._due else None
+
+    def _collect(self, now):
+        held, self._held = self._held, deque()
+        super()._collect(now)
+        self._held = held
+
+
+def walked_all(lane_type):
+    for seed in range(WALKS):
+        for setting in reversed(SETTINGS.values()):
+            walked(seed, setting, lane_type)
+
+
+@pytest.mark.parametrize("broken", [KeepsTheNewer, ReleasesUnordered, TakesTheNewest, LetsOthersAnswer, TellsLate])
+def test_each_mistake_is_caught(broken):
+    with pytest.raises(Violation):
+        walked_all(broken)
