@@ -11,7 +11,8 @@ there is only `new`, that the old image is the same in every field. Without it t
 themselves. `"w": true` is the whole table, with neither rows nor fields; so is a table of which no field is used.
 Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it is written: it is what PostgreSQL's
 own text would be. Without `o` somebody reported the row by hand (`invalidator.changed`), and a null there is unknown:
-whoever calls it in a trigger with `NEW.id` sends null for a deleted row.
+whoever calls it in a trigger with `NEW.id` sends null for a deleted row. Where `o` is null, a trigger of ours does not
+know the operation: row triggers on partitions can't tell a row that moves from one that is inserted or deleted.
 
 `by` says who sent it where no writer did: `install`, when triggers of the table were installed or changed.
 
@@ -88,7 +89,7 @@ def _rows(message: dict[str, Any], table: Table, op: Op | None, *, plain: bool) 
     fields = _names(message.get("c"), table)
     key = tuple(_names(message["k"], table)) if "k" in message else None
     old, new = (_images(message.get(side), fields, table, plain=plain) for side in ("old", "new"))
-    if op is None:
+    if "o" not in message:
         old, new = [*map(_without_nulls, old)], [*map(_without_nulls, new)]
     if not old and not new:
         raise UnreadableError("it has no rows", table)

@@ -6,9 +6,10 @@ from importlib.resources import files
 from typing import LiteralString
 
 # Once qualified, all operators are of one precedence: hence the brackets in function.sql.
-_OPERATOR = re.compile(r"(?<= )(=|<>|<=|>=|<|>|\+|-|\*|/)(?= )")
+_OPERATOR = re.compile(r"(?<= )(=|<>|<=|>=|<|>|~~|~|\+|-|\*|/)(?= )")
 _NAME = re.compile(
-    r"(?<![.\w])(cardinality(?=\()|concat(?=\()|octet_length(?=\()|lower(?=\()|pg_notif\w+(?=\()|text\b|\"C\")(?!\[)"
+    r"(?<![.\w])((?:cardinality|concat|octet_length|lower|pg_notif\w+|current_setting|current_query|set_config|replace|split_part|strpos|substr)(?=\()"
+    r"|text\b|\"C\")(?!\[)"
 )
 _BLANK = re.compile(r"\{([a-z_]+)\}")
 
@@ -25,6 +26,8 @@ def plan() -> LiteralString:
     text = load("plan").replace("{write}", load("write")).replace("{findings}", load("findings"))
     for name, template in (
         ("function", _qualified(load("function"))),
+        ("moving_template", _qualified(load("moving"))),
+        ("moved_template", _qualified(load("moved"))),
         ("changed", load("changed")),
         ("altered", load("altered")),
     ):
@@ -34,9 +37,11 @@ def plan() -> LiteralString:
 
 def _qualified(template: str) -> str:
     """A template in which operators, functions and types are those of pg_catalog, whatever a session's search_path."""
-    comment, directive, code = template.partition("#variable_conflict")
-    code = _OPERATOR.sub(r"operator(pg_catalog.\1)", code)
-    return comment + directive + _NAME.sub(r"pg_catalog.\1", code)
+    comments = re.compile(r"( *--.*)")  # a piece each, and between them the code
+    return "".join(
+        piece if place % 2 else _NAME.sub(r"pg_catalog.\1", _OPERATOR.sub(r"operator(pg_catalog.\1)", piece))
+        for place, piece in enumerate(comments.split(template))
+    )
 
 
 def _for_format(template: str) -> LiteralString:

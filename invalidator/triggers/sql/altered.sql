@@ -16,8 +16,13 @@ begin
             where object_type = 'trigger' and address_names[3] ~ {of_ours});
     else
         relations := array(
-            with recursive concerned (relid) as (
+            -- What alters a table alters those below it, and PostgreSQL names the first alone.
+            with recursive below (relid) as (
                 select objid from pg_event_trigger_ddl_commands() where classid = 'pg_class'::regclass
+                union
+                select inhrelid from below join pg_inherits on inhparent = relid
+            ), concerned (relid) as (
+                select relid from below
                 union
                 select inhparent from concerned join pg_inherits on inhrelid = relid
             )

@@ -43,7 +43,6 @@ from below
 join tables t on t.relid = top
 join pg_class c on c.oid = below.relid and c.relkind = 'f'
 join pg_namespace n on n.oid = c.relnamespace
-where not rows_level
 
 union all
 select 0, 'refusal', t.nspname, t.relname, null, null, null, 'outdated', null, null,
@@ -77,6 +76,19 @@ select 0, 'note', t.nspname, t.relname, null, null, 'more', null, null, null,
     'another version of the rules may need it; else --prune narrows them', null, null, t.number
 from tables t
 where sends_more or exists (select from fields where fields.relid = t.relid and not asked)
+
+union all
+select 0, 'note', t.nspname, t.relname, null, null, 'row', null, null, null,
+    case when relid in (select o.relid from reached_from_outside o)
+         then format('statements that name a parent change "%s.%s" too: its triggers fire for each row, which costs writers'
+                     ' more', t.nspname, t.relname)
+         else format('EXECUTE on current_setting is not granted to all: the triggers of "%s.%s" fire for each row', t.nspname,
+                     t.relname) end,
+    case when relid in (select o.relid from reached_from_outside o)
+         then 'a rule that names the topmost parent instead has statement triggers'
+         else 'grant execute on function current_setting(text, boolean) to public' end, null, null, t.number
+from tables t
+where rows_only
 
 union all
 select 0, 'note', null, null, null, null, 'notification queue', case when usage > 0.5 then 'full' end, null, null,

@@ -11,15 +11,15 @@
 -- are named in full, because a pinned search_path would cost each call a microsecond.
 #variable_conflict use_column
 begin
-    <<narrow>>
+{moving}    <<narrow>>
     begin
-        if tg_op = 'UPDATE' then
+{moved}        if tg_op = 'UPDATE' then
             perform pg_notify({channel}, few.payload)
             from (
                 select case when greatest(cardinality(old_1), cardinality(new_1)) = 0 or greatest(cardinality(old_1), cardinality(new_1)) > {few}
                         or pg_notification_queue_usage() > 0.5 then null
                     when {same} then {same_few}
-                    else concat({opening}, 'update', {fields}, case when {key_same} then ',"p":true' end, {few_old}, {few_new}, '}') end as payload
+                    else concat({opening}, ',"o":"update"', {fields}, case when {key_same} then ',"p":true' end, {few_old}, {few_new}, '}') end as payload
                 from (
                     select {few_collect_old},
                         {few_collect_new}
@@ -30,7 +30,7 @@ begin
             perform pg_notify({channel}, few.payload)
             from (
                 select case when cardinality(new_1) = 0 or cardinality(new_1) > {few} or pg_notification_queue_usage() > 0.5 then null
-                    else concat({opening}, 'insert', {fields}, {few_new}, '}') end as payload
+                    else concat({opening}, {inserted}, {fields}, {few_new}, '}') end as payload
                 from (
                     select {few_collect_new}
                     offset 0) as images
@@ -40,7 +40,7 @@ begin
             perform pg_notify({channel}, few.payload)
             from (
                 select case when cardinality(old_1) = 0 or cardinality(old_1) > {few} or pg_notification_queue_usage() > 0.5 then null
-                    else concat({opening}, 'delete', {fields}, {few_old}, '}') end as payload
+                    else concat({opening}, {deleted}, {fields}, {few_old}, '}') end as payload
                 from (
                     select {few_collect_old}
                     offset 0) as images
@@ -84,7 +84,7 @@ begin
                 return null;
             end if;
             exit narrow when count > {bulk_limit} or pg_notification_queue_usage() > 0.5;
-            head := concat({opening}, lower(tg_op collate "C"), {fields});
+            head := concat({opening}, {op}, {fields});
             if tg_op = 'UPDATE' then
                 if {same} then
                     {when_same}
@@ -114,7 +114,7 @@ begin
         null;  -- a column is gone, a value can't be written: whatever it is, the statement that called us does not fail of it
     end;
     begin
-        perform pg_notify({channel}, concat({opening}, lower(tg_op collate "C"), '","w":true}'));
+        perform pg_notify({channel}, concat({opening}, {op}, ',"w":true}'));
     exception when others then
         notify {channel_name}, {wide};  -- who may not call pg_notify() may still do this
     end;

@@ -55,18 +55,39 @@ there as materialized (
     ) as seal
 ),
 
--- Each table once, with what all its rules want together, and what its function carries already.
+-- Each table of a rule, and each partition and inheritance child below it. Statement triggers go on all of them, because a
+-- statement fires only those of the table that it names.
+below (top, relid) as (
+    select relid, relid from matched where relkind in ('r', 'p')
+    union
+    select top, inhrelid from below join pg_inherits on inhparent = below.relid
+),
+-- A statement that names an ancestor changes the table's rows too. The ancestor's statement triggers can't be ours: their
+-- transition tables don't say which rows are the table's, tableoid is not in them. Row triggers fire however a row is
+-- reached. So a table gets those when it, or a table below it, has a parent that is not in the same tree.
+reached_from_outside (relid) as materialized (
+    select distinct below.top
+    from below
+    join pg_inherits on inhrelid = below.relid
+    left join below as inside on inside.top = below.top and inside.relid = inhparent
+    where inside.relid is null
+),
+
+-- Each table once, with what all its rules want together, and what its function carries already. Rows move between
+-- partitions, and of such a row a row trigger hears a DELETE and an INSERT (see moving.sql).
 tables as materialized (
-    select relid, nspname, relname, relkind, relowner, owned, proname, rows_level, key, key_holds, number,
+    select relid, nspname, relname, relkind, relowner, owned, proname, rows_asked, key, key_holds, number,
+        rows_wanted or (kept and spec ->> 'level' = 'row') as rows_level, rows_wanted and not rows_asked as rows_only,
+        relkind = 'p' or is_partition or (kept and coalesce((spec ->> 'moves')::bool, false)) as moves,
         sends_key or (kept and (spec ->> 'key')::bool) as sends_key,
         pairs or (kept and (spec ->> 'pairs')::bool) as pairs,
         skips and (not kept or (spec ->> 'skips')::bool) as skips,
         installation.bulk_limit, coalesce((spec ->> 'bulk_limit')::int, installation.bulk_limit) as old_limit,
         case when kept then spec -> 'fields' else '[]' end as kept_fields,
         kept and ((spec ->> 'key')::bool and not sends_key or (spec ->> 'pairs')::bool and not pairs
-            or skips and not (spec ->> 'skips')::bool) as sends_more
+            or skips and not (spec ->> 'skips')::bool or spec ->> 'level' = 'row' and not rows_wanted) as sends_more
     from (
-        select relid, nspname, relname, relkind, bool_or(level = 'row') as rows_level, bool_or(sends_key) as sends_key,
+        select relid, nspname, relname, relkind, bool_or(level = 'row') as rows_asked, bool_or(sends_key) as sends_key,
             bool_or(pairs) as pairs, bool_and(skips) as skips, min(number) as number
         from matched
         where relkind in ('r', 'p')
@@ -76,7 +97,16 @@ tables as materialized (
     cross join lateral (
         select name || '_' || left(encode(sha256(convert_to(nspname || chr(31) || relname, 'UTF8')), 'hex'), 16) as proname
     ) as named
-    cross join lateral (select relowner, pg_has_role(relowner, 'usage') as owned from pg_class where oid = relid) as class
+    cross join lateral (
+        select relowner, pg_has_role(relowner, 'usage') as owned, relispartition as is_partition
+        from pg_class
+        where oid = relid
+    ) as class
+    cross join lateral (
+        -- Row triggers for the moves of a partitioned table test a setting, which their writers must be able to read.
+        select rows_asked or relid in (select o.relid from reached_from_outside o) or relkind = 'p'
+            and not has_function_privilege('public', 'pg_catalog.current_setting(text, boolean)', 'execute') as rows_wanted
+    ) as levels
     cross join lateral (
         select array_agg(a.attname::text order by k.place) as key, bool_and(i.indimmediate and i.indisvalid) as key_holds
         from pg_index i, unnest(i.indkey) with ordinality as k (number, place), pg_attribute a
@@ -125,7 +155,7 @@ fields as materialized (
 -- somebody changed it by hand, or an older version of ours wrote it. Else it has sent each change, if with fewer
 -- fields, and the rules take those that are missing as unknown.
 functions as materialized (
-    select t.nspname, t.relname, t.number, t.proname, function, xmin, proowner, w.source, w.config, state,
+    select t.relid, t.nspname, t.relname, t.number, t.proname, function, xmin, proowner, w.source, w.config, state,
         function is null or odd or sealed_by is null
             or sealed_by <= generation and (prosrc <> w.source or proconfig is distinct from w.config) as is_due,
         state = 'tampered' or sealed_by < generation or (spec ->> 'skips')::bool and (not skips or exists (
@@ -149,28 +179,27 @@ functions as materialized (
     ) as judged
 ),
 
--- The triggers that there should be: on each table, and on each partition and inheritance child below it, because a
--- statement that names one of those fires only its own.
-below (top, relid) as (
-    select relid, relid from tables
-    union
-    select top, inhrelid from below join pg_inherits on inhparent = below.relid
-),
-events (event, bit, old_table, new_table) as (
-    values ('insert', 4, null, 'new_rows'), ('update', 16, 'old_rows', 'new_rows'),
-           ('delete', 8, 'old_rows', null), ('truncate', 32, null, null)
+-- The triggers that there should be. The last three are for statement triggers of partitioned tables; moving.sql says why.
+events (suffix, event, bits, old_table, new_table) as (
+    values ('insert', 'insert', 4, null, 'new_rows'), ('update', 'update', 16, 'old_rows', 'new_rows'),
+           ('delete', 'delete', 8, 'old_rows', null), ('truncate', 'truncate', 32, null, null),
+           ('moving', 'update', 2 + 16, null, null),
+           ('moved_out', 'delete', 1 + 8, null, null), ('moved_in', 'insert', 1 + 4, null, null)
 ),
 triggers as materialized (
-    select t.nspname, t.relname, t.proname, t.rows_level,
+    select t.nspname, t.relname, t.proname, t.rows_asked and by_row as always_fires, not for_moves as has_levels,
         c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner, pg_has_role(c.relowner, 'usage') as owned,
-        event, old_table, new_table, by_row, bit + by_row::int as type, tgname,
-        format('create or replace trigger %I after %s on %I.%I %sfor each %s execute function %I.%I()%s',
-               tgname, event, n.nspname, c.relname,
-               case when by_row or event = 'truncate' then ''
-                    else 'referencing' || coalesce(' old table as ' || old_table, '')
-                        || coalesce(' new table as ' || new_table, '') || ' ' end,
-               case when by_row then 'row' else 'statement' end, schema, t.proname,
-               case when pg_has_role(c.relowner, 'usage') then '; ' || always end) as creation,
+        event, old_table, new_table, by_row, bits | by_row::int as type, tgname,
+        -- As pg_get_expr() writes it.
+        case when has_condition then format('(current_setting(%L::text, true) <> ''''::text)', setting) end as condition,
+        format('create or replace trigger %I %s %s on %I.%I %sfor each %s %sexecute function %I.%I()%s',
+               tgname, case when suffix = 'moving' then 'before' else 'after' end, event, n.nspname, c.relname,
+               case when not by_row then 'referencing ' || nullif(concat(
+                   'old table as ' || old_table || ' ', 'new table as ' || new_table || ' '), '') end,
+               case when by_row then 'row' else 'statement' end,
+               case when has_condition then format(
+                   'when (pg_catalog.current_setting(%L, true) operator(pg_catalog.<>) '''') ', setting) end,
+               schema, t.proname, case when pg_has_role(c.relowner, 'usage') then '; ' || always end) as creation,
         always
     from below
     join tables t on t.relid = top
@@ -179,21 +208,40 @@ triggers as materialized (
     cross join events
     cross join installation
     cross join lateral (
-        select rows_level and event <> 'truncate' as by_row,
+        select suffix like 'mov%' as for_moves, suffix like 'moved%' as has_condition, 'invalidator.' || t.proname as setting,
+            suffix like 'moved%' or rows_level and event <> 'truncate' as by_row,
             concat_ws('_', 'invalidator', name,
-                      case when below.relid <> t.relid then substr(t.proname, length(name) + 2, 8) end, event) as tgname
+                      case when below.relid <> t.relid then substr(t.proname, length(name) + 2, 8) end, suffix) as tgname
     ) as how
     cross join lateral (
         select format('alter table %I.%I enable always trigger %I', n.nspname, c.relname, tgname) as always
     ) as enabling
-    where not (by_row and c.relkind = 'p')
+    where (not for_moves or moves and not rows_level)
+        and case when by_row then c.relkind = 'r' when for_moves then c.relkind = 'p' else true end
 ),
 standing as materialized (
     select t.oid, t.xmin, t.tgrelid, t.tgname, t.tgfoid, t.tgenabled, t.tgtype, t.tgoldtable, t.tgnewtable,
-        t.tgqual is not null or cardinality(t.tgattr::int2[]) > 0 or t.tgnargs > 0 or t.tgdeferrable as odd
+        cardinality(t.tgattr::int2[]) > 0 or t.tgnargs > 0 or t.tgdeferrable as odd,
+        -- pg_get_expr() fails on one that names OLD or NEW, as none of ours does.
+        case when t.tgqual::text like '%{VAR %' then 'another' else pg_get_expr(t.tgqual, 0) end as condition
     from pg_trigger t
     where not t.tgisinternal and t.tgparentid = 0
         and (t.tgfoid in (select function from there) or (t.tgrelid, t.tgname) in (select onrel, tgname from triggers))
+),
+
+-- The parents of a table and of those below it, and a trace that is left in its columns by one that came and went: under
+-- it, changes were not heard.
+family (top, ancestry) as materialized (
+    select top, string_agg(format('%s/%s/%s', inhrelid, inhparent, i.xmin), ' ' order by inhrelid, inhparent)
+    from below
+    join pg_inherits i on inhrelid = below.relid
+    group by top
+),
+alterations (attrelid, trace) as materialized (
+    select attrelid, string_agg(distinct a.xmin::text, ' ')
+    from tables
+    join pg_attribute a on attrelid = relid and attnum > 0
+    group by attrelid
 ),
 
 -- What serves the whole installation.
@@ -228,7 +276,7 @@ handler as materialized (
     cross join lateral (
         select array['search_path=pg_catalog, pg_temp'] as pinned, format(
             {altered}, generation, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
-            quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate)$', name)),
+            quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate|moving|moved_out|moved_in)$', name)),
             quote_literal(schema), quote_literal(of_functions), length(name) + 9,
             quote_literal(untriggered) || '::jsonb',
             quote_literal('invalidator_' || name), version, quote_ident('invalidator_' || name)) as source
@@ -381,7 +429,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
         case when is_due then format('%s function %I.%I() returns trigger language plpgsql security invoker %sas %s',
                                      case when function is null then 'create' else 'create or replace' end,
                                      schema, proname, pinned, quoted) end,
-        case when function is not null then format('%s:%s', function, xmin) end,
+        case when function is not null then concat_ws(':', function, xmin, ancestry, alterations.trace) end,
         case when not pg_has_role(proowner, 'usage')
              then format('%s does not own the function %I.%I', current_user, schema, proname)
              when function is null and namespace is not null
@@ -391,6 +439,8 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
              else format('grant usage, create on schema %I to %I', schema, current_user) end
     from installation
     cross join functions
+    left join family on family.top = functions.relid
+    left join alterations on attrelid = functions.relid
     cross join lateral (
         select coalesce(string_agg(
             format('set %s = %s ', setting, case setting when 'search_path' then value else quote_literal(value) end),
@@ -419,12 +469,12 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     union all
     select 3, 0, t.nspname, t.relname, 'trigger', on_schema, on_name, t.tgname,
         state,
-        case when state in ('missing', 'tampered') or state = 'disabled' and not owned then creation
+        case when state in ('missing', 'tampered', 'outdated') or state = 'disabled' and not owned then creation
              when owned and tgenabled <> 'A' then always end,
         case when s.oid is not null then format('%s:%s%s', s.oid, s.xmin, tgenabled) end,
         case when not has_table_privilege(onrel, 'trigger')
              then format('%s may not create triggers on %I.%I', current_user, on_schema, on_name)
-             when by_row and not owned and s.oid is null
+             when always_fires and not owned and s.oid is null
              then format('%s does not own %I.%I, and only its owner can have row triggers fire for replicated changes',
                          current_user, on_schema, on_name) end,
         case when not has_table_privilege(onrel, 'trigger')
@@ -435,25 +485,32 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     left join there on there.proname = t.proname
     cross join lateral (
         select case when s.oid is null then 'missing'
-                when odd_trigger or tgfoid is distinct from function or tgtype <> type then 'tampered'
-                when tgenabled in ('D', 'R') or by_row and tgenabled <> 'A' then 'disabled'
-                else 'ok' end as state
+                when s.odd or tgfoid is distinct from function or s.condition is distinct from t.condition then 'tampered'
+                when tgtype = type and (by_row or has_tables) then
+                    case when tgenabled in ('D', 'R') or always_fires and tgenabled <> 'A' then 'disabled' else 'ok' end
+                -- The level is another one since a parent came, or the rules changed.
+                when has_levels and tgtype = type # 1 and (has_tables or not by_row) then 'outdated'
+                else 'tampered' end as state
         from (
-            select s.odd or not by_row and (
-                tgoldtable is distinct from old_table or tgnewtable is distinct from new_table) as odd_trigger
+            select tgoldtable is not distinct from old_table and tgnewtable is not distinct from new_table as has_tables
         ) as looked
     ) as judged
 
     union all
-    select 5, 0, n.nspname, c.relname, 'trigger', n.nspname, c.relname, s.tgname, 'orphaned',
+    -- What is left of another level of a table that is in the rules, its function ignores.
+    select 5, 0, coalesce(t.nspname, n.nspname), coalesce(t.relname, c.relname), 'trigger', n.nspname, c.relname, s.tgname,
+        case when t.relid is null then 'orphaned' else 'outdated' end,
         format('drop trigger %I on %I.%I', s.tgname, n.nspname, c.relname), null,
-        case when not pg_has_role(c.relowner, 'usage')
-             then format('%s does not own %I.%I', current_user, n.nspname, c.relname) end,
+        case when not class.owned then format('%s does not own %I.%I', current_user, n.nspname, c.relname) end,
         format('run this as %I', pg_get_userbyid(c.relowner))
     from standing s
     join pg_class c on c.oid = s.tgrelid
     join pg_namespace n on n.oid = c.relnamespace
-    where (s.tgrelid, s.tgname) not in (select onrel, tgname from triggers)
+    cross join lateral (select pg_has_role(c.relowner, 'usage') as owned) as class
+    left join (
+        there join tables t using (proname) join below on top = t.relid
+    ) on function = s.tgfoid and below.relid = s.tgrelid
+    where (s.tgrelid, s.tgname) not in (select onrel, tgname from triggers) and (class.owned or t.relid is null)
 
     union all
     select 6, 0, null, null, 'function', null, null, there.proname, 'orphaned',

@@ -35,10 +35,11 @@ types as materialized (
         on natives.oid = t.oid
 ),
 -- What a function collects into an array each: the fields, and what else of the key tells which old row became which new.
+-- The sources of rows are those of the function's own level, then those of a row trigger.
 sides as (
-    select relid, case when rows_level then '{(select (old).*) as old_rows,(select (new).*) as new_rows}'
-                       else '{old_rows,new_rows}' end::text[] as rows_of
+    select relid, (case when rows_level then row_trigger else '{old_rows,new_rows}' end || row_trigger) as rows_of
     from tables
+    cross join (values ('{(select (old).*) as old_rows,(select (new).*) as new_rows}'::text[])) as of_a_row (row_trigger)
 ),
 wanted_values as materialized (
     select relid, name, attname, path, rendered, true as sent, path is null and attname = any (key) as in_key
@@ -57,7 +58,7 @@ collected as materialized (
         case when path is null and native is not null then native else 'pg_catalog.text' end || '[]' as array_type,
         case when rendered or sort.small then to_json(name)::text
              else '"\u0000' || substr(to_json(name)::text, 2) end as name_json,
-        -- From old and from new rows: some of them, and all of them.
+        -- From old and from new rows: some of them, that of a row trigger, and all of them.
         (select array_agg(
                 case when sort.small then format('array(select %s from %s limit %s)', value, rows, reach)
                      else format('array(select case when %s then %s else value end'
@@ -66,6 +67,7 @@ collected as materialized (
                 end order by which, place)
             from unnest(rows_of) with ordinality as sides (rows, place),
                 unnest('{101,invalidator.reach}'::text[]) with ordinality as reaches (reach, which)
+            where which = 1 or place <= 2
         ) as collect
     from wanted_values
     join sides using (relid)
@@ -105,7 +107,7 @@ pieces as (
         select relid, sent, in_key, settled, number, array_type, name_json, collect from collected
         union all  -- nothing to tell rows apart by: that there are any is all that is heard
         select relid, false, false, true, 1, 'boolean[]', '',
-            array(select format('array(select true from %s limit 1)', rows) from unnest(rows_of || rows_of) as rows)
+            array(select format('array(select true from %s limit 1)', rows) from unnest(rows_of || rows_of[:2]) as rows)
         from sides
         where not exists (select from collected where collected.relid = sides.relid)
     ) as everything
@@ -115,8 +117,10 @@ parts as materialized (
         string_agg(arrays, E'\n            ' order by number) as arrays,
         string_agg(collect[1] || ' as old_' || number, E',\n                        ' order by number) as few_old,
         string_agg(collect[2] || ' as new_' || number, E',\n                        ' order by number) as few_new,
-        string_agg(collect[3], E',\n                        ' order by number) as all_old,
-        string_agg(collect[4], E',\n                        ' order by number) as all_new,
+        string_agg(collect[3] || ' as old_' || number, E',\n                        ' order by number) as row_old,
+        string_agg(collect[4] || ' as new_' || number, E',\n                        ' order by number) as row_new,
+        string_agg(collect[5], E',\n                        ' order by number) as all_old,
+        string_agg(collect[6], E',\n                        ' order by number) as all_new,
         string_agg(variable, ', ' order by number) as all_arrays,
         coalesce(string_agg(size, ' operator(pg_catalog.+) ' order by number) filter (where is_text), '0') as size,
         string_agg(equal, ' and ' order by number) as same,
@@ -147,25 +151,50 @@ written as materialized (
     cross join lateral (
         select pairs and key is not null and key_holds as keyed,
             quote_literal('invalidator_' || i.name) as channel,
-            quote_literal(format('{"v":%s,"t":%s,"o":"', version, json_build_array(nspname, relname))) as opening,
-            quote_literal('","c":[' || names || ']'
+            quote_literal(format('{"v":%s,"t":%s', version, json_build_array(nspname, relname))) as opening,
+            quote_literal(',"c":[' || names || ']'
                 || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
     ) as how
+    -- How the operation is written. A row that moves to another partition is a DELETE and an INSERT to row triggers, which
+    -- can't tell it from one that is deleted or inserted: they name none.
+    cross join lateral (
+        select rows_level and moves as unsure, $$pg_catalog.lower(tg_op collate pg_catalog."C")$$ as tg_op
+    ) as knowing
+    cross join lateral (
+        select case when unsure then $$',"o":null'$$ else $$',"o":"insert"'$$ end as inserted,
+            case when unsure then $$',"o":null'$$ else $$',"o":"delete"'$$ end as deleted,
+            format(
+                case when unsure then $$case when tg_op operator(pg_catalog.=) any ('{UPDATE,TRUNCATE}') then %s else ',"o":null' end$$
+                     else '%s' end,
+                format($$pg_catalog.concat(',"o":"', %s, '"')$$, case when moves and not rows_level then format(
+                    $$case when tg_level operator(pg_catalog.=) 'ROW' then 'update' else %s end$$, knowing.tg_op)
+                    else knowing.tg_op end)) as op,
+            quote_literal('invalidator.' || tables.proname) as setting
+    ) as operation
     cross join lateral (
         select limits.old_limit as as_it_was,
             jsonb_build_object(
                 'table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
-                'level', case when rows_level then 'row' else 'statement' end, 'bulk_limit', bulk_limit,
+                'level', case when rows_level then 'row' else 'statement' end, 'moves', moves, 'bulk_limit', bulk_limit,
                 'fields', coalesce(listed, '[]')
             )::text as spec,
             format(
                 {function},
                 -- in the order in which it names them first
+                case when not moves then ''
+                     when rows_level then
+                         -- of a trigger that the statement level has left here
+                         $$    if tg_level operator(pg_catalog.=) 'STATEMENT' and tg_op operator(pg_catalog.<>) 'TRUNCATE' then$$
+                         || E'\n        return null;\n    end if;\n'
+                     else format({moving_template}, setting, format('invalidator.%I', tables.proname)) end,
+                case when moves and not rows_level then format(
+                    {moved_template}, setting, case when fieldless then 0 else limits.bulk_limit end, channel, opening, carried,
+                    replace(few, '{side}', 'old'), row_old, replace(few, '{side}', 'new'), row_new) end,
                 channel,
                 case when fieldless then 0 else least(limits.bulk_limit, 100) end,
                 same,
                 case when keyed and skips then 'null'
-                     else format($$pg_catalog.concat(%s, 'update', %s, %s, %s, '}')$$, opening, carried,
+                     else format($$pg_catalog.concat(%s, ',"o":"update"', %s, %s, %s, '}')$$, opening, carried,
                                  case when keyed then $$',"p":true'$$ else 'null' end, replace(few, '{side}', 'new')) end,
                 opening,
                 carried,
@@ -174,6 +203,8 @@ written as materialized (
                 replace(few, '{side}', 'new'),
                 few_old,
                 few_new,
+                inserted,
+                deleted,
                 arrays,
                 case when fieldless then 0 else limits.bulk_limit end,
                 all_old,
@@ -182,6 +213,7 @@ written as materialized (
                 replace(all_arrays, '{side}', 'new'),
                 replace(size, '{side}', 'old'),
                 replace(size, '{side}', 'new'),
+                op,
                 case when keyed and skips then 'return null;'
                      when keyed then $$old_1 := null; head := pg_catalog.concat(head, ',"p":true');$$
                      else 'old_1 := null;' end,
