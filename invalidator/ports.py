@@ -71,10 +71,10 @@ class Board(Protocol):
     What they have to agree on, beside the target's own identity, is given as `claims`.
     """
 
-    async def show(self, claims: str | None, *, alive_until: float | None) -> None:
-        """Say for some seconds that we owe nothing (None: that we might), and until when the promise holds, if it does.
+    async def show(self, claims: str | None, *, as_of: float | None) -> None:
+        """Say for some seconds that we owe nothing (None: that we might), and up to which moment all is evicted.
 
-        That it does not any more is said at once.
+        None: the promise does not hold, which is said at once.
         """
         ...
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any
-
 import click
 
 from invalidator.cli.options import config_option, load_config, refuse_windows, started
@@ -22,19 +18,15 @@ from invalidator.logs import LEVELS, set_up
 def run(config_file: str | None, log_level: str, log_format: str, *, observe: bool) -> None:
     """Keep the caches right, until SIGTERM or SIGINT. SIGHUP reads the configuration again."""
     refuse_windows("run")
-    import asyncio
-
     config = load_config(config_file)
     set_up(log_level, "json" if log_format == "json" else "text", fields={"mode": "observe"} if observe else {})
 
+    from invalidator.service import clock
     from invalidator.service.run import run as run_service
 
-    run_loop: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
-    with suppress(ImportError):  # the extra `fast`
-        from uvloop import run as run_loop
     started()
     report = (lambda lines: click.echo("\n".join(lines))) if observe else None
-    run_loop(run_service(config, lambda: load_config(config_file), report))
+    clock.run(run_service(config, lambda: load_config(config_file), report))
 
 
 COMMANDS = {"run": run}

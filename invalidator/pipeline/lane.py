@@ -51,8 +51,7 @@ class Lane:
     """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered.
 
     `on_change` is called when the target is another than before, which is a debt. `claims` says what we can claim of
-    what we hear, and `ask` puts a question to other sidecars. The promise holds while `as_of` is not older than
-    `stale_after`.
+    what we hear, and `ask` puts a question to other sidecars.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Lane:
         repeat_after: float = 0.0,
         follows: bool = False,
         bound: int = BOUND,
-        stale_after: float = 6.0,
         metrics: LaneMetrics | None = None,
         on_answer: Callable[[], None] = lambda: None,
         on_change: Callable[[Lane], None] | None = None,
@@ -72,7 +70,7 @@ class Lane:
     ) -> None:
         self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes, follows)
         self._settling = Settling(target, owned, claims=claims, ask=ask, patience=repeat_after + _GRACE)
-        self._claims, self._stale_after = claims, stale_after
+        self._claims = claims
         self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
         self._failing: dict[Way, _Failure] = {}
@@ -255,8 +253,7 @@ class Lane:
             self._has_news = False
             able = self._claims().text if not self.state.owed else ""
             holds = bool(able) and not self._failing.keys() - {"watch"}
-            as_of = self.state.as_of if holds else None
-            await board.show(able or None, alive_until=None if as_of is None else as_of + self._stale_after)
+            await board.show(able or None, as_of=self.state.as_of if holds else None)
 
     async def _answer_asks(self) -> None:
         claims = self._claims().text

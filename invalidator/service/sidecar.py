@@ -102,7 +102,6 @@ class Sidecar:
             after={} if observation else follows(config.targets),
             patience=config.postgres.canary_timeout,
             bound=backlog(len(made), memory_limit()),
-            stale_after=self._stale_after,
             lookups=lookups,
             metrics=self.metrics,
             claims=self._claims,

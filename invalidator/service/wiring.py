@@ -91,6 +91,7 @@ def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
         whole_database=part.flush == "database",
         wait_replicas=part.wait_replicas,
         alive_key=_alive_key(config, name) if part.alive_key is None else part.alive_key,
+        stale_after=stale_after(config.postgres),
     )
 
 

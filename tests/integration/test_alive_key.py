@@ -20,7 +20,8 @@ from invalidator.core.cover import Claims
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
 from invalidator.pipeline import lane
-from invalidator.service import installation
+from invalidator.service import clock, installation
+from invalidator.service.sidecar import Sidecar
 from invalidator.sources.memory import MemorySource
 from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.line import Line, Met
@@ -28,7 +29,8 @@ from invalidator.targets.redis.places import Single
 from invalidator.triggers.install import install
 from tests.support import eventually, until
 from tests.support.proxy import Proxy
-from tests.support.sidecars import Sidecar, T
+from tests.support.sidecars import Sidecar as One
+from tests.support.sidecars import T
 
 FOREVER = 3600.0
 
@@ -37,74 +39,140 @@ def now():
     return asyncio.get_running_loop().time()
 
 
+class Entry:
+    """One sidecar's, whose clock may stand still."""
+
+    def __init__(self, line, instance):
+        self._behind = 0.0
+        self._stopped = None
+        self.key = AliveKey(line, "alive", instance, 0.0, self.clock)
+
+    def clock(self):
+        return (now() if self._stopped is None else self._stopped) - self._behind
+
+    async def keep(self, stale_after):
+        """Promise for so long from now on."""
+        await self.key.keep(None, "server")
+        self.key._stale_after = stale_after
+        await self.key.keep(self.clock(), "server")
+
+    async def take_back(self):
+        await self.key.keep(None, "server")
+
+    def sleep(self):
+        self._stopped = now()
+
+    def wake(self):
+        self._behind, self._stopped = self._behind + now() - self._stopped, None
+
+
 class TestKey:
     """The key itself."""
 
     @pytest.fixture
     async def entries(self, redis_url):
         line = Line(Single(parse_redis_url(redis_url)), Met())
-        yield lambda instance: AliveKey(line, "alive", instance, now)
+        yield lambda instance: Entry(line, instance)
         line.close()
         await asyncio.sleep(0)
 
     async def test_it_runs_out_at_the_deadline_and_not_later(self, entries, cache):
         one = entries("one")
+        await one.key.keep(now(), "server")  # nobody has said yet what time it is there
+        assert not cache.exists("alive")
         for left in (2.0, 30.0, 1.0):
+            await one.key.keep(None, "server")
+            one.key._stale_after = left
             deadline = now() + left
-            await one.keep(deadline)
+            await one.key.keep(deadline - left, "server")
             asked = now()
             assert 0 < cache.pttl("alive") <= (deadline - asked) * 1000 + 1
-        await one.keep(now() + 0.05)
+        await one.keep(0.05)
         await eventually(lambda: not cache.exists("alive"))
 
     async def test_a_deadline_that_is_past_is_no_promise(self, entries, cache):
-        await entries("one").keep(now() + FOREVER)
-        await entries("one").keep(now() - 0.001)
+        one = entries("one")
+        await one.keep(FOREVER)
+        assert cache.exists("alive")
+        await one.keep(-0.001)
         assert not cache.exists("alive")
-        await entries("one").keep(now() - FOREVER)
+        await one.keep(-FOREVER)
         assert not cache.exists("alive")
+
+    async def test_a_machine_that_slept_promises_nothing_from_before(self, entries, cache):
+        """Its clock stood still: what it knows looks as fresh as when it fell asleep."""
+        one = entries("one")
+        await one.keep(0.5)
+        as_of, woken = one.clock(), now() + 0.6
+        one.sleep()
+        await eventually(lambda: now() > woken)
+        one.wake()
+        assert one.clock() < as_of + 0.1
+        await one.key.keep(as_of, "server")
+        assert not cache.exists("alive")
+        await one.keep(FOREVER)
+        assert cache.exists("alive")
+
+    async def test_a_server_that_was_set_back_is_asked_what_time_it_is(self, entries, cache):
+        one = entries("one")
+        await one.keep(FOREVER)
+        one._behind -= 10  # as it looks where the server's clock was set back
+        await one.key.keep(one.clock() - 5, "server")
+        await one.key.keep(one.clock() - 5, "server")
+        assert not cache.exists("alive")
+        await one.key.keep(one.clock(), "server")
+        assert cache.exists("alive")
+
+    async def test_another_server_is_asked_what_time_it_is(self, entries, cache):
+        one = entries("one")
+        await one.keep(FOREVER)
+        as_of = one.clock()
+        await one.key.keep(as_of, "another")
+        assert not cache.exists("alive")
+        await one.key.keep(one.clock(), "another")
+        assert cache.exists("alive")
 
     async def test_it_is_there_while_one_of_many_promises(self, entries, cache):
         one, other = entries("one"), entries("other")
-        await one.keep(now() + 100)
-        await other.keep(now() + 200)
+        await one.keep(100)
+        await other.keep(200)
         assert 190_000 < cache.pttl("alive") <= 200_000
-        await other.keep(None)
+        await other.take_back()
         assert 90_000 < cache.pttl("alive") <= 100_000
-        await other.keep(None)
+        await other.take_back()
         assert cache.exists("alive")
-        await one.keep(None)
+        await one.take_back()
         assert not cache.exists("alive")
 
     async def test_an_entry_that_has_run_out_keeps_nothing(self, entries, cache):
         one, other = entries("one"), entries("other")
+        await one.keep(100)
+        await other.keep(0.1)
         deadline = now() + 0.1
-        await other.keep(deadline)
-        await one.keep(now() + 100)
-        await eventually(lambda: now() > deadline + 0.01)
-        await one.keep(now() + 100)
+        await eventually(lambda: now() > deadline)
+        await one.keep(100)
         assert cache.get("alive").count("=") == 1
 
     async def test_what_our_last_life_left_is_ours(self, entries, cache):
-        await entries("one").keep(now() + FOREVER)
-        await entries("one").keep(None)
+        await entries("one").keep(FOREVER)
+        await entries("one").take_back()
         assert not cache.exists("alive")
 
     async def test_of_very_many_some_are_kept(self, entries, cache):
-        for number in range(100):
-            await entries(f"pod-{number}").keep(now() + 100 + number)
+        for number in range(50):
+            await entries(f"pod-{number}").keep(100 + number)
         assert len(cache.get("alive")) < 300
-        assert cache.pttl("alive") > 190_000
-        for number in range(100):
-            await entries(f"pod-{number}").keep(None)
+        assert cache.pttl("alive") > 140_000
+        for number in range(50):
+            await entries(f"pod-{number}").take_back()
         assert not cache.exists("alive")
 
     async def test_a_release_that_wrote_another_value(self, entries, cache):
         """One degrades, another of the release before keeps the promise; then all have the new release."""
         cache.set("alive", "1", px=60_000)
-        await entries("one").keep(None)
+        await entries("one").take_back()
         assert cache.get("alive") == "1"
-        await entries("one").keep(now() + 2)
+        await entries("one").keep(2)
         assert cache.pttl("alive") <= 2000
 
 
@@ -123,7 +191,7 @@ def shown_only_when_told(monkeypatch):
 async def holding(source, url, instance="one", **options):
     """A sidecar that keeps the promise, and has said so."""
     options = {"alive_key": "alive", "stale_after": FOREVER} | options
-    async with Sidecar(source, url, instance, **options).running() as one:
+    async with One(source, url, instance, **options).running() as one:
         await one.settles()
         assert await one.pipeline.barrier(10)
         one.lane.show_soon()
@@ -165,7 +233,7 @@ class TestPromise:
         assert not cache.exists("alive")
 
     async def test_it_is_not_there_before_anybody_knows_how_far_it_is(self, redis_url, cache):
-        async with Sidecar(MemorySource(), redis_url, "one", alive_key="alive").running() as one:
+        async with One(MemorySource(), redis_url, "one", alive_key="alive").running() as one:
             await one.settles()
             await eventually(lambda: one.target.board._present_as)
             assert not cache.exists("alive")
@@ -239,25 +307,29 @@ rules: [{{table: public.products, evict: "p:{{id}}"}}]
 ALIVE = "invalidator:frozen:alive"
 
 
+def installed(db, folder, dsn, port):
+    """A configuration, and the file that it is in; its triggers are there."""
+    db.execute("create table products (id int primary key)")
+    file = folder / "invalidator.yaml"
+    file.write_text(CONFIG.format(dsn=dsn, redis=port, folder=folder))
+    config = parse(file.read_text(), {}, str)
+    install(db, installation(config), compile_rules(config))
+    return config, file
+
+
 class TestFrozen:
     """A process that is stopped at the worst moment: it has decided that the promise holds, and has not said it yet."""
 
-    @pytest.mark.parametrize("word", [ALIVE, "PXAT"], ids=["first", "last"])
-    async def test_what_it_says_when_it_wakes_is_no_promise(self, dsn, db, redis_url, cache, tmp_path, word):
+    async def test_what_it_says_when_it_wakes_is_no_promise(self, dsn, db, redis_url, cache, tmp_path):
         """Its word to Redis lies on the way while it is stopped, and PostgreSQL is away when it wakes."""
-        db.execute("create table products (id int primary key)")
         port = int(redis_url.rpartition(":")[2].partition("/")[0])
         with Proxy(psycopg.conninfo.conninfo_to_dict(dsn)["port"]) as postgres, Proxy(port) as line:
             led = psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=postgres.port)
-            text = CONFIG.format(dsn=led, redis=line.port, folder=tmp_path)
-            config = parse(text, {}, str)
-            install(db, installation(config), compile_rules(config))
-            file = tmp_path / "invalidator.yaml"
-            file.write_text(text)
+            config, file = installed(db, tmp_path, led, line.port)
             with subprocess.Popen([sys.executable, "-m", "invalidator", "run", "-c", file]) as running:
                 try:
                     await eventually(lambda: cache.exists(ALIVE), 30)
-                    line.hold_on = word.encode()
+                    line.hold_on = ALIVE.encode()
                     await eventually(line.holds.is_set, 30)
                     running.send_signal(signal.SIGSTOP)
                     ends = now() + stale_after(config.postgres)  # of all that it can know
@@ -280,3 +352,23 @@ class TestFrozen:
 def said(cache):
     """How many scripts the server has run: a sidecar sends some every second."""
     return cache.info("commandstats")["cmdstat_eval"]["calls"]
+
+
+def test_a_sidecar_whose_machine_slept_says_so_at_once(dsn, db, redis_url, tmp_path, monkeypatch):
+    """Before anything has come back to it, and until it knows again how far it is."""
+    config, _ = installed(db, tmp_path, dsn, int(redis_url.rpartition(":")[2].partition("/")[0]))
+
+    async def live():
+        stop, clock_now = asyncio.Event(), clock.now
+        sidecar = Sidecar(config)
+        task = asyncio.create_task(sidecar.run(stop))
+        await eventually(lambda: sidecar.barrier(5) if not sidecar.doubts() else False, 30)
+        monkeypatch.setattr(clock, "now", lambda: clock_now() + 3600.0)
+        (doubt,) = sidecar.doubts()
+        assert "may not be evicted" in doubt
+        assert sidecar.status()["targets"]["cache"]["as_of_seconds"] > 3590
+        await eventually(lambda: not sidecar.doubts(), 30)
+        stop.set()
+        await task
+
+    clock.run(live())

@@ -57,19 +57,19 @@ class TestBoard:
 
     async def test_present_are_others_that_owe_nothing_and_mean_the_same(self, two):
         one, other = (target.board for target in two)
-        await one.show("claims", alive_until=None)
+        await one.show("claims", as_of=None)
         assert await one.look("", "claims") == Seen()  # itself it does not wait for
         assert await other.look("", "claims") == Seen(able=True)
         assert await other.look("", "other claims") == Seen()
-        await one.show("other claims", alive_until=None)
+        await one.show("other claims", as_of=None)
         assert await other.look("", "claims") == Seen()
-        await one.show(None, alive_until=None)
+        await one.show(None, as_of=None)
         assert await other.look("", "other claims") == Seen()
 
     async def test_a_presence_runs_out(self, two, cache, monkeypatch):
         one, other = (target.board for target in two)
-        monkeypatch.setattr(board, "PRESENT", 1)
-        await one.show("claims", alive_until=None)
+        monkeypatch.setattr(board, "PRESENT", 2)
+        await one.show("claims", as_of=None)
         assert (await other.look("", "claims")).able
         await eventually(lambda: not_able(other))
 

@@ -10,36 +10,40 @@ drifted, the target refuses its evictions) removes its own entry at once, and no
 goes. A sidecar that starts owes a flush, and so removes what its last life left. Of many only the latest deadlines are
 kept: with the key each is written once a second, and a few are enough to outlive those that leave.
 
-Until when. A sidecar knows a moment, `as_of`, before which all that was committed is evicted. It is one on its own
-clock, which goes on while the process is stopped or the machine sleeps (`clock.py`). So it may promise until `as_of` +
-`stale_after`, and not longer. The server, on the other hand, expires by its own clock. A process may be stopped between
-any two steps, or its command may lie somewhere on the way; when the command is carried out at last, it must not promise
-from then on. So it says until when, on the server's clock, and not for how long:
+Until when. A sidecar knows a moment, `as_of`, before which all that was committed is evicted. So it may promise until
+`as_of` + `stale_after`, and not longer. But `as_of` is a moment on its own clock, and the key expires by the server's.
+Between any two steps the process may be stopped, its machine may sleep, or its command may lie somewhere on the way;
+and while a machine sleeps, or a hypervisor holds it, its clocks may stand still. When the command is carried out at
+last, it must not promise from then on. So a command says until when, on the server's clock, and not for how long:
 
-    1 the server says its TIME, s
-    2 the answer is there, at t on our clock
-    3 the deadline is s + (as_of + stale_after - t)
+    1 the server says that it is s, in each of its answers; the last one before `as_of` is there at t on our clock
+    2 a canary that is sent at `as_of`, on our clock, comes back: all before it is evicted
+    3 the deadline is s + (as_of - t) + stale_after, on the server's clock
     4 the entry is written, with this deadline
 
-The server read its clock before t, so the deadline is early by the answer's way at most, and never late. It stays what
-it is however late 4 comes; one that is past writes nothing.
+At t it was s or later at the server, and from t to `as_of` our clock went on by as much as the server's, or by less. So
+at `as_of` it was s + (as_of - t) or later there: the deadline may be early, and is never late. Our clock is not read
+after `as_of`, so nothing depends on what becomes of us then. A deadline that is past writes nothing.
 
-What it takes for granted: the server's clock is not set back meanwhile, by a failover to a server whose clock is behind
-for one. If it is, a key lives longer by that much.
+What it takes for granted is that the server's clock is not set back. A server whose clock went on by less than ours
+(by more than a second, for an answer may be slow) is taken as one that was set back, and so is one that is another
+server than before: what it said is forgotten, and with it the next second our entry goes, until there is a new `as_of`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from invalidator.targets.redis.line import Line
 
 _KEPT: Final = 8
+_READINGS: Final = 100  # one a second: an `as_of` that is older than all of them promises nothing any more
+_SLOW: Final = 1.0
 
-# KEYS: the alive key. ARGV: our entry; until when, in milliseconds, 0 for not at all.
-_TIME: Final = "local time = redis.call('TIME') return time[1] * 1000 + math.floor(time[2] / 1000)"
+# KEYS: the alive key. ARGV: our entry; until when, in milliseconds, 0 for not at all. What time it is, in milliseconds.
 _WRITE: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -54,32 +58,59 @@ end
 if deadline > now then
     entries[#entries + 1] = {{ARGV[1], deadline}}
 elseif not found then
-    return 0
+    return now
 end
-if #entries == 0 then return redis.call('DEL', KEYS[1]) end
+if #entries == 0 then
+    redis.call('DEL', KEYS[1])
+    return now
+end
 table.sort(entries, function(one, other) return one[2] > other[2] end)
 local texts = {{}}
 for number = 1, math.min(#entries, {_KEPT}) do
     texts[number] = string.format('%s=%.0f', entries[number][1], entries[number][2])
 end
 redis.call('SET', KEYS[1], table.concat(texts, ' '), 'PXAT', string.format('%.0f', entries[1][2]))
-return 1
+return now
 """
 
 
+class _Reading(NamedTuple):
+    """What time it was at the server, or later, when it was `ours` on our clock; in seconds."""
+
+    servers: float
+    ours: float
+
+
 class AliveKey:
-    """Our entry in the key of this name; nothing is kept where it is empty. `clock` is the one that moments are on."""
+    """Our entry in the key of this name; nothing is kept where it is empty. `clock` is the one that `as_of` is on."""
 
-    def __init__(self, line: Line, key: str, instance: str, clock: Callable[[], float]) -> None:
-        self.key, self._line, self._clock = key, line, clock
+    def __init__(self, line: Line, key: str, instance: str, stale_after: float, clock: Callable[[], float]) -> None:
+        self.key, self._line, self._stale_after, self._clock = key, line, stale_after, clock
         self._entry = hashlib.sha256(instance.encode()).hexdigest()[:12]
+        self._server = ""
+        self._readings: deque[_Reading] = deque(maxlen=_READINGS)
 
-    async def keep(self, until: float | None) -> None:
-        """Promise until this moment; None takes back what we have promised."""
+    async def keep(self, as_of: float | None, server: str) -> None:
+        """Promise what follows from this moment; None takes back what we have promised. `server` is who is asked."""
         if not self.key:
             return
-        deadline = 0
-        if until is not None:
-            (now,) = await self._line.each([("EVAL", _TIME, 1, self.key)])
-            deadline = now + int((until - self._clock()) * 1000)
-        await self._line.each([("EVAL", _WRITE, 1, self.key, self._entry, max(deadline, 0))])
+        if server != self._server:
+            self._server = server
+            self._readings.clear()
+        deadline = self._deadline(as_of)
+        (now,) = await self._line.each([("EVAL", _WRITE, 1, self.key, self._entry, max(int(deadline * 1000), 0))])
+        self._note(_Reading(now / 1000, self._clock()))
+
+    def _deadline(self, as_of: float | None) -> float:
+        """On the server's clock; 0 where we can't promise anything."""
+        before = [one for one in self._readings if as_of is not None and one.ours <= as_of]
+        if as_of is None or not before:
+            return 0.0
+        return before[-1].servers + (as_of - before[-1].ours) + self._stale_after
+
+    def _note(self, reading: _Reading) -> None:
+        if self._readings:
+            last = self._readings[-1]
+            if reading.servers - last.servers < reading.ours - last.ours - _SLOW:
+                self._readings.clear()
+        self._readings.append(reading)

@@ -83,11 +83,12 @@ class Board:
         place: str,
         instance: str,
         alive_key: str,
+        stale_after: float,
     ) -> None:
         self._line, self._met, self._clock = line, met, clock
         self._me = secrets.token_hex(8)
         self._instance = f"{instance or self._me}:"
-        self._alive = AliveKey(line, alive_key, self._instance, clock)
+        self._alive = AliveKey(line, alive_key, self._instance, stale_after, clock)
         self._lock, self._able = f"{place}:flush", f"{place}:able"
         self._cover, self._flushes = f"{place}:cover", f"{place}:flushes"
         self._present_as = ""
@@ -97,9 +98,9 @@ class Board:
         """What an answer is about: the servers that we met, and what else the two have to agree on."""
         return hashlib.sha256(f"{self._met} {claims}".encode()).hexdigest()[:16]
 
-    async def show(self, claims: str | None, *, alive_until: float | None) -> None:
-        """Say for some seconds that we owe nothing, which claims mean, and until when the promise holds."""
-        await self._alive.keep(alive_until if self._met.is_complete else None)
+    async def show(self, claims: str | None, *, as_of: float | None) -> None:
+        """Say for some seconds that we owe nothing, which claims mean, and how far the promise holds."""
+        await self._alive.keep(as_of if self._met.is_complete else None, str(self._met))
         if claims is None or not self._met.is_complete:
             await self.leave()
         else:
@@ -111,7 +112,7 @@ class Board:
 
     async def end(self) -> None:
         """Say that we are no more."""
-        await self._alive.keep(None)
+        await self._alive.keep(None, str(self._met))
         await self.leave()
 
     async def leave(self) -> None:

@@ -62,7 +62,8 @@ class RedisTarget:
     """`whole_database` makes a flush a FLUSHDB instead of a sweep of what the rules own.
 
     `installation` names the place where sidecars meet, and `instance` us among them. `alive_key` is kept there while we
-    hold the promise (`alive.py`). An eviction is answered when `wait_replicas` replicas have it.
+    hold the promise, for up to `stale_after` seconds (`alive.py`). An eviction is answered when `wait_replicas`
+    replicas have it.
     """
 
     overtakes = True
@@ -79,6 +80,7 @@ class RedisTarget:
         whole_database: bool = False,
         wait_replicas: int = 0,
         alive_key: str = "",
+        stale_after: float = 6.0,
     ) -> None:
         self.name = name
         self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
@@ -93,6 +95,7 @@ class RedisTarget:
             place=place,
             instance=instance,
             alive_key=alive_key,
+            stale_after=stale_after,
         )
         self._sweeper = Sweeper(name, self._wide, self._places, self.board.renew)
 
