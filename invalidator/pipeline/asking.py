@@ -59,14 +59,11 @@ class Asking:
             self._news.set()
 
     def afterwards(self, then: Callable[[], None]) -> None:
-        """Do this when everything that waits now has been put."""
+        """Do this when everything that waits now has been put, which later changes do not put off."""
         if self._idle.is_set():
             then()
         else:
             self._after.append((self._round + bool(self._waiting), then))
-
-    async def until_idle(self) -> None:
-        await self._idle.wait()
 
     async def run(self) -> None:
         """Ask, until cancelled."""

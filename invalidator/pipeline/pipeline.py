@@ -175,12 +175,16 @@ class Pipeline:
         return self._number
 
     async def answered(self, number: int, timeout: float) -> bool:
-        """Whether all targets have answered for everything up to this number within this time."""
+        """Whether all targets have answered for everything up to this number within this time.
+
+        What it needs to look up was given to the lookups before; the round that has it is waited for, and no later one.
+        """
+        put = asyncio.Event()
+        self._afterwards(put.set)
         try:
             async with asyncio.timeout(timeout):
-                if self._asking:
-                    await self._asking.until_idle()
-                    number = max(number, self._number)
+                await put.wait()
+                number = max(number, self._number)
                 await self._until(lambda: all(lane.state.answered >= number for lane in self.lanes))
         except TimeoutError:
             return False

@@ -1,0 +1,81 @@
+"""Lookups that are never idle: what waits for one of them waits for its own round, not for the end of the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from invalidator.core.change import Change, Table
+from invalidator.core.eviction import Evictions
+from invalidator.core.lookup import Found, parse_lookup
+from invalidator.core.rule import Evict, Rule, TablePattern
+from invalidator.core.ruleset import RuleSet
+from invalidator.core.template import parse
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.sources.memory import MemorySource
+from invalidator.targets.memory import MemoryTarget
+from tests.support.clock import run_jumping
+
+T = Table("public", "tags")
+LOOKUP = parse_lookup("select slug from products where id = {id}", "skip")
+RULE = Rule(0, TablePattern(*T), (Evict("key", parse("p:{slug}")),), lookup=LOOKUP, to=("memory",))
+
+
+class Slow:
+    """Answers in 20 ms."""
+
+    async def describe(self, lookup, tables):
+        return Found(columns=frozenset({"slug"}))
+
+    async def ask(self, lookup, parameters):
+        await asyncio.sleep(0.02)
+        return {asked: [{"slug": f"slug {asked[0]}"}] for asked in parameters}
+
+
+def change(number):
+    return Change(T, "update", None, {"id": str(number)})
+
+
+@asynccontextmanager
+async def under_traffic():
+    """A pipeline that hears a change every 5 ms."""
+    source, target = MemorySource(), MemoryTarget()
+    pipeline = Pipeline(source, RuleSet([RULE], ["memory"]), [target], lookups=Slow())
+
+    async def write():
+        while True:
+            source.publish([change(1)])
+            await asyncio.sleep(0.005)
+
+    tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(write())]
+    try:
+        await asyncio.sleep(0.1)
+        yield pipeline, target
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.mark.parametrize("made", [([change(7)], None), ((), Evictions({"p:slug 7": None}))], ids=["a row", "a key"])
+def test_a_purge_is_answered_though_lookups_are_never_idle(made):
+    async def main():
+        async with under_traffic() as (pipeline, target):
+            target.store["p:slug 7"] = "old"
+            assert await pipeline.answered(pipeline.purge(*made), 1.0)
+            assert not target.store
+
+    run_jumping(main())
+
+
+def test_so_is_a_barrier():
+    async def main():
+        async with under_traffic() as (pipeline, target):
+            target.store["p:slug 1"] = "old"
+            assert await pipeline.barrier(1.0)
+            assert not target.store
+
+    run_jumping(main())
