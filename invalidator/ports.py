@@ -71,6 +71,10 @@ class Board(Protocol):
     What they have to agree on, beside the target's own identity, is given as `claims`.
     """
 
+    def facts(self, claims: str) -> str:
+        """The target's identity together with these, as a fingerprint."""
+        ...
+
     async def show(self, claims: str | None, *, as_of: float | None) -> None:
         """Say for some seconds that we owe nothing (None: that we might), and up to which moment all is evicted.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from invalidator.config import models
+from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
 from invalidator.core import glob
 from invalidator.core.change import Table
@@ -90,6 +91,26 @@ def target_digest(config: models.Config, target: str) -> str:
         "channels": data["channels"],
     }
     return digest(facts)
+
+
+def coverage(config: models.Config, target: str) -> dict[str, object]:
+    """What two sidecars have to agree on beside the servers, so that one may answer for the other at a target.
+
+    What is evicted there, and what it takes until it is: an answer speaks of repeats and of replicas, of the targets
+    that come before, and of what lookups found where they were asked.
+    """
+    part = config.targets[target]
+    facts: dict[str, object] = {
+        "digest": target_digest(config, target),
+        "repeat_after": part.repeat_after,
+        "after": {one: coverage(config, one) for one in follows(config.targets)[target]},
+        "lookups are pooled": bool(config.postgres.pooled_dsn.get_secret_value())
+        and any(rule.lookup for rule in config.rules),
+    }
+    if isinstance(part, models.RedisTarget):
+        database = parse_redis_url(part.url.get_secret_value()).database
+        facts |= {"wait_replicas": part.wait_replicas, "database": database}
+    return facts
 
 
 def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level: Level) -> Rule:

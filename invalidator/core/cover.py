@@ -22,8 +22,11 @@ heard all before it. One that is cut off from the target can't write there.
 
 *Facts* make the two mean the same by "evicted": the identity of each server of the target as read on the connection
 that answers (another server, or the same one restarted with what it had saved, has lost evictions), the digest of the
-rules, the fingerprint of the triggers, the channels listened to. They are part of the key's name, so an answer about
-other facts is not found. Two debtors can't excuse each other, because who owes does not answer (6).
+rules, the fingerprint of the triggers, the channels listened to, and every setting by which an answer may say less
+(`repeat_after`, `wait_replicas`, where lookups are asked: `config.compile.coverage`). Where the target follows others,
+their facts and servers are among them: it may have been filled from what is stale there. They are part of the key's
+name, so an answer about other facts is not found. Two debtors can't excuse each other, because who owes does not answer
+(6).
 
 Interleavings that were thought about, each in `tests/unit/core/test_cover_model.py`:
 

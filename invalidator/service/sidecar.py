@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
 from invalidator import __version__
-from invalidator.config.compile import compile_rules, follows, stale_after, target_digest
+from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
 from invalidator.config.models import Config
 from invalidator.core.batch import Gap
 from invalidator.core.change import Change
@@ -50,6 +51,8 @@ class Sidecar:
         self.metrics.state = self._gauges
         self.reloaded = True
         self._digests = {name: target_digest(config, name) for name in config.targets}
+        self._coverage = {name: coverage(config, name) for name in config.targets}
+        self._own = secrets.token_hex(8)
         self._stale_after = stale_after(config.postgres)
         self._source = wiring.source(config, self.metrics)
         self._pipeline: Pipeline | None = None
@@ -123,7 +126,13 @@ class Sidecar:
         triggers, channels = self._watch.fingerprint, self._source.channels
         if triggers is None or channels is None:
             return Claims(pending=triggers is None)
-        return Claims(digest([self._digests[target], triggers, channels]))
+        return Claims(digest([self._coverage[target], triggers, channels, self._ahead(target)]))
+
+    def _ahead(self, target: str) -> dict[str, str]:
+        """Who the targets are that this one follows; those of our own are nobody else's."""
+        boards = {lane.target.name: lane.target.board for lane in self._lanes}
+        ahead = follows(self.config.targets)[target]
+        return {one: board.facts("") if (board := boards[one]) else self._own for one in ahead}
 
     # What it says of itself
 

@@ -30,7 +30,7 @@ name: many
 instance: "{instance}"
 postgres: {{dsn: "{dsn}", canary: 500ms, canary_timeout: 2s}}
 targets:
-  cache: {{kind: redis, url: "redis://127.0.0.1:{port}/0", repeat_after: 200ms}}
+  cache: {{kind: redis, url: "redis://127.0.0.1:{port}/0", {options}}}
 listen: {{api: "unix:{folder}/{instance}.a", probes: "unix:{folder}/{instance}.p"}}
 rules:
   - {{table: public.products, evict: [{evict}]}}
@@ -39,7 +39,7 @@ rules:
 
 class World:
     def __init__(self, workspace):
-        self.folder = workspace.path
+        self.workspace, self.folder = workspace, workspace.path
         self.postgres = PostgresServer(workspace)
         self.redis = Keeping(workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
         self.postgres.start()
@@ -51,9 +51,9 @@ class World:
         with psycopg.connect(self.dsn, autocommit=True) as db:
             install(db, installation(config), compile_rules(config))
 
-    def text(self, instance, port=None, evict='"p:{id}"'):
-        port = port or self.redis.port
-        return CONFIG.format(instance=instance, dsn=self.dsn, port=port, folder=self.folder, evict=evict)
+    def text(self, instance, port=None, evict='"p:{id}"', options="repeat_after: 200ms"):
+        names = {"instance": instance, "dsn": self.dsn, "port": port or self.redis.port, "folder": self.folder}
+        return CONFIG.format(**names, evict=evict, options=options)
 
     def config(self, *args, **kwargs):
         return parse(self.text(*args, **kwargs), {}, str)
@@ -214,6 +214,39 @@ async def test_two_versions_of_the_rules_cost_one_flush_each(world, fleet):
     await fleet.settles()
     assert fleet.count() == 2
     await fleet.is_right("q:0")
+
+
+async def test_one_with_a_weaker_setting_answers_nobody_who_has_a_stronger_one(world, fleet):
+    fleet.start(world.config("weak", options="repeat_after: 0s"))
+    await fleet.settles()
+    fleet.start(world.config("strong-0"))
+    await fleet.settles()
+    assert (fleet.count(), fleet.count("covered")) == (2, 0)
+    fleet.start(world.config("strong-1"))
+    await fleet.settles()
+    assert (fleet.count(), fleet.count("covered")) == (2, 1)
+
+
+async def test_one_that_follows_another_server_answers_nobody(world, fleet):
+    """What it follows is right. What the other one follows may not be, and the cache may have been filled from that."""
+    other = Keeping(world.workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
+    other.start()
+
+    def config(instance, port):
+        near = f'near: {{kind: redis, url: "redis://127.0.0.1:{port}/1", repeat_after: 0s, alive_key: ""}}'
+        return world.config(instance, options=f"repeat_after: 200ms, after: [near]}}\n  {near[:-1]}")
+
+    fleet.start(config("one", world.redis.port))
+    await fleet.settles()
+    before = fleet.count()
+    fleet.start(config("elsewhere", other.port))
+    await fleet.settles()
+    assert (fleet.count() - before, fleet.count("covered")) == (2, 0)
+    fleet.start(config("same", world.redis.port))
+    await fleet.settles()
+    assert (fleet.count() - before, fleet.count("covered")) == (2, 2)
+    await fleet.stop(*list(fleet.running))
+    other.stop()
 
 
 async def test_a_new_version_that_is_rolled_out_costs_one_flush(world, all_of_them):
