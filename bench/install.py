@@ -1,4 +1,4 @@
-"""How long `install-triggers` takes on 1,000 tables, the first time and the second.
+"""How long `install-triggers` takes on 1,000 tables, the first time and the second; what compiling a look would cost.
 
 python -m bench.install
 """
@@ -13,9 +13,11 @@ from invalidator.core.rule import Evict, Rule, TablePattern
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.template import parse
 from invalidator.demo.servers import PostgresServer, Workspace
+from invalidator.demo.servers.postgres import at_hand
 from invalidator.triggers.install import install
-from invalidator.triggers.plan import look
-from invalidator.triggers.spec import Installation
+from invalidator.triggers.plan import look, prepare
+from invalidator.triggers.spec import Installation, setting
+from invalidator.triggers.sql import plan
 
 TABLES = 1000
 
@@ -42,6 +44,34 @@ def main():
                     act(db, installation, wanted)
                     took.append(time.perf_counter() - started)
                 print(f"{name:28} first {took[0]:.2f} s, second {took[1]:.2f} s, a look {took[2]:.2f} s")
+        for binaries in at_hand():
+            compare_compiled(PostgresServer(workspace, binaries))
+
+
+def compare_compiled(server):
+    """A look at one table, without JIT as we look, and with it, as it is on by default."""
+    server.start()
+    evicts = (Evict("key", parse("product:{id}")),)
+    wanted = RuleSet([Rule(0, TablePattern("public", "products"), evicts, ("cache",))], ["cache"])
+    installation = Installation("bench", "invalidator", 100_000)
+    with psycopg.connect(server.create_database(), autocommit=True) as db:
+        if db.execute("select pg_jit_available()").fetchone() == (True,):
+            db.execute("create table products (id int primary key)")
+            install(db, installation, wanted)
+            with db.transaction():
+                prepare(db, setting(installation, wanted))
+                took = {}
+                for jit in ("off", "on", "off"):
+                    db.execute(f"set local jit = {jit}")
+                    started = time.perf_counter()
+                    db.execute(plan(), prepare=False)
+                    took.setdefault(jit, []).append(time.perf_counter() - started)
+            without, compiled = min(took["off"]), min(took["on"])
+            print(
+                f"PostgreSQL {server.binaries.major}, one table: a look {without * 1000:.0f} ms,"
+                f" compiled {compiled:.1f} s ({compiled / without:.0f} times)"
+            )
+    server.stop()
 
 
 if __name__ == "__main__":

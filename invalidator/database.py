@@ -184,7 +184,10 @@ def failed(error: BaseException) -> AwayError | RefusedError:
             return RefusedError(f"can't connect: {what}", where="postgres", todo=todo)
     if "read-only" in what or "hot standby" in what:
         return AwayError(
-            f"can't connect: {what}", where="postgres", todo="it is waited for a primary: a standby can't LISTEN"
+            f"can't connect: {what}",
+            where="postgres",
+            todo="it is waited for a primary, because a standby can't LISTEN; where a role or a database is read-only "
+            "on purpose, add target_session_attrs=primary to postgres.dsn",
         )
     return AwayError(f"can't connect: {what}", where="postgres", todo="check the address, and that the server is up")
 

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 
 from invalidator.core.batch import Ask
-from invalidator.database import connect, within
+from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 
 HEAD: Final = b'{"v":1,"canary":"'
@@ -145,7 +145,9 @@ class Canary:
         assert self._connection is not None
         asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""
         payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{asks}}}'.encode()
-        query = sql.SQL("notify {}, {}").format(sql.Identifier(self._channel), sql.Literal(payload.decode()))
+        notify = sql.SQL("notify {}, {}").format(sql.Identifier(self._channel), sql.Literal(payload.decode()))
+        own = settings(self._connection.info.server_version, 2 * self._timeout, local=True)
+        query = own + b"; " + notify.as_bytes(self._connection)
         try:
             await self._sample(self._connection)
             self._sent[payload] = _now()
