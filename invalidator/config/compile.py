@@ -55,6 +55,16 @@ def follows(targets: Mapping[str, models.Target]) -> dict[str, list[str]]:
     }
 
 
+def alive_key(installation: str, targets: Mapping[str, models.Target], name: str) -> str:
+    """A Redis target's; what none is named for is called so that a target that is added renames no other one's."""
+    target = targets[name]
+    assert isinstance(target, models.RedisTarget)
+    if target.alive_key is not None:
+        return target.alive_key
+    first = next(one for one, part in targets.items() if isinstance(part, models.RedisTarget))
+    return f"invalidator:{installation}:alive" if name == first else f"invalidator:{installation}:{name}:alive"
+
+
 def stale_after(postgres: models.Postgres) -> float:
     """Seconds after which `as_of` should have moved on."""
     return postgres.canary + postgres.canary_timeout + 1.0

@@ -133,8 +133,8 @@ class RedisTarget(Model):
     alive_key: str | None = Field(
         None,
         description="A key that exists only while the promise holds for this target: a change committed more than "
-        "canary + canary_timeout + 1s ago is evicted. Default: invalidator:NAME:alive, with several targets "
-        'invalidator:NAME:TARGET:alive; "": none.',
+        "canary + canary_timeout + 1s ago is evicted. Default: invalidator:NAME:alive, for a second "
+        'Redis and further ones invalidator:NAME:TARGET:alive; "": none.',
     )
     wait_replicas: int = Field(
         0,

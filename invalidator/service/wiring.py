@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from invalidator.config.compile import compile_channels, stale_after
+from invalidator.config.compile import alive_key, compile_channels, stale_after
 from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.config.models import Config, Tls
 from invalidator.config.models import HookTarget as HookConfig
@@ -90,7 +90,7 @@ def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
         instance=config.instance or socket.gethostname(),
         whole_database=part.flush == "database",
         wait_replicas=part.wait_replicas,
-        alive_key=_alive_key(config, name) if part.alive_key is None else part.alive_key,
+        alive_key=alive_key(config.name, config.targets, name),
         stale_after=stale_after(config.postgres),
     )
 
@@ -140,11 +140,6 @@ def _tls(part: Tls, where: str) -> ssl.SSLContext | None:
             todo="correct their paths",
         ) from error
     return context
-
-
-def _alive_key(config: Config, target: str) -> str:
-    """The one that is not named; several targets may be one server."""
-    return ":".join(["invalidator", config.name, *([target] if len(config.targets) > 1 else []), "alive"])
 
 
 def _places(part: RedisConfig) -> Places:

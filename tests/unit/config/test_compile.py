@@ -1,6 +1,6 @@
 import pytest
 
-from invalidator.config.compile import coverage, target_digest
+from invalidator.config.compile import alive_key, coverage, target_digest
 from invalidator.config.models import Postgres, RedisTarget
 from invalidator.config.parse import parse
 from tests.unit.config.test_parse import GOOD
@@ -100,3 +100,21 @@ class TestCoverage:
         """A new one fails here until it is."""
         assert RedisTarget.model_fields.keys() == {"kind", *COUNTS, *COUNTS_NOT}
         assert Postgres.model_fields.keys() <= {"session_pooler", *POSTGRES, *POSTGRES_NOT}
+
+
+def alive_keys(targets):
+    config = parse(GOOD.replace("  cache: {kind: redis}", targets), {}, str)
+    return {name: alive_key(config.name, config.targets, name) for name in config.targets if name != "app"}
+
+
+def test_a_target_that_is_added_renames_no_alive_key():
+    first = {"cache": "invalidator:shop:alive"}
+    assert alive_keys("  cache: {kind: redis}") == first
+    hook = "  app: {kind: hook, url: 'http://localhost'}"
+    assert alive_keys(f"{hook}\n  cache: {{kind: redis}}") == first
+    second = first | {"other": "invalidator:shop:other:alive"}
+    assert alive_keys("  cache: {kind: redis}\n  other: {kind: redis, url: 'redis://elsewhere'}") == second
+    third = second | {"third": "x"}
+    targets = "  cache: {kind: redis}\n  other: {kind: redis, url: 'redis://elsewhere'}\n"
+    assert alive_keys(f"{targets}{hook}\n  third: {{kind: redis, alive_key: x}}") == third
+    assert alive_keys("  cache: {kind: redis, alive_key: ''}") == {"cache": ""}
