@@ -57,9 +57,9 @@ def test_the_rest_works_on_windows(home, db):  # noqa: F811
 def test_run_works_on_macos(home, cache):  # noqa: F811
     command = [sys.executable, "-m", "tests.support.elsewhere", "darwin", "run", "-c", home.file]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        until(lambda: home.is_settled() or process.poll() is not None, 20)
+        until(lambda: home.is_settled() or process.poll() is not None, 60)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         assert "Traceback" not in process.stderr.read()
 
 

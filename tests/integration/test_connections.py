@@ -80,7 +80,7 @@ async def test_a_full_listener_closes_idle_connections_for_new_ones_and_never_a_
         readers = [Listener(port) for _ in range(3)]
         async with readers[0].reading(), readers[1].reading(), readers[2].reading():
             await eventually(lambda: stream.readers == 3)
-            async with half_open(port, 20):
+            async with half_open(port, 60):
                 late = Listener(port)
                 async with late.reading():
                     await eventually(lambda: stream.readers == 4)
@@ -117,16 +117,16 @@ def test_a_flood_of_half_open_requests_uses_up_no_descriptor_that_is_needed(home
             ended = db.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {ours}").fetchall()
             assert ended
             assert home("health").stdout == "ok\n", "a probe is answered in the middle of it"
-            until(lambda: not cache.exists("p:1"), 20)
+            until(lambda: not cache.exists("p:1"), 60)
             flood += [knock(port, place) for port in ports for place in range(50)]
-            until(home.is_settled, 20)
+            until(home.is_settled, 60)
             db.execute("insert into products values (1)")
             assert home("wait").returncode == 0
         finally:
             for line in flood:
                 line.close()
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         assert "crowded" in [json.loads(line)["event"] for line in process.stderr if line.startswith("{")]
 
 
