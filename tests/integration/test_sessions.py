@@ -12,7 +12,11 @@ import pytest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
+from invalidator.core.lookup import parse_lookup
 from invalidator.demo.servers import Workspace
+from invalidator.errors import AwayError
+from invalidator.lookups import PostgresLookups
+from invalidator.queries import prepare_transaction, read_rows
 from invalidator.service import connect, installation, watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.triggers import plan
@@ -171,6 +175,22 @@ async def test_nothing_of_ours_is_left_in_the_sessions_of_a_pooler(hostile, db, 
                 await eventually(lambda: not cache.exists("jit:off:1"))
             assert other.execute(asking).fetchall() == before
         pooler.stop()
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+async def test_a_policy_that_hides_rows_is_an_error_and_no_answer(db, dsn, role, setting):
+    """The key of a row that a lookup, or `each`, does not get to see would never be evicted, and nobody would know."""
+    db.execute("create table secret (id int, slug text); insert into secret values (1, 'a')")
+    db.execute(f"alter table secret enable row level security; grant select on secret to {role}")
+    db.execute(f"alter role {role} set row_security = {setting}")
+    theirs = psycopg.conninfo.make_conninfo(dsn, user=role)
+    async with PostgresLookups(theirs, "test", 5.0) as lookups:
+        with pytest.raises(AwayError, match="row-level security"):
+            await lookups.ask(parse_lookup("select slug from secret where id = {id}", "skip"), [("1",)])
+    async with await psycopg.AsyncConnection.connect(theirs) as connection:
+        await prepare_transaction(connection, 5.0)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            await read_rows(connection, "select slug from secret")
 
 
 def role_of(dsn):
