@@ -35,7 +35,7 @@ reading the notification queue, which is full one day: then every COMMIT after a
 Linux counts this time while the window is closed, too, and ends the connection (not that of a Unix socket).
 """
 
-OLDEST: Final = 14
+OLDEST: Final = 15
 """The oldest major version of PostgreSQL that we work with."""
 
 _TCP: Final[dict[str, Any]] = {

@@ -195,12 +195,12 @@ class TestRefusals:
 
     def test_a_server_that_is_too_old(self):
         with pytest.raises(RefusedError) as caught:
-            refuse_old(130014)
+            refuse_old(140020)
         assert (
             str(caught.value)
-            == "postgres: the server is PostgreSQL 13, and 14 is the oldest that this works with; upgrade the server"
+            == "postgres: the server is PostgreSQL 14, and 15 is the oldest that this works with; upgrade the server"
         )
-        refuse_old(140000)
+        refuse_old(150000)
 
     def test_another_install_at_work(self, products, dsn, monkeypatch):
         monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK", "50ms")
