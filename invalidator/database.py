@@ -45,10 +45,8 @@ _TCP: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 8000,
 }
-_UNLESS_SAID_OTHERWISE: Final[dict[str, Any]] = {
-    "target_session_attrs": "read-write",  # a standby can't LISTEN
-    **_TCP,
-}
+_PRIMARY: Final = {**_TCP, "target_session_attrs": "primary"}  # of several hosts; a standby's catalog lags
+_UNLESS_SAID_OTHERWISE: Final = {**_TCP, "target_session_attrs": "read-write"}  # nor one that is about to be left
 
 _OTHER_ENCODING: Final = "move what is in it into a database with the encoding UTF8 (pg_dump --encoding, restore)"
 _CERTIFICATE: Final = (
@@ -96,7 +94,7 @@ async def connect(dsn: str, application_name: str, patience: float) -> psycopg.A
 
 def connect_waiting(dsn: str, application_name: str) -> psycopg.Connection[Any]:
     """The same for a thread of its own; psycopg's errors, and settings come with each `transaction`."""
-    connection = psycopg.connect(dsn, **_ours(application_name), **_unless_in(dsn, _TCP))
+    connection = psycopg.connect(dsn, **_ours(application_name), **_unless_in(dsn, _PRIMARY))
     try:
         _refuse(connection)
     except BaseException:
@@ -187,8 +185,8 @@ def failed(error: BaseException) -> AwayError | RefusedError:
         return AwayError(
             f"can't connect: {what}",
             where="postgres",
-            todo="it is waited for a primary, because a standby can't LISTEN; where a role or a database is read-only "
-            "on purpose, add target_session_attrs=primary to postgres.dsn",
+            todo="a primary is needed: a standby can't LISTEN, and can't be written to; where a role or a database is "
+            "read-only on purpose, add target_session_attrs=primary to postgres.dsn",
         )
     return AwayError(f"can't connect: {what}", where="postgres", todo="check the address, and that the server is up")
 

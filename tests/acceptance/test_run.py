@@ -467,7 +467,7 @@ class TestWaits:
         with home.running(ready=False) as process:
             while (line := json.loads(process.stderr.readline()))["event"] != "feed_lost":
                 pass
-            assert "it is waited for a primary" in line["why"]
+            assert "a standby can't LISTEN" in line["why"]
             db.execute("set default_transaction_read_only = off")
             db.execute(f"alter database {db.info.dbname} reset default_transaction_read_only")
             until(lambda: home("health", "--ready").returncode == 0)

@@ -21,7 +21,7 @@ import redis
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
 from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
-from invalidator.service import installation, watch
+from invalidator.service import connect, installation, watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources import canary
 from invalidator.triggers.install import install
@@ -336,6 +336,17 @@ async def test_an_old_primary_behind_a_moved_name_is_left(world):
             world.cache.set("p:1000001", "stale")
             new.execute("insert into products values (1000001)")
             await eventually(lambda: not world.cache.exists("p:1000001"))
+    standby.stop()
+
+
+def test_of_several_hosts_it_is_the_primary_whose_catalog_is_looked_at(world):
+    """A standby's lags: triggers that are gone are still there, and what is installed is not."""
+    standby = Standby(world.workspace, world.postgres)
+    standby.start()
+    ports = f"{standby.port},{world.postgres.port}"
+    dsn = psycopg.conninfo.make_conninfo(world.dsn, host="127.0.0.1,127.0.0.1", port=ports)
+    with connect(parse(CONFIG.format(dsn=dsn, redis=world.redis.url), {}, str)) as connection:
+        assert connection.info.port == world.postgres.port
     standby.stop()
 
 
