@@ -18,7 +18,8 @@ import psycopg
 import pytest
 
 from invalidator.database import find_authorities
-from invalidator.demo.servers import PostgresServer, Workspace, find_postgres
+from invalidator.demo.servers import PostgresServer, Workspace
+from invalidator.demo.servers.postgres import at_hand
 from tests.support import is_settled, names, until
 from tests.support.pgbouncer import PgBouncer
 
@@ -393,8 +394,9 @@ def locked():
 @pytest.fixture(scope="module")
 def certified():
     """A server with a certificate that is its own authority, and that certificate."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    installed = [binaries for binaries in at_hand() if binaries.libraries is None]  # the wheels' are without TLS
+    if shutil.which("openssl") is None or not installed:
+        pytest.skip("openssl or a PostgreSQL with TLS is not installed")
     with Workspace() as workspace:
         (workspace.path / "tls").mkdir()
         key, certificate = workspace.path / "tls/key.pem", workspace.path / "tls/certificate.pem"
@@ -404,7 +406,7 @@ def certified():
             check=True, capture_output=True,
         )  # fmt: skip
         tls = {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}
-        server = PostgresServer(workspace, find_postgres(15), tls)  # the wheels' servers are without TLS
+        server = PostgresServer(workspace, installed[0], tls)
         if os.getuid() == 0:
             shutil.chown(key, 65534, 65534)
         server.start()
