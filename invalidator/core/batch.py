@@ -13,6 +13,7 @@ Position = str
 
 
 START: Final = "start"
+UNREADABLE: Final = "unreadable payload"
 """The reason of the gap that every start of a source that keeps nothing is."""
 
 

@@ -67,6 +67,7 @@ class Pipeline:
         metrics: Metrics | None = None,
         claims: Callable[[str], Claims] = lambda _: Claims(),
         on_open: Callable[[], None] = lambda: None,
+        on_heard: Callable[[Batch | Gap], None] = lambda _: None,
     ) -> None:
         names = [target.name for target in targets]
         self.metrics = metrics or Metrics(names)
@@ -95,7 +96,7 @@ class Pipeline:
         self._follows = {by_name[name]: [by_name[one] for one in ones] for name, ones in (after or {}).items() if ones}
         self._in_order = _in_order(self.lanes, self._follows)
         self._asking = Asking(rules, lookups, self._put) if lookups else None
-        self._on_open = on_open
+        self._on_open, self._on_heard = on_open, on_heard
         self._number = 0
         self._ledger = Ledger()
         self._confirmed: Position | None = None
@@ -161,6 +162,11 @@ class Pipeline:
         while self._feed is None or self._feed is lost:
             await self._moved.wait()
         return self._feed
+
+    def probe(self) -> None:
+        """Have a mark come round soon, which says how far the targets are."""
+        if self._feed is not None:
+            self._feed.probe()
 
     def purge(self, changes: Sequence[Change], evictions: Evictions | None = None) -> int:
         """Evict for changes that somebody says, and these evictions everywhere; the number to wait for.
@@ -260,14 +266,15 @@ class Pipeline:
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
     def _take(self, item: Batch | Gap | Doubts | Ask) -> None:
-        if isinstance(item, Gap):
-            self.gap(item)
-            return
         if isinstance(item, Doubts):
             self._doubt(item.reasons)
             return
         if isinstance(item, Ask):
             self._afterwards(partial(self._asked, item))
+            return
+        self._on_heard(item)
+        if isinstance(item, Gap):
+            self.gap(item)
             return
         if item.changes:
             self._changes(item.changes)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from invalidator import __version__
 from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
 from invalidator.config.models import Config
-from invalidator.core.batch import Gap
+from invalidator.core.batch import UNREADABLE, Batch, Gap
 from invalidator.core.change import Change
 from invalidator.core.cover import Claims
 from invalidator.core.digest import digest
@@ -109,8 +109,23 @@ class Sidecar:
             metrics=self.metrics,
             claims=self._claims,
             on_open=self._opened,
+            on_heard=self._heard,
         )
-        self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts)
+        self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.probe)
+
+    def _heard(self, item: Batch | Gap) -> None:
+        """What names no statement may be DDL, or an install: look at once, and not at the next minute."""
+        if isinstance(item, Gap):
+            told = item.reason == UNREADABLE  # as what event triggers send when they don't know better
+        else:
+            told = any(
+                change.wide
+                and change.op is None
+                and any(rule.triggers != "none" for rule in self.rules.about(change.table))
+                for change in item.changes
+            )
+        if told:
+            self.look()
 
     def _opened(self) -> None:
         """The source is open anew: who knows what became of the triggers meanwhile."""
@@ -121,11 +136,13 @@ class Sidecar:
         """What we can say to other sidecars that we hear, as in `core/cover.py`."""
         if self._observation is not None:
             return Claims()
-        if self._watch is None or self._pipeline is None or self._pipeline.doubts or not self.hears:
+        if self._watch is None or self._pipeline is None or not self.hears:
             return Claims()
         triggers, channels = self._watch.fingerprint, self._source.channels
-        if triggers is None or channels is None:
-            return Claims(pending=triggers is None)
+        if triggers is None:
+            return Claims(pending=not self._watch.fails)
+        if channels is None or self._pipeline.doubts:
+            return Claims()
         return Claims(digest([self._coverage[target], triggers, channels, self._ahead(target)]))
 
     def _ahead(self, target: str) -> dict[str, str]:
@@ -170,10 +187,11 @@ class Sidecar:
                 reasons.append(f"{name}: {lane.why}")
             if state.owed:
                 reasons.append(f"{name}: owed a flush ({state.owed})")
-            elif (
-                self.hears and not self._pipeline.doubts and (age := self._age(state.as_of)) and age > self._stale_after
-            ):
-                reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
+            elif self.hears and not self._pipeline.doubts:
+                if (age := self._age(state.as_of)) is None:
+                    reasons.append(f"{name}: nothing is confirmed yet")
+                elif age > self._stale_after:
+                    reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
         return reasons + [f"{what}: {state}" for what, state in self._pipeline.doubts.items()]
 
     def status(self) -> dict[str, Any]:
@@ -221,6 +239,8 @@ class Sidecar:
 
     async def barrier(self, timeout: float) -> bool:
         """Whether, within this time, everything committed before now is evicted."""
+        if self._pipeline is not None and self._pipeline.doubts:
+            self.look()  # it may have been mended
         return self._pipeline is not None and await self._pipeline.barrier(timeout)
 
     async def purge(self, evictions: Evictions, changes: Sequence[Change], timeout: float) -> tuple[int, bool]:

@@ -4,17 +4,24 @@ While a table's triggers are not as the rules need them, its changes may go unhe
 flushed, and so they are at the look that sees it mended. A fingerprint that is another than before says that somebody
 touched a trigger in between, though it is well again: that is flushed once. And as long as it lasts, nobody claims
 that everything committed is evicted.
+
+Nor does anybody while it is not known: from the opening of the source until the first look after it, and when looks
+have failed, or taken too long, for more than a period and a margin. A look that fails is tried again within seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
 
 from invalidator.config.models import Config
+from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Gap
 from invalidator.core.change import Table
 from invalidator.core.digest import digest
@@ -27,17 +34,38 @@ from invalidator.triggers.install import install
 from invalidator.triggers.plan import STATES, Plan, Standing, look
 
 PERIOD: Final = 60.0
+MARGIN: Final = 15.0
+"""Seconds beyond the period after which a look is overdue."""
+
+AT_MOST_EVERY: Final = 1.0
 _TIMEOUT: Final = 30.0
+_RETRY: Final = Backoff(first=1.0, limit=10.0)
+_UNSEEN: Final = "triggers"
+_STATE_OF: Final = "triggers of "
 
 
 class Watch:
-    """`gap` is told what may have been missed; `doubts` says what can't be promised, as long as it can't."""
+    """`gap` is told what may have been missed; `doubts` says what can't be promised, as long as it can't.
 
-    def __init__(self, config: Config, rules: RuleSet, gap: Callable[[Gap], object], doubts: dict[str, str]) -> None:
-        self._config, self._rules, self._gap, self._doubts = config, rules, gap, doubts
+    When the last doubt is gone, `on_clear` is called.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rules: RuleSet,
+        gap: Callable[[Gap], object],
+        doubts: dict[str, str],
+        on_clear: Callable[[], object],
+    ) -> None:
+        self._config, self._rules, self._gap = config, rules, gap
+        self._doubts, self._on_clear = doubts, on_clear
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
         self._known = not self._heeded
+        self._looked = self._opened = 0.0
+        self._failures, self._why = 0, ""
+        self._unsafe: set[str] = set()
         self._connection: psycopg.Connection[Any] | None = None
         self._asked = asyncio.Event()
         self._log = Log()
@@ -48,8 +76,15 @@ class Watch:
 
     def look_again(self) -> None:
         """Look at once, and claim nothing about the triggers until that is done."""
-        self._known = not self._heeded
+        if self._heeded:
+            self._opened, self._known = _now(), False
+            self._doubt("")
         self.ask()
+
+    @property
+    def fails(self) -> bool:
+        """Whether the last look did."""
+        return self._failures > 0
 
     @property
     def fingerprint(self) -> str | None:
@@ -67,36 +102,80 @@ class Watch:
             yield "trigger_drift", {"state": state}, float(count)
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Look, from the first opening of the source until cancelled."""
+        await self._asked.wait()
         while self._heeded:
             self._asked.clear()
-            await self._look()
-            try:
-                async with asyncio.timeout(PERIOD):
-                    await self._asked.wait()
-            except TimeoutError:
-                continue
+            began = _now()
+            in_doubt = bool(self._doubts)
+            why, unexpected = await self._look()
+            self._judge(began, why, unexpected)
+            if in_doubt and not self._doubts:
+                self._on_clear()
+            await self._pause(began)
 
-    async def _look(self) -> None:
-        """Look in a thread; where it takes too long, or we are to end, its connection is taken from it."""
+    async def _pause(self, began: float) -> None:
+        """Until the next look is due. Whoever asks has it at once, but a storm of DDL gets no storm of looks."""
+        if not self._known and not self._failures:
+            return  # the source was opened anew while we looked
+        pause = min(PERIOD, _RETRY.wait(self._failures, random.random())) if self._failures else PERIOD  # noqa: S311
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._asked.wait()
+            await asyncio.sleep(began + AT_MOST_EVERY - _now())
+
+    async def _look(self) -> tuple[str, str]:
+        """Look in a thread; where it takes too long, or we are to end, its connection is taken from it.
+
+        Why it failed, "" when it did not; and the traceback, where that is nothing to be expected.
+        """
         task = asyncio.ensure_future(asyncio.to_thread(self._read))
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be there to ask
+        began = _now()
         try:
-            done, _ = await asyncio.wait({task}, timeout=_TIMEOUT)
+            while not task.done() and _now() < began + _TIMEOUT:
+                await asyncio.wait({task}, timeout=1.0)
+                self._doubt("a look takes long")
         finally:
             if not task.done() and self._connection is not None:
                 self._connection.pgconn.finish()
-        if not done:
-            self._log.warning("triggers_unseen", "the triggers can't be looked at", why="it took too long")
-            return
+        if not task.done():
+            return f"no answer within {_TIMEOUT:g} s", ""
         try:
-            plan = task.result()
-        except psycopg.OperationalError:
-            return  # the database is away, which the source says
+            self._compare(task.result())
         except (psycopg.Error, InvalidatorError) as error:
-            self._log.warning("triggers_unseen", "the triggers can't be looked at", why=first_line(error))
-            return
-        self._compare(plan)
+            return first_line(error), ""
+        except Exception as error:  # whatever it is, the triggers were not looked at
+            return f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()
+        return "", ""
+
+    def _judge(self, began: float, why: str, unexpected: str) -> None:
+        """Take in how a look went; what is the same failure as before is not logged again."""
+        if not why:
+            if self._why:
+                self._log.info("triggers_seen", "the triggers can be looked at again")
+            self._failures, self._looked = 0, began
+            self._known = began >= self._opened
+        else:
+            self._failures += 1
+            if why != self._why and unexpected:
+                self._log.error(
+                    "triggers_look_failed", "a look at the triggers met what nobody expected", traceback=unexpected
+                )
+            elif why != self._why:
+                self._log.warning("triggers_unseen", "the triggers can't be looked at; it is tried again", why=why)
+        self._why = why
+        self._doubt(why)
+
+    def _doubt(self, why: str) -> None:
+        """Nothing can be promised while the last good look is too old, or none was done since the source was opened."""
+        age = _now() - self._looked
+        if not self._known:
+            self._doubts[_UNSEEN] = f"not looked at since the source was opened{f': {why}' if self._failures else ''}"
+        elif age > PERIOD + MARGIN:
+            self._doubts[_UNSEEN] = f"not looked at for {age:.0f} s: {why}"
+        else:
+            self._doubts.pop(_UNSEEN, None)
 
     def _read(self) -> Plan:
         with connect(self._config) as self._connection:
@@ -133,12 +212,24 @@ class Watch:
             if table not in drift and seen.get(table, standing).fingerprint != standing.fingerprint
         }
         mended = set(_drift(before)) - set(drift)
-        self._seen, self._known = seen, True
-        for what in [what for what in self._doubts if what.startswith("triggers of ")]:
+        self._seen = seen
+        for what in [what for what in self._doubts if what.startswith(_STATE_OF)]:
             del self._doubts[what]  # others are the source's
-        self._doubts.update({f"triggers of {table}": standing.state for table, standing in drift.items()})
+        self._doubts.update({f"{_STATE_OF}{table}": standing.state for table, standing in drift.items()})
+        self._warn(plan)
         if tables := frozenset(drift) | touched | mended:
             self._gap(Gap("drift", tables))
+
+    def _warn(self, plan: Plan) -> None:
+        """Say what somebody could do with what we installed: no matter of what is evicted, but of who may do what."""
+        unsafe = {str(finding) for finding in plan.findings("tampered")}
+        for finding in sorted(unsafe - self._unsafe):
+            self._log.error("installation_unsafe", "what we installed can be replaced by others", why=finding)
+        self._unsafe = unsafe
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _drift(seen: dict[Table, Standing]) -> dict[Table, Standing]:

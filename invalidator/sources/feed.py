@@ -15,7 +15,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.batch import Ask, Batch, Doubts, Gap, Position
+from invalidator.core.batch import UNREADABLE, Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.channel import Channel
 from invalidator.core.payload import UnreadableError, decode
@@ -27,7 +27,7 @@ from invalidator.metrics import Metrics
 from invalidator.sources.canary import HEAD, Canary
 from invalidator.sources.channels import Subscriptions
 
-_UNREADABLE: Final = Gap("unreadable payload")
+_UNREADABLE: Final = Gap(UNREADABLE)
 
 
 class NotifyFeed:

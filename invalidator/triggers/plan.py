@@ -89,11 +89,12 @@ class Plan:
         """What is worth knowing beside."""
         return [RefusedError(row.what or "", todo=row.todo or "") for row in self.rows if row.kind == "note"]
 
-    def findings(self) -> list[RefusedError]:
-        """What is not as it should be beside the tables: what serves the whole installation, and notes that count."""
+    def findings(self, state: str | None = None) -> list[RefusedError]:
+        """What is off beside the tables (of it, what has this state): what serves them all, and notes that count."""
         off = [
             row for row in self.rows if row.table is None and row.kind != "refusal" and row.state not in (None, "ok")
         ]
+        off = [row for row in off if state in (None, row.state)]
         found = [RefusedError(row.what or "", todo=row.todo or "") for row in off if row.kind == "note"]
         objects: dict[str | None, list[str]] = {}
         for row in off:

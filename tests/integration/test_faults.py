@@ -11,7 +11,9 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -25,6 +27,8 @@ from invalidator.service import connect, installation, watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources import canary
 from invalidator.triggers.install import install
+from invalidator.triggers.migration import migration
+from invalidator.triggers.plan import look
 from tests.support import eventually, until
 from tests.support.pgbouncer import PgBouncer
 from tests.support.proxy import Proxy
@@ -420,6 +424,135 @@ async def test_a_trigger_that_was_disabled_and_enabled_between_two_looks_is_flus
         await eventually(lambda: not world.cache.exists("p:unheard"))
         world.install()
         await world.is_right_again(sidecar)
+
+
+class TestLooks:
+    """The look at the triggers: what becomes of a promise that nobody has looked after."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch):
+        monkeypatch.setattr(watch, "MARGIN", 0.3)
+        monkeypatch.setattr(watch, "_TIMEOUT", 0.5)
+
+    @pytest.fixture
+    def plain(self, world):
+        """The sidecar's role is none that may do more than others."""
+        world.execute("create role plain login")
+        dsn = psycopg.conninfo.make_conninfo(world.config.postgres.dsn.get_secret_value(), user="plain")
+        before, world.config = world.config, parse(CONFIG.format(dsn=dsn, redis=world.redis.url), {}, str)
+        yield
+        world.config = before
+        world.execute("drop role plain")
+
+    async def is_in_doubt(self, world, sidecar, doubt):
+        """Said, and claimed nowhere: neither by the barrier nor by how far the targets are said to be."""
+        await eventually(lambda: any(one.startswith(doubt) for one in sidecar.doubts()))
+        as_of = sidecar._lanes[0].state.as_of
+        assert not await sidecar.barrier(0.5)
+        assert sidecar._lanes[0].state.as_of == as_of
+
+    async def test_one_that_can_not_connect(self, world, plain, caplog):
+        async with world.serving() as sidecar:
+            world.execute("alter role plain connection limit 0")
+            try:
+                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
+                await eventually(lambda: sidecar._watch._failures > 2)
+            finally:
+                world.execute("alter role plain connection limit -1")
+            await world.is_right_again(sidecar)
+        unseen = [record.facts for record in caplog.records if getattr(record, "event", "") == "triggers_unseen"]
+        assert [one["why"].rpartition("FATAL:  ")[2] for one in unseen] == ['too many connections for role "plain"']
+
+    async def test_one_that_gets_no_answer(self, world):
+        async with world.serving() as sidecar:
+            with psycopg.connect(world.dsn) as other:
+                other.execute("lock table pg_trigger in access exclusive mode")
+                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
+            await world.is_right_again(sidecar)
+
+    async def test_none_since_the_source_was_opened(self, world):
+        with psycopg.connect(world.dsn) as other:
+            other.execute("lock table pg_trigger in access exclusive mode")
+            sidecar, stop = Sidecar(world.config), asyncio.Event()
+            task = asyncio.create_task(sidecar.run(stop))
+            try:
+                await self.is_in_doubt(world, sidecar, "triggers: not looked at since the source was opened")
+                assert sidecar._lanes[0].state.as_of is None
+                other.rollback()
+                await world.is_right_again(sidecar)
+            finally:
+                stop.set()
+                await task
+
+    async def test_one_that_fails_as_nobody_expected(self, world, monkeypatch, caplog):
+        async with world.serving() as sidecar:
+            with monkeypatch.context() as patched:
+                patched.setattr(watch, "look", {}.__getitem__)
+                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
+            await world.is_right_again(sidecar)
+        (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "triggers_look_failed")
+        assert "Traceback" in unseen.facts["traceback"]
+
+    @pytest.fixture
+    def rare(self, monkeypatch):
+        """No look comes by itself while a test lasts."""
+        monkeypatch.setattr(watch, "PERIOD", 3600)
+
+    @pytest.fixture
+    def no_event_triggers(self, world):
+        world.execute("drop event trigger invalidator_faults_altered; drop event trigger invalidator_faults_dropped")
+        yield
+        world.install()
+
+    @pytest.mark.parametrize("how", ["install-triggers", "psql"])
+    async def test_an_install_is_looked_at_at_once(self, world, rare, no_event_triggers, how):
+        world.execute("drop trigger invalidator_faults_update on products")
+        sidecar, stop = Sidecar(world.config), asyncio.Event()
+        task = asyncio.create_task(sidecar.run(stop))
+        try:
+            await eventually(lambda: "triggers of public.products: missing" in sidecar.doubts())
+            if how == "psql":
+                script = migration("psql", installation(world.config), compile_rules(world.config), prune=False)
+                world.execute(script.replace("\\set ON_ERROR_STOP on", "").encode())
+            else:
+                world.install()
+            await world.is_right_again(sidecar)
+        finally:
+            stop.set()
+            await task
+
+    async def test_ddl_is_looked_at_at_once(self, world, rare):
+        async with world.serving() as sidecar:
+            world.execute("alter table products disable trigger user")
+            await eventually(lambda: "triggers of public.products: disabled" in sidecar.doubts())
+            world.install()
+            await world.is_right_again(sidecar)
+            world.execute("drop function invalidator.changed(text, jsonb); drop schema invalidator cascade")
+            await eventually(lambda: "triggers of public.products: missing" in sidecar.doubts())
+            world.install()
+            await world.is_right_again(sidecar)
+
+    async def test_a_storm_of_ddl_is_no_storm_of_looks(self, world, rare, monkeypatch):
+        looks = []
+        monkeypatch.setattr(watch, "look", lambda *args: looks.append(time.monotonic()) or look(*args))
+        async with world.serving():
+            looks.clear()
+            for number in range(20):
+                await asyncio.to_thread(world.execute, f"alter table products set (fillfactor = {50 + number})")
+            await eventually(lambda: looks)
+            await asyncio.to_thread(world.execute, "alter table products set (fillfactor = 100)")
+            last = time.monotonic()
+            await eventually(lambda: looks[-1] > last)
+            assert min((b - a for a, b in pairwise(looks)), default=1.0) > 0.9 * watch.AT_MOST_EVERY
+
+    async def test_whoever_waits_has_it_looked_at(self, world, rare, no_event_triggers):
+        async with world.serving() as sidecar:
+            world.execute("alter table products disable trigger user")
+            sidecar.look()
+            await eventually(lambda: "triggers of public.products: disabled" in sidecar.doubts())
+            world.execute("alter table products enable trigger user")
+            assert await sidecar.barrier(20)
+            assert not sidecar.doubts()
 
 
 async def test_a_target_that_is_away_holds_up_neither_the_queue_nor_vacuum(world):

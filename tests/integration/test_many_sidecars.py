@@ -305,7 +305,8 @@ async def test_a_flusher_that_dies_is_replaced(world, fleet):
 
 
 async def test_triggers_that_were_touched_since_the_others_looked_are_flushed_for(world, fleet):
-    """They look every minute; who starts looks at once, and finds other triggers than they know."""
+    """They look every minute; one that starts looks at once, and finds other triggers than they know."""
+    world.execute("drop event trigger invalidator_many_altered; drop event trigger invalidator_many_dropped")
     fleet.start(*(world.config(f"pod-{number}") for number in range(3)))
     await fleet.settles()
     before = fleet.count()
