@@ -14,7 +14,8 @@ channel whose row was committed before it is evicted, by the gap or by name.
     tenant t2 is committed - t2 is notified - barrier: the query is asked - LISTEN t2 - gap - canary - canary is back
 
 Other sidecars may take our word that everything is evicted (`core/cover.py`), for as long as they listen to the same
-channels. Our word for a new channel counts once a canary has come back behind its gap, not when we begin to listen.
+channels. Our word for a new channel counts once a canary has come back behind its gap, not when we begin to listen;
+until then it is what it was, for the channels of before. Where one is gone or has another row there is no such word.
 
 A row whose hole is null stands for the name that `format` and `concat` make of it, with nothing in its place: `||`
 makes no name at all. Names are cut by the server, in its encoding, as LISTEN and NOTIFY do.
@@ -43,8 +44,8 @@ from invalidator.queries import prepare_transaction, read_rows
 if TYPE_CHECKING:
     from invalidator.sources.feed import NotifyFeed
 
-LEAST: Final = 0.5
-"""Seconds between two asks of a query after changes of what it reads."""
+LEAST: Final = 1.0
+"""Seconds between two asks of a query after changes of what it reads: each ask opens a connection."""
 
 _Named = list[tuple[str, Row]]
 _Readers = dict[bytes, list[tuple[Channel, Row]]]
@@ -89,7 +90,7 @@ class Subscriptions:
         self._queries = [_Query(channel) for channel in channels if channel.each]
         self._readers: _Readers = {}
         self._fingerprint: str | None = None
-        self._proven_by = 0.0
+        self._proven, self._proven_by = False, 0.0
         self._waiting: list[asyncio.Future[bool]] = []
         self._news = asyncio.Event()
         self._ended = False
@@ -98,7 +99,7 @@ class Subscriptions:
 
     @property
     def fingerprint(self) -> str | None:
-        """Which channels are listened to; None while that is not all that there are, or one's gap may be under way."""
+        """Of which channels everything was heard; None while that can't be said."""
         return self._fingerprint
 
     def about(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
@@ -114,13 +115,9 @@ class Subscriptions:
 
     def reach(self, as_of: float) -> None:
         """Everything committed before this moment has been handed on."""
-        if (
-            self._fingerprint is None
-            and as_of >= self._proven_by
-            and not any(query.failures for query in self._queries)
-        ):
+        if not self._proven and as_of >= self._proven_by and not any(query.failures for query in self._queries):
             rows = {name.decode(): [row for _, row in readers] for name, readers in self._readers.items()}
-            self._fingerprint = digest(rows)
+            self._fingerprint, self._proven = digest(rows), True
 
     async def refresh(self) -> bool:
         """Ask all queries anew, after this call; False when the connection is lost before that is done."""
@@ -166,8 +163,9 @@ class Subscriptions:
         new = [name for name in readers if name not in self._readers]
         gone = [name for name in self._readers if name not in readers]
         other = [name for name in readers if readers[name] != self._readers.get(name)]
-        if other or gone or any(query.failures for query in asked):
+        if gone or len(other) > len(new) or any(query.failures for query in asked):
             self._fingerprint = None
+        self._proven = self._proven and self._fingerprint is not None and not new
         before, self._readers = self._readers, {**self._readers, **readers}
         if new or gone:
             await feed.listen([name.decode() for name in new], [name.decode() for name in gone])
@@ -183,7 +181,7 @@ class Subscriptions:
         if doubts != self._doubts:
             self._doubts = doubts
             feed.say(Doubts(doubts))
-        if self._fingerprint is None:
+        if not self._proven:
             self._proven_by = _now()
             if not first:
                 feed.probe()
