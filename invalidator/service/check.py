@@ -12,8 +12,10 @@ from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config, HookTarget, StreamTarget
 from invalidator.config.types import read_table
 from invalidator.core.change import Table
+from invalidator.core.eviction import Eviction
 from invalidator.core.hashslot import has_tag
 from invalidator.core.lookup import Found
+from invalidator.core.nearest import Difference
 from invalidator.core.rule import Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.core.suggest import did_you_mean
@@ -54,11 +56,11 @@ async def check(config: Config) -> AsyncIterator[Finding]:
         async for finding in _channels(config, rules):
             yield finding
     for name in config.targets:
-        async for finding in _target(config, name):
+        async for finding in _target(config, name, rules.owned()[name]):
             yield finding
 
 
-async def _target(config: Config, name: str) -> AsyncIterator[Finding]:
+async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> AsyncIterator[Finding]:
     part = config.targets[name]
     if isinstance(part, StreamTarget):
         yield Finding("ok", f"target {name}", "is read from our own API, when we run")
@@ -73,6 +75,7 @@ async def _target(config: Config, name: str) -> AsyncIterator[Finding]:
     async with wiring.redis(config, name, part) as target:
         try:
             found = await target.check()
+            differs = None if found else await target.compare(owned)
         except TargetAway as error:
             level: Literal["finding", "away"] = "finding" if error.reason in ("refused", "moved") else "away"
             todo = error.todo or "start it, or correct its url"
@@ -82,6 +85,18 @@ async def _target(config: Config, name: str) -> AsyncIterator[Finding]:
         yield Finding("finding", f"target {name}", *_split(what))
     if not found:
         yield Finding("ok", f"target {name}", "answers, and takes evictions")
+    if differs is not None:
+        yield _differing(name, part.prefix, differs)
+
+
+def _differing(name: str, prefix: str, differs: Difference) -> Finding:
+    """What to say of a cache in which there are keys, and none that the rules could evict."""
+    what = f'none of the {differs.keys} keys looked at matches a rule; keys there begin with "{differs.beginning}"'
+    if differs.prefix is None:
+        todo = "compare them with what `invalidator explain` prints, if the application has cached anything by now"
+        return Finding("note", f"target {name}", what, todo)
+    todo = f'set its prefix to "{differs.prefix}"' if differs.prefix else f'take its prefix "{prefix}" out'
+    return Finding("finding", f"target {name}", what, f"{todo}: then some match")
 
 
 async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:

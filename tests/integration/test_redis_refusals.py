@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -155,6 +156,28 @@ async def test_check_says_which_right_is_missing(servers):
         ("finding", "this user may not UNLINK"),
         ("finding", "this user may not SCAN"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "level", "todo"),
+    [
+        ("", "shop:1:k:7", "finding", 'set its prefix to "shop:1:": then some match'),
+        ("other:", "k:7", "finding", 'take its prefix "other:" out: then some match'),
+        ("", "session:7", "note", "compare them with what `invalidator explain` prints, .*"),
+        ("shop:1:", "shop:1:k:7", "ok", ""),
+    ],
+)
+async def test_check_says_that_no_key_matches_and_which_prefix_would_do(redis_url, cache, prefix, key, level, todo):
+    cache.set(key, "x")
+    url = redis_url.partition("/0")[0]
+    text = CONFIG.replace("redis://127.0.0.1:PORT", url).replace("cluster: true, ", "")
+    config = parse(text.replace('"{shop}:"', f'"{prefix}"'), {}, str)
+    *_, last = [finding async for finding in check(config) if finding.where == "target cache"]
+    assert last.level == level
+    assert re.fullmatch(todo, last.todo)
+    if level != "ok":
+        begins = key.removesuffix("7")
+        assert last.what == f'none of the 1 keys looked at matches a rule; keys there begin with "{begins}"'
 
 
 async def test_a_server_that_does_not_say_who_it_is(redis_url, monkeypatch):

@@ -212,6 +212,26 @@ async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copie
     primary.stop()
 
 
+async def test_the_keys_that_exist_say_that_a_prefix_is_wrong(topology):
+    places, client = topology
+    owned = [Eviction("key", "product:*", glob=True), Eviction("key", "catalog"), Eviction("version", "version")]
+    async with RedisTarget("cache", places, prefix="app:") as target:
+        assert await target.compare(owned) is None  # nothing is there
+        await target.beat()
+        await target.board.show("claims", as_of=None)
+        await target.evict(Evictions.of([Eviction("version", "version")]))
+        client.delete("app:version")
+        assert await target.compare(owned) is None  # but what is our own
+        for number in range(2000):
+            client.set(f"shop:1:product:{number}", "x")
+        found = await target.compare(owned)
+        assert (found.prefix, found.beginning) == ("shop:1:", "shop:1:product:")
+        client.set("app:version", "7")
+        assert await target.compare(owned) == found  # a counter may be there because we raised it
+        client.set("app:catalog", "x")
+        assert await target.compare(owned) is None
+
+
 async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
     monkeypatch.setattr(sweep, "_SAY_EVERY", 0.0)
     caplog.set_level("INFO", "invalidator")

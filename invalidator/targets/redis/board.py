@@ -98,6 +98,10 @@ class Board:
         """What an answer is about: the servers that we met, and what else the two have to agree on."""
         return hashlib.sha256(f"{self._met} {claims}".encode()).hexdigest()[:16]
 
+    def is_own(self, key: bytes) -> bool:
+        """Whether a key is what sidecars leave there, of any name, and no part of what is cached."""
+        return key.startswith(b"invalidator:") or key == self._alive.key.encode()
+
     async def show(self, claims: str | None, *, as_of: float | None) -> None:
         """Say for some seconds that we owe nothing, which claims mean, and how far the promise holds."""
         await self._alive.keep(as_of if self._met.is_complete else None, str(self._met))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,6 +64,16 @@ class Sweeper:
     async def count(self, sweep: Sweep, count: CarryOut) -> int:
         """Remove nothing: `count` is given all keys that match, and its sum is returned."""
         return await self._pass(sweep, count, removing=False)
+
+    async def sample(self, seconds: float) -> AsyncIterator[list[bytes]]:
+        """Pages of keys, in no order, from each node for its share of this time."""
+        nodes = await self._line.nodes()
+        for _, connection in nodes:
+            loop, cursor = asyncio.get_running_loop(), b""
+            ends = loop.time() + seconds / len(nodes)
+            while cursor != b"0" and (not cursor or loop.time() < ends):
+                ((cursor, keys),) = await connection.ask(("SCAN", cursor or b"0", "COUNT", PAGE))
+                yield keys
 
     async def at_rest(self, go_over_all: Callable[[], Awaitable[int]]) -> int:
         """Go over all nodes until no key can have been missed; the sum of what that gives."""

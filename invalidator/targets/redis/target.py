@@ -21,6 +21,8 @@ from typing import Any, Final, TypeVar
 from invalidator.config.redis_url import Endpoint
 from invalidator.core import glob
 from invalidator.core.eviction import Eviction, Evictions, Kind
+from invalidator.core.matcher import Matcher
+from invalidator.core.nearest import Difference, difference
 from invalidator.errors import TargetAway
 from invalidator.targets.redis.board import Board
 from invalidator.targets.redis.line import Line, Met, all_of, noted
@@ -55,6 +57,8 @@ end
 return 1
 """
 _GOODBYE: Final = 0.3
+_COMPARING: Final = 0.2  # seconds of SCAN
+_COMPARED: Final = 1000
 _T = TypeVar("_T")
 
 
@@ -140,6 +144,13 @@ class RedisTarget:
     async def check(self) -> list[str]:
         """What stands in the way of evicting here; TargetAway when it can't be reached."""
         return await self._told(self._check())
+
+    async def compare(self, owned: Sequence[Eviction]) -> Difference | None:
+        """How the keys that there are differ from those that these own; None where one is owned, or nothing is there.
+
+        Looks at as many as can be scanned in a moment. Counters do not count: a flush makes those that were not there.
+        """
+        return await self._told(self._compare(owned))
 
     async def _told(self, call: Coroutine[Any, Any, _T]) -> _T:
         """Make a call; where it was told that another server is to be asked, it asks who is who on each line."""
@@ -280,6 +291,22 @@ class RedisTarget:
                     name = str(command[0])
                     found.append(f"this user may not {name}; grant it: ACL SETUSER ... +{name.lower()}")
         return list(dict.fromkeys(found))
+
+    async def _compare(self, owned: Sequence[Eviction]) -> Difference | None:
+        counters, patterns = (
+            [one.key if one.glob else glob.escape(one.key) for one in owned if (one.kind == "version") is wanted]
+            for wanted in (True, False)
+        )
+        matcher, counting = Matcher(map(self._pattern, patterns)), Matcher(map(self._pattern, counters))
+        keys: list[bytes] = []
+        seen = 0
+        async for page in self._sweeper.sample(_COMPARING):
+            if any(map(matcher.accepts, page)):
+                return None
+            others = [key for key in page if not (self.board.is_own(key) or counting.accepts(key))]
+            seen += len(others)
+            keys += others[: max(_COMPARED - len(keys), 0)]
+        return difference(keys, patterns, seen) if keys and patterns else None
 
     def _key(self, key: str) -> bytes:
         return (self._prefix + key).encode("utf-8", "surrogateescape")
