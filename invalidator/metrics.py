@@ -45,11 +45,20 @@ GAUGES: Final = {
 
 
 class Metrics:
-    """One registry; `targets` and `tables` are the labels that there are."""
+    """One registry; `targets` and `tables` are the labels that there are.
 
-    def __init__(self, targets: Iterable[str] = (), tables: Iterable[str] = ()) -> None:
+    `counting` are those targets that say how many keys there had been; None for all.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[str] = (),
+        tables: Iterable[str] = (),
+        counting: Iterable[str] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._targets, self._tables = tuple(targets), tuple(tables)
+        self.counting = frozenset(self._targets if counting is None else counting)
         build = self._gauge("build_info", "the version that runs", "version")
         build.labels(__version__).set(1)
         self.reconnects = self._counter("source_reconnects", "the source was lost and opened again", reason=LOSSES)
@@ -69,7 +78,7 @@ class Metrics:
         self.evictions = self._counter(
             "evictions", "evictions answered for", target=self._targets, kind=(*KINDS, "pattern")
         )
-        self.keys_existed = self._counter("keys_existed", "keys that were there", target=self._targets)
+        self.keys_existed = self._counter("keys_existed", "keys that were there", target=sorted(self.counting))
         self.repeats = self._counter("repeats", "evictions carried out once more", target=self._targets)
         self.flushes = self._counter("flushes", "flushes answered for", target=self._targets, reason=FLUSHES)
         self.covered = self._counter(
@@ -135,12 +144,16 @@ class LaneMetrics:
     def __init__(self, metrics: Metrics, target: str) -> None:
         self._metrics, self._target = metrics, target
         self._keys = metrics.evictions.labels(target, "key")
-        self._existed = metrics.keys_existed.labels(target)
+        self._existed = metrics.keys_existed.labels(target) if target in metrics.counting else None
+        self.absent = 0
+        """Exact keys that were evicted since one was there, or the beginning."""
         self._repeats = metrics.repeats.labels(target)
         self._took = metrics.commit_to_evict.labels(target)
 
     def answered(self, work: Work, existed: int, now: float, *, covered: bool = False) -> None:
-        self._existed.inc(existed)
+        self.absent = 0 if existed or self._existed is None else self.absent + len(work.fresh.keys)
+        if self._existed is not None:
+            self._existed.inc(existed)
         if work.flush:
             if covered:
                 self._metrics.covered.labels(self._target).inc()

@@ -71,6 +71,11 @@ class Board(Protocol):
     What they have to agree on, beside the target's own identity, is given as `claims`.
     """
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other sidecar was present when we were shown last; False before."""
+        ...
+
     def facts(self, claims: str) -> str:
         """The target's identity together with these, as a fingerprint."""
         ...

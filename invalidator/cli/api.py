@@ -252,6 +252,7 @@ class _Connection(http.client.HTTPConnection):
 def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     yield f"{answer['name']} {answer['version']}: " + ("ready" if answer["ready"] else "not ready")
     yield from (f"  {doubt}" for doubt in answer["doubts"])
+    yield from (f"  note: {note}" for note in answer.get("notes", ()))
     yield f"source {answer['source']['kind']}: {answer['source']['state']}"
     for name, lane in answer["targets"].items():
         state = "up" if lane["up"] else "away"

@@ -87,6 +87,11 @@ class Lane:
         """Why the target does not serve us; empty when it does."""
         return next((failure.text for failure in self._failing.values()), "")
 
+    @property
+    def absent(self) -> int:
+        """Exact keys that were evicted here since one of them was there."""
+        return self._metrics.absent
+
     # What it is given
 
     def put(

@@ -37,6 +37,7 @@ DRAIN: Final = 8.0
 """Seconds that lanes are given when we are told to end."""
 
 _STARTED: Final = 10.0
+_ABSENT: Final = 100
 _log: Final = Log()
 
 
@@ -47,7 +48,9 @@ class Sidecar:
         self.config = config
         self.rules = observation.rules if observation else compile_rules(config)
         self._observation = observation
-        self.metrics = Metrics(self.rules.targets, dict.fromkeys(str(rule.table) for rule in self.rules.rules))
+        counting = None if observation else [name for name, part in config.targets.items() if part.kind == "redis"]
+        tables = dict.fromkeys(str(rule.table) for rule in self.rules.rules)
+        self.metrics = Metrics(self.rules.targets, tables, counting)
         self.metrics.state = self._gauges
         self.reloaded = True
         self._digests = {name: target_digest(config, name) for name in config.targets}
@@ -203,6 +206,7 @@ class Sidecar:
             "mode": "observe" if self.observing else "run",
             "ready": not doubts,
             "doubts": doubts,
+            "notes": list(self._notes()),
             "source": {"kind": self.config.source.kind, "state": self._source.link.phase.name.lower()},
             "targets": {lane.target.name: self._lane_status(lane) for lane in self._lanes},
             "triggers": {
@@ -210,6 +214,18 @@ class Sidecar:
             },
             "config_reloaded": self.reloaded,
         }
+
+    def _notes(self) -> Iterator[str]:
+        """What somebody should look at, though nothing is known to be wrong.
+
+        Of several sidecars the first to evict a key finds it there, so none of them can tell.
+        """
+        for lane in self._lanes:
+            if lane.absent >= _ABSENT and lane.target.board is not None and lane.target.board.is_alone:
+                yield (
+                    f"{lane.target.name}: of the last {lane.absent} keys that were evicted none was there; "
+                    "is the prefix right? `invalidator check` compares the rules with the keys that are there"
+                )
 
     def _lane_status(self, lane: Lane) -> dict[str, Any]:
         state, oldest = lane.state, lane.state.oldest()

@@ -79,6 +79,15 @@ tests:
       - {series: 'invalidator_notify_lock_waiters{pod="a"}', values: '7x100'}
       - {series: 'invalidator_notify_lock_waiters{pod="b"}', values: '9 1x100'}
       - {series: 'invalidator_config_reload_success{pod="a"}', values: '1x24'}
+      - {series: 'invalidator_evictions_total{pod="a", namespace="n", target="cache", kind="key"}', values: '0+2x500'}
+      - {series: 'invalidator_keys_existed_total{pod="a", namespace="n", target="cache"}', values: '7x500'}
+      - {series: 'invalidator_evictions_total{pod="a", namespace="n", target="app", kind="key"}', values: '0+2x500'}
+      - {series: 'invalidator_evictions_total{pod="a", namespace="m", target="cache", kind="key"}', values: '0+2x500'}
+      - {series: 'invalidator_keys_existed_total{pod="a", namespace="m", target="cache"}', values: '0x500'}
+      - {series: 'invalidator_evictions_total{pod="b", namespace="m", target="cache", kind="key"}', values: '0+2x500'}
+      - {series: 'invalidator_keys_existed_total{pod="b", namespace="m", target="cache"}', values: '0+1x500'}
+      - {series: 'invalidator_evictions_total{pod="a", namespace="o", target="cache", kind="key"}', values: '0x9 9x490'}
+      - {series: 'invalidator_keys_existed_total{pod="a", namespace="o", target="cache"}', values: '0x500'}
     alert_rule_test:
       - {eval_time: 1m, alertname: InvalidatorDoesNotHear, exp_alerts: []}
       - eval_time: 3m
@@ -124,6 +133,15 @@ tests:
               description: Only one COMMIT after NOTIFY runs at a time in the whole server, so writers are slowed
                 down. docs/runbooks.md has what makes these commits fewer or faster.
       - {eval_time: 5m, alertname: InvalidatorReloadRefused, exp_alerts: []}
+      - {eval_time: 60m, alertname: InvalidatorNothingWasThere, exp_alerts: []}
+      - eval_time: 100m
+        alertname: InvalidatorNothingWasThere
+        exp_alerts:
+          - exp_labels: {namespace: n, target: cache, severity: warning}
+            exp_annotations:
+              summary: 800 keys were evicted from cache in six hours, and none was there
+              description: "The prefix may be wrong, or a template: then everything is stale. docs/runbooks.md says
+                how to tell."
 """
 
 

@@ -216,6 +216,31 @@ async def test_two_versions_of_the_rules_cost_one_flush_each(world, fleet):
     await fleet.is_right("q:0")
 
 
+async def test_evictions_of_keys_that_nobody_has_are_noted(world, fleet):
+    fleet.start(world.config("pod-0"))
+    await fleet.settles()
+    (first,) = fleet.sidecars
+    world.execute("insert into products select nextval('products_id_seq') from generate_series(1, 99)")
+    await eventually(lambda: first._lanes[0].absent == 99)
+    assert first.status()["notes"] == []
+    world.execute("insert into products values (default)")
+    (note,) = await eventually(lambda: first.status()["notes"])
+    assert note.startswith("cache: of the last 100 keys that were evicted none was there; is the prefix right?")
+    key = await asyncio.to_thread(world.change)
+    await eventually(lambda: not first.status()["notes"])
+    assert not world.cache.exists(key)
+
+
+async def test_of_several_none_can_tell_whether_keys_were_there(world, fleet):
+    """The first to evict one finds it, the others do not."""
+    fleet.start(world.config("pod-0"), world.config("pod-1"))
+    await fleet.settles()
+    await eventually(lambda: not any(one._lanes[0].target.board.is_alone for one in fleet.sidecars))
+    world.execute("insert into products select nextval('products_id_seq') from generate_series(1, 200)")
+    await eventually(lambda: all(one._lanes[0].absent >= 200 for one in fleet.sidecars))
+    assert [one.status()["notes"] for one in fleet.sidecars] == [[], []]
+
+
 async def test_one_with_a_weaker_setting_answers_nobody_who_has_a_stronger_one(world, fleet):
     fleet.start(world.config("weak", options="repeat_after: 0s"))
     await fleet.settles()

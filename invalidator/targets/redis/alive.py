@@ -17,6 +17,7 @@ and while a machine sleeps, or a hypervisor holds it, its clocks may stand still
 last, it must not promise from then on. So a command says until when, on the server's clock, and not for how long:
 
     1 the server says that it is s, in each of its answers; the last one before `as_of` is there at t on our clock
+      (t < `as_of`; were they the same, our clock might have stood still, and the answer have come after)
     2 a canary that is sent at `as_of`, on our clock, comes back: all before it is evicted
     3 the deadline is s + (as_of - t) + stale_after, on the server's clock
     4 the entry is written, with this deadline
@@ -103,7 +104,7 @@ class AliveKey:
 
     def _deadline(self, as_of: float | None) -> float:
         """On the server's clock; 0 where we can't promise anything."""
-        before = [one for one in self._readings if as_of is not None and one.ours <= as_of]
+        before = [one for one in self._readings if as_of is not None and one.ours < as_of]
         if as_of is None or not before:
             return 0.0
         return before[-1].servers + (as_of - before[-1].ours) + self._stale_after

@@ -43,7 +43,8 @@ _SHOW: Final = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-return redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
+redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
+return redis.call('ZCARD', KEYS[1])
 """
 # KEYS: cover, lock, able, flushes.
 _LOOK: Final = """
@@ -91,7 +92,7 @@ class Board:
         self._alive = AliveKey(line, alive_key, self._instance, stale_after, clock)
         self._lock, self._able = f"{place}:flush", f"{place}:able"
         self._cover, self._flushes = f"{place}:cover", f"{place}:flushes"
-        self._present_as = ""
+        self._present_as, self.is_alone = "", False
         self._holds, self._renewed = False, 0.0
 
     def facts(self, claims: str) -> str:
@@ -111,8 +112,8 @@ class Board:
             member = f"{self._instance}{self._me}:{self.facts(claims)}"
             if self._present_as not in ("", member):
                 await self.leave()
-            await self._ask(("EVAL", _SHOW, 1, self._able, PRESENT, member))
-            self._present_as = member
+            (present,) = await self._ask(("EVAL", _SHOW, 1, self._able, PRESENT, member))
+            self._present_as, self.is_alone = member, present == 1
 
     async def end(self) -> None:
         """Say that we are no more."""

@@ -70,5 +70,6 @@ def test_it_is_there_while_all_is_well():
     world = World(0.0, 1e9)
     for second in range(20):
         world.take("it is said", 0.001, 0.001, False, False)
+        world.take("time goes on", 0.01)
         world.take("a canary comes back", 1.0)
         assert second == 0 or world.expires > world.time + STALE_AFTER - 2.5
