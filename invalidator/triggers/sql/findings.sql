@@ -118,7 +118,8 @@ select 0, 'note', null, null, null, null, 'event triggers', 'tampered', null, nu
             from (select unnest(strangers) from handler union select unnest(strangers) from listening) as all_of_them (stranger)),
            name),
     format('a superuser runs install-triggers of this version, or: %s',
-           (select string_agg(format('drop event trigger %I', event_trigger), '; ') from listening where there is not null)),
+           (select string_agg(format('drop event trigger %I', event_trigger), '; ' order by event_trigger)
+            from listening where there is not null)),
     null, null, 0
 from installation
 where not (by_superuser and (select is_closed from handler))
