@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 def stop_if_cancelled() -> None:
@@ -14,3 +16,14 @@ def stop_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def run_all(*calls: Coroutine[Any, Any, None]) -> None:
+    """Run these at once; when one fails, the rest is cancelled, and a group of their exceptions is raised.
+
+    Before Python 3.13 a TaskGroup whose task fails while it waits at its own end cancels the task around it, and does
+    not take that back: `stop_if_cancelled` there would end a loop that was to try again. It does where the wait is in
+    its body.
+    """
+    async with asyncio.TaskGroup() as group:
+        await asyncio.wait([group.create_task(call) for call in calls])

@@ -42,10 +42,12 @@ class Log:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = getattr(record, "facts", {})
+        facts = dict(getattr(record, "facts", {}))
+        trace = facts.pop("traceback", "")
         text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}"
         shown = " ".join(f"{name}={_shown(value)}" for name, value in facts.items())
-        return f"{text} {shown}" if shown else text
+        text = f"{text} {shown}" if shown else text
+        return f"{text}\n{trace.rstrip()}" if trace else text
 
 
 class _Json(logging.Formatter):

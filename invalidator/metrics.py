@@ -6,7 +6,7 @@ Counters are counted where things happen. What has a state is asked at the scrap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,15 +14,20 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from invalidator import __version__
 from invalidator.core.change import OPS, Op, Table
 from invalidator.core.eviction import KINDS
-from invalidator.core.lane import REPEAT, LaneState
+from invalidator.core.lane import BACKLOG, INTERNAL, REPEAT, LaneState
 from invalidator.core.work import Work
 from invalidator.errors import TargetAway, TargetChanged
 
-GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift")
-LOSSES: Final = ("connection", "canary", "connect")
-FLUSHES: Final = (*GAPS, "backlog", "asked", "target changed")
+GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift", INTERNAL)
+LOSSES: Final = ("connection", "canary", "connect", "internal")
+FLUSHES: Final = (*GAPS, BACKLOG, "asked", "target changed")
 RETRIES: Final = ("away", "moved", "refused", "changed")
 PAYLOADS: Final = ("ours", "channel")
+Part = Literal[
+    "source", "canary", "channels", "rules", "lookups", "lane", "triggers", "stream", "tail", "http", "reload", "other"
+]
+"""What an internal error may be in."""
+
 UNMATCHED: Final = "other"
 """The label of a table that the configuration does not name."""
 
@@ -75,6 +80,9 @@ class Metrics:
             "bulk_collapses", "changes that came as one about a whole table", table=(*self._tables, UNMATCHED)
         )
         self.payload_errors = self._counter("payload_errors", "notifications that can't be read", reason=PAYLOADS)
+        self.internal_errors = self._counter(
+            "internal_errors", "exceptions that nobody expected, by the part that they were in", part=get_args(Part)
+        )
         self.evictions = self._counter(
             "evictions", "evictions answered for", target=self._targets, kind=(*KINDS, "pattern")
         )

@@ -58,6 +58,12 @@ BOUND: Final = 500_000
 ASKS: Final = 1000
 """Asks of other sidecars that may wait for an answer; of more, the oldest go unanswered, which costs them a flush."""
 
+BACKLOG: Final = "backlog"
+"""The reason of a flush in place of evictions that were too many, or had waited for too long."""
+
+INTERNAL: Final = "internal error"
+"""The reason of a flush after a failure of our own code: nobody knows what is lost, so no other sidecar covers it."""
+
 REPEAT: Final = "repeat"
 """The reason of a flush that only repeats another."""
 
@@ -215,10 +221,10 @@ class LaneState:
         self._advance()
         return len(self._early) + len(self._held) < waited
 
-    def collapse(self, now: float) -> None:
+    def collapse(self, now: float, reason: str = BACKLOG) -> None:
         """Trade all that waits for a flush: the target has not answered for so long."""
         if self.depth:
-            self._collapse(self._held[-1].number if self._held else self._latest, now)
+            self._collapse(self._held[-1].number if self._held else self._latest, now, reason)
 
     # What it gives
 
@@ -271,8 +277,8 @@ class LaneState:
         self._collect(now)
         return None if self._exact.sent is not None else self._exact.take(self._latest, now)
 
-    def answer_exact(self, now: float) -> None:
-        """The target has answered for the exact keys that it was told."""
+    def answer_exact(self, now: float, *, covered: bool = False) -> None:
+        """The target has answered for the exact keys that it was told, which nobody else ever does."""
         work = self._exact.end()
         if work.fresh:
             self._repeat_later(work.fresh, work.oldest, work.number, now)
@@ -448,10 +454,11 @@ class LaneState:
         if self.depth > self.bound:
             self.collapse(now)
 
-    def _collapse(self, number: int, now: float) -> None:
+    def _collapse(self, number: int, now: float, reason: str = BACKLOG) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
-        must, oldest = self._has_unshared(), self._held[0].oldest if self._held else number
+        must = reason == INTERNAL or self._has_unshared()
+        oldest = self._held[0].oldest if self._held else number
         again = (
             self._main.again_from,
             self._exact.again_from,
@@ -465,12 +472,12 @@ class LaneState:
         self._due.clear()
         self._due_size = 0
         if self._held:
-            self._held = deque([_Held(oldest, number, None, now, now, "backlog", must)])
+            self._held = deque([_Held(oldest, number, None, now, now, reason, must)])
             self._held_size, self._told = 0, 1
         else:
             self._latest = number
         # With nothing but repeats waiting, all up to `number` is answered: the flush stands for the newest of it.
-        self._owe("backlog", self._owed_from or oldest, now, must=must)
+        self._owe(reason, self._owed_from or oldest, now, must=must)
 
     def _has_unshared(self) -> bool:
         """Whether something that only we received may still have to be evicted, or evicted again."""

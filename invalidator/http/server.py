@@ -23,9 +23,10 @@ from invalidator.core.eviction import Evictions
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.http.connections import Listener, notice, shares
-from invalidator.http.guard import guard
+from invalidator.http.guard import Handler, guard
 from invalidator.http.requests import BadRequestError, explain_of, purge_of, timeout_of
 from invalidator.http.stream import HEADERS, Reader, prefixes_of, until_ended
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics
 
@@ -54,6 +55,7 @@ class Sidecar(Protocol):
 
     metrics: Metrics
     rules: RuleSet
+    errors: InternalErrors
 
     @property
     def observing(self) -> bool: ...
@@ -73,6 +75,7 @@ class Server:
     def __init__(self, listen: Listen) -> None:
         self._listen = listen
         self._sidecar: Sidecar | None = None
+        self._errors = InternalErrors()
         self._ending = asyncio.Event()
         self._runners: list[web.AppRunner] = []
         self._sockets: list[asyncio.Server] = []
@@ -127,7 +130,7 @@ class Server:
             await runner.cleanup()
 
     async def _start(self, name: str, address: str, most: int, routes: Sequence[web.RouteDef], token: str = "") -> None:
-        middlewares = [notice, guard(address, token, self._listen.hosts)]
+        middlewares = [self._report_errors, notice, guard(address, token, self._listen.hosts)]
         app = web.Application(middlewares=middlewares, client_max_size=_LARGEST_BODY)
         app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_WORDS)
@@ -152,6 +155,18 @@ class Server:
             return await loop.create_unix_server(listener, address.removeprefix("unix:"), backlog=backlog)
         host, _, port = address.rpartition(":")
         return await loop.create_server(listener, host.strip("[]"), int(port), backlog=backlog)
+
+    @web.middleware
+    async def _report_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception as error:
+            why = (self._sidecar.errors if self._sidecar is not None else self._errors).report("http", error)
+            if request.writer.output_size:  # the headers, or more, are sent
+                raise ConnectionResetError(why) from error
+            return _json({"error": why}, 500)
 
     @property
     def _shown(self) -> Sidecar:

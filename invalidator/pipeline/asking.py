@@ -20,6 +20,7 @@ from invalidator.core.lookup import Found, Lookup
 from invalidator.core.rule import Rule
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import AwayError
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.ports import Lookups
 
@@ -33,12 +34,24 @@ class Put(Protocol):
     def __call__(self, evictions: Mapping[str, Evictions], *, unshared: bool) -> None: ...
 
 
+Render = Callable[[RuleSet, Sequence[Change], Mapping[int, Found]], Mapping[str, Evictions]]
+"""What rules make of changes, and of what was found for them."""
+
+
 class Asking:
     """`put` is given the evictions of the rules with a lookup, whenever a round of questions is over."""
 
-    def __init__(self, rules: RuleSet, lookups: Lookups, put: Put) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        lookups: Lookups,
+        put: Put,
+        render: Render = RuleSet.evict,
+        errors: InternalErrors | None = None,
+    ) -> None:
         self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
-        self._lookups, self._put = lookups, put
+        self._lookups, self._put, self._render = lookups, put, render
+        self._errors = errors or InternalErrors()
         self._columns: dict[int, frozenset[str] | None] = {}
         self._waiting: list[Change] = []
         self._unshared = False  # whether no other sidecar received some of what waits
@@ -74,7 +87,8 @@ class Asking:
             unshared, self._unshared = self._unshared, False
             if changes:
                 self._round += 1
-                self._put(self._rules.evict(changes, await self._ask_all(changes)), unshared=unshared)
+                found = await self._ask_all(changes)
+                self._put(self._render(self._rules, changes, found), unshared=unshared)
             while self._after and self._after[0][0] <= self._round:
                 self._after.popleft()[1]()
             if not self._waiting:
@@ -104,6 +118,8 @@ class Asking:
                 return replace(described, answers=await self._lookups.ask(lookup, wanted))
         except AwayError as error:
             self._failed(rule, str(error))
+        except Exception as error:
+            self._failed(rule, self._errors.report("lookups", error))
         return described
 
     def _failed(self, rule: Rule, why: str) -> None:

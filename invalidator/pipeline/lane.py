@@ -9,6 +9,11 @@ repeat or a hold falls due moves it to the outbox that it belongs to, and a back
 main task, whoever collapsed it. So after every change of the state `_wake` looks at both: a task that sleeps is woken
 when it has something to take, or when something falls due before its alarm. A task that does not sleep takes again
 before it does. Between a `take` that found nothing and the sleep nothing else runs, so no wake-up is lost there.
+
+Internal errors. An unexpected exception of a call to the target is a call that failed; but the same evictions may fail
+again for ever, so they become a flush. One of the watch may have hidden that the target is another than before: a flush
+when it begins, and one when it is over. One of our own bookkeeping leaves a state that nothing can rely on: it begins
+anew, owing a flush for everything, and as lanes hear of each other's progress, so do the others.
 """
 
 from __future__ import annotations
@@ -19,20 +24,24 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
-from invalidator.cancellation import stop_if_cancelled
+from invalidator.cancellation import run_all, stop_if_cancelled
 from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Ask
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import BOUND, REPEAT, LaneState
+from invalidator.core.lane import BOUND, INTERNAL, REPEAT, LaneState
 from invalidator.core.work import Work
 from invalidator.errors import TargetAway, TargetChanged
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.pipeline.settling import Settling
 from invalidator.ports import Target
 
 BEAT: Final = 1.0
+CHANGED: Final = "target changed"
+"""The reason of a flush of a target that is another than before."""
+
 _GRACE: Final = 1.0
 _BACKOFF: Final = Backoff()
 
@@ -47,11 +56,19 @@ class _Failure(NamedTuple):
     text: str
 
 
+class Outcome(NamedTuple):
+    """What came of a call to the target."""
+
+    existed: int
+    covered: bool = False
+
+
 class Lane:
     """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered.
 
-    `on_change` is called when the target is another than before, which is a debt. `claims` says what we can claim of
-    what we hear, and `ask` puts a question to other sidecars.
+    `on_change` is called when the target is another than before, or may be: it is owed a flush, and so are those that
+    may have refilled from it. `on_restart` is called when this lane has lost its state. `claims` says what we can
+    claim of what we hear, and `ask` puts a question to other sidecars.
     """
 
     def __init__(
@@ -64,11 +81,14 @@ class Lane:
         bound: int = BOUND,
         metrics: LaneMetrics | None = None,
         on_answer: Callable[[], None] = lambda: None,
-        on_change: Callable[[Lane], None] | None = None,
+        on_change: Callable[[Lane, str], None] = lambda _, __: None,
+        on_restart: Callable[[], None] = lambda: None,
         claims: Callable[[], Claims] = Claims,
         ask: Callable[[Ask], bool] = lambda _: False,
+        errors: InternalErrors | None = None,
     ) -> None:
         self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes, follows)
+        self._errors, self._on_restart = errors or InternalErrors(), on_restart
         self._settling = Settling(target, owned, claims=claims, ask=ask, patience=repeat_after + _GRACE)
         self._claims = claims
         self._on_answer, self._on_change = on_answer, on_change
@@ -144,20 +164,27 @@ class Lane:
 
     async def run(self) -> None:
         """Serve the target, until cancelled."""
-        state = self.state
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._serve("main", state.take, self._tell, state.fail))
-            if self.target.overtakes:
-                group.create_task(self._serve("exact", state.take_exact, self._tell_exact, state.fail_exact))
-            group.create_task(self._watch())
+        await self._errors.keep_running("lane", self._run, self._restart)
 
-    async def _serve(
-        self,
-        way: Way,
-        take: Callable[[float], Work | None],
-        tell: Callable[[Work], Awaitable[None]],
-        fail: Callable[[float], None],
-    ) -> None:
+    async def _run(self) -> None:
+        exact = [self._serve("exact", self._tell_exact)] if self.target.overtakes else []
+        await run_all(self._serve("main", self._tell), *exact, self._watch())
+
+    def _restart(self) -> None:
+        """Begin anew: nothing is known of what the target was told, nor of what it was still to be told."""
+        before = self.state
+        self.state = LaneState(before.repeat_after, before.bound, before.overtakes, before.follows)
+        self.state.owe(INTERNAL, 1, _now(), must=True)
+        self._failing.clear()
+        self._on_restart()
+
+    async def _serve(self, way: Way, tell: Callable[[Work], Awaitable[Outcome]]) -> None:
+        state = self.state
+        take, answer, fail = (
+            (state.take, state.answer, state.fail)
+            if way == "main"
+            else (state.take_exact, state.answer_exact, state.fail_exact)
+        )
         failures, since = 0, 0.0
         while True:
             stop_if_cancelled()
@@ -167,9 +194,11 @@ class Lane:
                 await self._sleep(way)
                 continue
             try:
-                await tell(work)
-            except TargetAway as error:
+                outcome = await tell(work)
+            except Exception as error:
                 fail(_now())
+                if not isinstance(error, TargetAway):
+                    state.collapse(_now(), INTERNAL)
                 self._failed(way, error)
                 since = since if failures else _now()
                 failures += 1
@@ -180,6 +209,10 @@ class Lane:
             else:
                 failures = 0
                 self._succeeded(way)
+                answer(_now(), covered=outcome.covered)
+                self._answered(work, outcome)
+                if work.flush:
+                    await self._say_flushed(work, outcome)
 
     def _give_up(self) -> None:
         """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
@@ -187,27 +220,25 @@ class Lane:
             self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
         self.state.collapse(_now())
 
-    async def _tell_exact(self, work: Work) -> None:
-        existed = await self.target.evict(work.evictions)
-        self.state.answer_exact(_now())
-        self._answered(work, existed)
+    async def _tell_exact(self, work: Work) -> Outcome:
+        return Outcome(await self.target.evict(work.evictions))
 
-    async def _tell(self, work: Work) -> None:
-        covered = False
+    async def _tell(self, work: Work) -> Outcome:
         if work.flush:
-            existed, covered = await self._settling.pay(work)
-        else:
-            existed = await self.target.evict(work.evictions)
-        self.state.answer(_now(), covered=covered)
-        self._answered(work, existed, covered=covered)
-        if work.flush and self.target.board is not None:
-            try:
-                await self._show()  # first, so that those who wait for the lock ask us
-                await self.target.board.unlock(flushed=not covered and work.flush != REPEAT)
-            except TargetAway as error:
-                self._failed("watch", error)
+            return Outcome(*await self._settling.pay(work))
+        return Outcome(await self.target.evict(work.evictions))
 
-    def _answered(self, work: Work, existed: int, *, covered: bool = False) -> None:
+    async def _say_flushed(self, work: Work, outcome: Outcome) -> None:
+        if self.target.board is None:
+            return
+        try:
+            await self._show()  # first, so that those who wait for the lock ask us
+            await self.target.board.unlock(flushed=not outcome.covered and work.flush != REPEAT)
+        except Exception as error:
+            self._failed("watch", error)
+
+    def _answered(self, work: Work, outcome: Outcome) -> None:
+        existed, covered = outcome
         self._metrics.answered(work, existed, _now(), covered=covered)
         if covered:
             self._log.info("covered", "another sidecar has evicted everything; no flush is needed", reason=work.flush)
@@ -238,7 +269,7 @@ class Lane:
                 elif self._has_news:
                     await self._show()
                 await self._answer_asks()
-            except TargetAway as error:
+            except Exception as error:
                 self._failed("watch", error)
                 beat_at = _now() + BEAT
             else:
@@ -269,14 +300,16 @@ class Lane:
 
     # What goes wrong
 
-    def _failed(self, way: Way, error: TargetAway) -> None:
+    def _failed(self, way: Way, error: Exception) -> None:
+        if not isinstance(error, TargetAway):
+            self._broke(way, self._errors.report("lane", error))
+            return
         self._metrics.failed(error)
         if isinstance(error, TargetChanged):
             self._log.warning(
                 "target_changed", "what was evicted there may be back; it is owed a flush", why=str(error)
             )
-            if self._on_change is not None:
-                self._on_change(self)
+            self._on_change(self, CHANGED)
             return
         failure = _Failure(error.reason, error.what, str(error))
         known = {(before.reason, before.what) for before in self._failing.values()}
@@ -292,8 +325,18 @@ class Lane:
                 "target_away", "the target does not answer; it is tried again until it does", why=str(error)
             )
 
+    def _broke(self, way: Way, why: str) -> None:
+        known = self._failing.get(way)
+        self._failing[way] = _Failure(INTERNAL, why, f"{self.target.name}: {why}")
+        if way == "watch" and (known is None or known.reason != INTERNAL):
+            self._on_change(self, INTERNAL)
+        self.show_soon()
+
     def _succeeded(self, way: Way) -> None:
-        if self._failing.pop(way, None) is not None and not self._failing:
+        before = self._failing.pop(way, None)
+        if way == "watch" and before is not None and before.reason == INTERNAL:
+            self._on_change(self, INTERNAL)
+        if before is not None and not self._failing:
             self._log.info("target_back", "the target answers again")
             self.show_soon()
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
@@ -31,10 +32,12 @@ from invalidator.core.batch import START, Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.cover import Claims
 from invalidator.core.eviction import Evictions
-from invalidator.core.lane import BOUND
+from invalidator.core.lane import BOUND, INTERNAL
 from invalidator.core.ledger import Ledger
+from invalidator.core.lookup import Found
 from invalidator.core.ruleset import RuleSet
-from invalidator.errors import SourceLost
+from invalidator.errors import RefusedError, SourceLost
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics
 from invalidator.pipeline.asking import Asking
@@ -68,9 +71,12 @@ class Pipeline:
         claims: Callable[[str], Claims] = lambda _: Claims(),
         on_open: Callable[[], None] = lambda: None,
         on_heard: Callable[[Batch | Gap], None] = lambda _: None,
+        errors: InternalErrors | None = None,
     ) -> None:
         names = [target.name for target in targets]
         self.metrics = metrics or Metrics(names)
+        self._errors = errors or InternalErrors(self.metrics)
+        self._errors.changed = self._show_soon
         self.doubts: dict[str, str] = {}
         self.witnesses: set[Witness] = set()
         self.failures, self.why = 0, "the source was not opened yet"
@@ -87,15 +93,17 @@ class Pipeline:
                 metrics=self.metrics.lane(target.name),
                 on_answer=self._moved_on,
                 on_change=self._changed,
+                on_restart=self._lost,
                 claims=partial(claims, target.name),
                 ask=self._ask,
+                errors=self._errors,
             )
             for target in targets
         ]
         by_name = {lane.target.name: lane for lane in self.lanes}
         self._follows = {by_name[name]: [by_name[one] for one in ones] for name, ones in (after or {}).items() if ones}
         self._in_order = _in_order(self.lanes, self._follows)
-        self._asking = Asking(rules, lookups, self._put) if lookups else None
+        self._asking = Asking(rules, lookups, self._put, self._render, self._errors) if lookups else None
         self._on_open, self._on_heard = on_open, on_heard
         self._number = 0
         self._ledger = Ledger()
@@ -131,9 +139,10 @@ class Pipeline:
 
     def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         tasks = [group.create_task(lane.run(), name=f"lane {lane.target.name}") for lane in self.lanes]
-        tasks.append(group.create_task(self._confirm(), name="confirm"))
+        keep = self._errors.keep_running
+        tasks.append(group.create_task(keep("source", self._confirm), name="confirm"))
         if self._asking:
-            tasks.append(group.create_task(self._asking.run(), name="lookups"))
+            tasks.append(group.create_task(keep("lookups", self._asking.run, self._lost), name="lookups"))
         return tasks
 
     # What is asked from outside
@@ -212,8 +221,7 @@ class Pipeline:
 
     def flush(self, gap: Gap) -> int:
         """Flush what covers a gap; the number that is answered when it is settled."""
-        for witness in self.witnesses:
-            witness(gap, {})
+        self._witness(gap, {})
         if gap.tables is not None:
             for lane in self.lanes:
                 lane.state.ignore_asks()
@@ -222,17 +230,21 @@ class Pipeline:
             return self._number
         self._number += 1
         for lane in self._in_order:
-            lane.owe(gap.reason, self._number, self._hold(lane), must=gap.reason == ASKED)
+            lane.owe(gap.reason, self._number, self._hold(lane), must=gap.reason in (ASKED, INTERNAL))
         return self._number
 
-    def _changed(self, changed: Lane) -> None:
-        """A target is another than before: it is owed a flush, and so are those that may have refilled from it."""
+    def _lost(self) -> None:
+        """A part of ours failed, and changes that it had may be lost."""
+        self.gap(Gap(INTERNAL))
+
+    def _changed(self, changed: Lane, reason: str) -> None:
+        """A target may be another than before: it is owed a flush, and so are those that may have refilled from it."""
         self._number += 1
         owing = {changed}
         for lane in self._in_order:
             if lane in owing or owing.intersection(self._follows.get(lane, ())):
                 owing.add(lane)
-                lane.owe("target changed", self._number, self._hold(lane))
+                lane.owe(reason, self._number, self._hold(lane))
             else:
                 lane.put(None, self._number, self._hold(lane))
 
@@ -258,6 +270,11 @@ class Pipeline:
                 self.metrics.reconnects.labels(error.reason).inc()
                 log = self._log.warning if self.failures == 1 else self._log.debug
                 log("feed_lost", "the source is lost; it is opened again", why=str(error))
+            except RefusedError:
+                raise
+            except Exception as error:  # what was read and not put is read again, or lies in the gap that is said then
+                self.failures, self.why = self.failures + 1, self._errors.report("source", error)
+                self.metrics.reconnects.labels("internal").inc()
             finally:
                 self._feed = None
                 self._ledger.forget()
@@ -287,11 +304,14 @@ class Pipeline:
             self.doubts.pop(what, None)
         self._doubted = tuple(reasons)
         self.doubts.update(reasons)
+        self._show_soon()
+
+    def _show_soon(self) -> None:
         for lane in self.lanes:
             lane.show_soon()
 
     def _changes(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
-        self._put(self._plain.evict(changes), changes, unshared=unshared)
+        self._put(self._render(self._plain, changes), changes, unshared=unshared)
         asyncio.get_running_loop().call_soon(self._count, changes)  # when the lanes have sent
         if self._asking:
             self._asking.put(changes, unshared=unshared)
@@ -301,10 +321,31 @@ class Pipeline:
         self, evictions: Mapping[str, Evictions], changes: Sequence[Change] = (), *, unshared: bool = False
     ) -> None:
         self._number += 1
-        for witness in self.witnesses:
-            witness(changes, evictions)
+        self._witness(changes, evictions)
         for lane in self._in_order:
             lane.put(evictions.get(lane.target.name), self._number, self._hold(lane), unshared=unshared)
+
+    def _render(
+        self, rules: RuleSet, changes: Sequence[Change], found: Mapping[int, Found] = MappingProxyType({})
+    ) -> Mapping[str, Evictions]:
+        """What the rules make of changes; where they fail, of their tables as a whole; where that fails, a gap."""
+        try:
+            return rules.evict(changes, found)
+        except Exception as error:
+            self._errors.report("rules", error)
+        try:
+            return rules.evict([table_wide(table) for table in dict.fromkeys(change.table for change in changes)])
+        except Exception as error:
+            self._errors.report("rules", error)
+            self._lost()
+            return {}
+
+    def _witness(self, heard: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
+        for witness in list(self.witnesses):
+            try:
+                witness(heard, evictions)
+            except Exception as error:
+                self._errors.report("tail", error)
 
     def _hold(self, lane: Lane) -> float | None:
         """Until when a lane that follows others holds what it is given; None when they have answered already."""
@@ -329,7 +370,7 @@ class Pipeline:
     def _mark(self, position: Position | None, as_of: float | None) -> None:
         if position is not None:
             self._ledger.take(self._number, position)
-        if as_of is not None and not self.doubts:
+        if as_of is not None and not self.doubts and not self._errors.failing:
             for lane in self.lanes:
                 lane.state.mark(self._number, as_of)
         self._moved_on()

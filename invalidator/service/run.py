@@ -11,6 +11,7 @@ from typing import Final
 from invalidator.config.models import Config, Listen
 from invalidator.errors import ConfigError, RefusedError, UsageError
 from invalidator.http.server import Server
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.service.limits import allow_many_files
 from invalidator.service.observe import Observation
@@ -18,6 +19,7 @@ from invalidator.service.sidecar import DRAIN, Sidecar
 from invalidator.service.systemd import Systemd
 
 _RELOAD_DRAIN: Final = 2.0
+_PAUSE: Final = 1.0
 _log: Final = Log()
 
 
@@ -39,6 +41,7 @@ async def run(config: Config, read_again: Callable[[], Config], report: Report |
         last_good: Config | None = None
         listening: Listen | None = None
         while not stop.is_set():
+            sidecar: Sidecar | None = None
             try:
                 observation = Observation(config) if report else None
                 sidecar = Sidecar(config, observation)
@@ -47,6 +50,7 @@ async def run(config: Config, read_again: Callable[[], Config], report: Report |
                     await stack.aclose()
                     server, listening = await stack.enter_async_context(Server(config.listen)), config.listen
                 server.show(sidecar)
+                loop.set_exception_handler(sidecar.on_loop_exception)
                 with reported(observation, report):
                     following = await _generation(sidecar, stop, reload, read_again)
             except RefusedError as error:
@@ -56,6 +60,15 @@ async def run(config: Config, read_again: Callable[[], Config], report: Report |
                     "reload_refused", "the new configuration can't be served; the old one is kept", why=str(error)
                 )
                 config, last_good = last_good, None
+                continue
+            except Exception as error:  # the last resort: each part deals with its own
+                (sidecar.errors if sidecar else InternalErrors()).report("other", error)
+                if sidecar is not None and sidecar.has_heard:
+                    last_good = config
+                elif last_good is None:
+                    raise
+                config = last_good
+                await asyncio.sleep(_PAUSE)
                 continue
             last_good, config = config, following or config
     _log.info("stopped", "stopped")
@@ -119,6 +132,10 @@ def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | 
     except (ConfigError, UsageError) as error:
         sidecar.reloaded = False
         _log.error("reload_refused", "the new configuration is wrong; the old one is kept", why=str(error))
+        return None
+    except Exception as error:
+        sidecar.reloaded = False
+        sidecar.errors.report("reload", error)
         return None
     sidecar.reloaded = True
     if config == sidecar.config:

@@ -20,6 +20,7 @@ from invalidator.core.eviction import Evictions
 from invalidator.core.explain import why_nothing
 from invalidator.core.link import Phase
 from invalidator.errors import RefusedError, leaf
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.pipeline.lane import Lane
@@ -52,15 +53,17 @@ class Sidecar:
         tables = dict.fromkeys(str(rule.table) for rule in self.rules.rules)
         self.metrics = Metrics(self.rules.targets, tables, counting)
         self.metrics.state = self._gauges
+        self.errors = InternalErrors(self.metrics)
         self.reloaded = True
         self._digests = {name: target_digest(config, name) for name in config.targets}
         self._coverage = {name: coverage(config, name) for name in config.targets}
         self._own = secrets.token_hex(8)
         self._stale_after = stale_after(config.postgres)
-        self._source = wiring.source(config, self.metrics)
+        self._source = wiring.source(config, self.metrics, self.errors)
         self._pipeline: Pipeline | None = None
         self._watch: Watch | None = None
         self._began = 0.0
+        self.has_heard = False  # whether it has worked at all
 
     async def run(self, stop: asyncio.Event, drain: Callable[[], float] = lambda: DRAIN) -> None:
         """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
@@ -73,7 +76,8 @@ class Sidecar:
                 assert self._pipeline is not None
                 assert self._watch is not None
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._watch.run(), name="triggers")]
+                    looking = self.errors.keep_running("triggers", self._watch.run, self._watch.look_again)
+                    tasks = [group.create_task(looking, name="triggers")]
                     if self._observation is not None:
                         tasks.append(group.create_task(self._observation.run(), name="observation"))
                     await self._pipeline.run_until(stop, drain)
@@ -95,7 +99,9 @@ class Sidecar:
             # Triggers are installed by one that evicts.
             config = config.model_copy(update={"triggers": config.triggers.model_copy(update={"install": "manual"})})
         made: Sequence[Target] = (
-            observation.observers if observation else [wiring.target(config, name) for name in config.targets]
+            observation.observers
+            if observation
+            else [wiring.target(config, name, self.errors) for name in config.targets]
         )
         lookups = wiring.lookups(config, self.rules)
         if lookups is not None:
@@ -113,6 +119,7 @@ class Sidecar:
             claims=self._claims,
             on_open=self._opened,
             on_heard=self._heard,
+            errors=self.errors,
         )
         self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.probe)
 
@@ -132,6 +139,7 @@ class Sidecar:
 
     def _opened(self) -> None:
         """The source is open anew: who knows what became of the triggers meanwhile."""
+        self.has_heard = True
         if self._watch is not None:
             self._watch.look_again()
 
@@ -140,6 +148,8 @@ class Sidecar:
         if self._observation is not None:
             return Claims()
         if self._watch is None or self._pipeline is None or not self.hears:
+            return Claims()
+        if self.errors.failing:
             return Claims()
         triggers, channels = self._watch.fingerprint, self._source.channels
         if triggers is None:
@@ -195,6 +205,7 @@ class Sidecar:
                     reasons.append(f"{name}: nothing is confirmed yet")
                 elif age > self._stale_after:
                     reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
+        reasons += [f"{part}: {why}" for part, why in self.errors.failing.items()]
         return reasons + [f"{what}: {state}" for what, state in self._pipeline.doubts.items()]
 
     def status(self) -> dict[str, Any]:
@@ -291,6 +302,14 @@ class Sidecar:
         finally:
             if pipeline is not None:
                 pipeline.witnesses.discard(tail.see)
+
+    def on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio found in a callback, or in a task that nobody waits for."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            self.errors.report("other", error)
+        else:
+            loop.default_exception_handler(context)
 
     def look(self) -> None:
         """Look at the triggers at once."""

@@ -19,6 +19,7 @@ from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_ur
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError
+from invalidator.internal_errors import InternalErrors
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
 from invalidator.sources.notify import NotifySource
@@ -44,7 +45,7 @@ def application_name(config: Config) -> str:
     return f"invalidator {config.name}"
 
 
-def source(config: Config, metrics: Metrics | None = None) -> NotifySource:
+def source(config: Config, metrics: Metrics | None = None, errors: InternalErrors | None = None) -> NotifySource:
     postgres = config.postgres
     return NotifySource(
         postgres.dsn.get_secret_value(),
@@ -56,6 +57,7 @@ def source(config: Config, metrics: Metrics | None = None) -> NotifySource:
         canary_timeout=postgres.canary_timeout,
         channels=compile_channels(config),
         metrics=metrics,
+        errors=errors,
     )
 
 
@@ -71,13 +73,13 @@ def lookups(config: Config, rules: RuleSet) -> PostgresLookups | None:
 AnyTarget = RedisTarget | HookTarget | StreamTarget
 
 
-def target(config: Config, name: str) -> AnyTarget:
+def target(config: Config, name: str, errors: InternalErrors | None = None) -> AnyTarget:
     """The target of this name, not yet open."""
     part = config.targets[name]
     if isinstance(part, HookConfig):
         return hook(part, name)
     if isinstance(part, StreamConfig):
-        return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres))
+        return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres), errors=errors)
     return redis(config, name, part)
 
 

@@ -18,16 +18,19 @@ from psycopg.pq.misc import PGnotify
 from invalidator.core.batch import UNREADABLE, Ask, Batch, Doubts, Gap, Position
 from invalidator.core.change import Change, table_wide
 from invalidator.core.channel import Channel
+from invalidator.core.lane import INTERNAL
 from invalidator.core.payload import UnreadableError, decode
 from invalidator.core.values import Row
 from invalidator.database import first_line, within
 from invalidator.errors import SourceLost
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
-from invalidator.metrics import Metrics
+from invalidator.metrics import Metrics, Part
 from invalidator.sources.canary import HEAD, Canary
 from invalidator.sources.channels import Subscriptions
 
 _UNREADABLE: Final = Gap(UNREADABLE)
+_INTERNAL: Final = Gap(INTERNAL)
 
 
 class NotifyFeed:
@@ -41,7 +44,9 @@ class NotifyFeed:
         channel: str,
         patience: float,
         metrics: Metrics,
+        errors: InternalErrors | None = None,
     ) -> None:
+        self._errors = errors or InternalErrors(metrics)
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
         self._own, self._patience = channel.encode(), patience
@@ -110,6 +115,10 @@ class NotifyFeed:
             self._lost = lost
             self._news.set()
 
+    def break_off(self, part: Part, error: Exception) -> None:
+        """A failure of our own: what was heard by now is kept, what comes is heard by the next feed, behind its gap."""
+        self.lose(SourceLost(self._errors.report(part, error), where="postgres", reason="internal"))
+
     async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
         """LISTEN to these channels, and no more to those. Draining goes on: psycopg hands on what comes meanwhile."""
         commands = [sql.SQL("listen {}").format(sql.Identifier(name)) for name in names]
@@ -125,6 +134,12 @@ class NotifyFeed:
 
     def drain(self) -> None:
         """Take in all that has come."""
+        try:
+            self._drain()
+        except Exception as error:  # the event loop, which calls this, would go on as if nothing had been
+            self.break_off("source", error)
+
+    def _drain(self) -> None:
         self._complained = False
         try:
             self._pgconn.consume_input()
@@ -137,8 +152,17 @@ class NotifyFeed:
         self._noted = 0
 
     def _note(self, notification: PGnotify) -> None:
-        payload = notification.extra
+        """Take in one notification; where we fail at that, nobody knows what it said: a gap."""
         self._noted += 1
+        try:
+            self._understand(notification)
+        except Exception as error:
+            self._errors.report("source", error)
+            if not self._items or self._items[-1] != _INTERNAL:
+                self.say(_INTERNAL)
+
+    def _understand(self, notification: PGnotify) -> None:
+        payload = notification.extra
         if notification.relname != self._own:
             # Bytes that are no text, as a damaged database may send, come out as unknown values.
             text = payload.decode("utf-8", "surrogateescape")

@@ -27,6 +27,7 @@ from invalidator.core.channel import Channel
 from invalidator.core.link import Link, Step
 from invalidator.database import adopt, connect, is_pooled, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
+from invalidator.internal_errors import InternalErrors
 from invalidator.metrics import Metrics
 from invalidator.sources.canary import Canary
 from invalidator.sources.channels import Subscriptions
@@ -55,10 +56,12 @@ class NotifySource:
         canary_timeout: float = 3.0,
         channels: Sequence[Channel] = (),
         metrics: Metrics | None = None,
+        errors: InternalErrors | None = None,
     ) -> None:
         self._dsn, self._pooled_dsn, self._channel = dsn, pooled_dsn or dsn, channel
         self._application_name, self._period, self._timeout = application_name, canary, canary_timeout
         self._channels, self._metrics = channels, metrics or Metrics()
+        self._errors = errors or InternalErrors(self._metrics)
         self._session_pooler, self._opened = session_pooler, False
         self._subscriptions: Subscriptions | None = None
         self.link = Link()
@@ -85,8 +88,8 @@ class NotifySource:
             async with self._listening(connection) as feed:
                 yield feed
         finally:
-            connection.pgconn.finish()
             self.link.happen(Step.LOST)
+            connection.pgconn.finish()
 
     @asynccontextmanager
     async def _listening(self, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[NotifyFeed]:
@@ -100,7 +103,7 @@ class NotifySource:
         own = self._channel.encode()
         subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout, own)
         self._subscriptions = subscriptions
-        feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics)
+        feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics, self._errors)
         canary.heard, canary.sampled = feed.reach, self._metrics.sampled
         try:
             with feed:
@@ -153,10 +156,16 @@ async def _beside(feed: NotifyFeed, canary: Canary, subscriptions: Subscriptions
     """Look after the feed's canary and its subscriptions meanwhile."""
 
     async def probe() -> None:
-        feed.lose(await canary.run(feed.drain))
+        try:
+            feed.lose(await canary.run(feed.drain))
+        except Exception as error:
+            feed.break_off("canary", error)
 
     async def subscribe() -> None:
-        feed.lose(await subscriptions.run(feed))
+        try:
+            feed.lose(await subscriptions.run(feed))
+        except Exception as error:
+            feed.break_off("channels", error)
 
     lost: Exception | None = None
     async with asyncio.TaskGroup() as group:

@@ -240,6 +240,24 @@ async def test_an_app_that_does_not_answer_is_told_again_until_it_does(fault):
         assert not world.lane.why
 
 
+async def test_a_proxy_that_does_not_answer_is_told_again_until_it_does():
+    """Its requests go out at once: that one of them failed may not end what tries again."""
+    app = App()
+
+    async def working(request):
+        return web.Response()
+
+    async with app.serving() as url, told(url, format_=formats.fastly("https://shop.example")) as world:
+        app.misbehave = working
+        await world.settled()
+        app.misbehave = failing
+        world.source.miss(Gap("drift"))
+        await eventually(lambda: "500" in world.lane.why)
+        app.misbehave = working
+        await world.settled()
+        assert not world.lane.why
+
+
 async def test_an_app_that_is_dead_is_told_when_it_is_back():
     app = App()
     async with app.serving() as url:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from invalidator.config.hook_url import HookUrl
+from invalidator.cancellation import run_all
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.told import Told, messages
 from invalidator.errors import TargetAway, leaf
@@ -115,9 +116,8 @@ class HookTarget:
                 await self._line.send(call)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._at_once, len(calls))):
-                    group.create_task(some())
+            if calls:
+                await run_all(*(some() for _ in range(min(self._at_once, len(calls)))))
         except ExceptionGroup as group:
             if group.split(TargetAway)[1] is not None:
                 raise

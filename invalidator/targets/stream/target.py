@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.told import messages
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.targets.stream.ring import Ring, frame
 
@@ -78,10 +79,13 @@ class StreamTarget:
     board: None = None
     patience = float("inf")
 
-    def __init__(self, name: str, *, stale_after: float = 6.0, ring: Ring | None = None) -> None:
+    def __init__(
+        self, name: str, *, stale_after: float = 6.0, ring: Ring | None = None, errors: InternalErrors | None = None
+    ) -> None:
         self.name = name
         self.stale_after = stale_after
         self.ring = ring or Ring(secrets.token_hex(8))
+        self._errors = errors or InternalErrors()
         self._seats: dict[Reader, _Seat] = {}
         self._news = asyncio.Event()
         self._beat = 0
@@ -92,7 +96,9 @@ class StreamTarget:
 
     async def __aenter__(self) -> StreamTarget:
         self._group = await asyncio.TaskGroup().__aenter__()
-        self._pumping = self._group.create_task(self._pump(), name=f"stream {self.name}")
+        self._pumping = self._group.create_task(
+            self._errors.keep_running("stream", self._pump), name=f"stream {self.name}"
+        )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -178,7 +184,11 @@ class StreamTarget:
                 said: dict[tuple[int, int], tuple[bytes, int]] = {}
                 some, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
                 for seat in some:
-                    some_behind |= self._write(seat, said, began)
+                    try:
+                        some_behind |= self._write(seat, said, began)
+                    except Exception as error:  # it comes back, and resumes or is told to flush
+                        self._errors.report("stream", error)
+                        self._let_go(seat, cut=True)
                 spent += _now() - began
                 await asyncio.sleep(0)
             await asyncio.sleep(max(min(spent * _REST, _LONGEST_REST), _POLL if some_behind else 0.0))

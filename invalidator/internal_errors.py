@@ -1,0 +1,110 @@
+"""Exceptions that nobody expected: defects of ours, which must cost neither the process nor a change.
+
+Each part catches `Exception` at the edge of its loop, and nowhere else; cancellation is none, and passes. What it
+caught is reported here: logged with its traceback, counted, and shown as long as it lasts, as a reason why the promise
+can't be kept. The rest is what the part does about any other failure, only wider where it can't know what was lost:
+
+    a call to a target          the evictions wait again, and become a flush; tried again
+    a lane's own bookkeeping    begins anew, with a flush of every target
+    the source, its canary or   the feed is lost, and opened again: a gap
+    its channels
+    one notification            a gap
+    a rule                      the whole table is evicted; where that fails too, a gap
+    a lookup                    a wildcard; where that fails too, a gap
+    the look at the triggers    looked at again; until then nothing is claimed of them
+    a reader of the stream      is disconnected, and resumes or is told to flush
+    a request                   500
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from invalidator.cancellation import stop_if_cancelled
+from invalidator.core.backoff import Backoff
+from invalidator.errors import RefusedError
+from invalidator.logs import Log
+from invalidator.metrics import Metrics, Part
+
+RESOLVED_AFTER = 5.0
+"""Seconds without another failure after which a part that was started again counts as working."""
+
+_LOGGED_AGAIN_AFTER: Final = 600.0
+_MAX_REMEMBERED: Final = 1000
+_BACKOFF: Final = Backoff()
+
+
+class InternalErrors:
+    """Those of one sidecar. `failing` has what does not work now, and why; `changed` is called when that changes."""
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        self._counter = (metrics or Metrics()).internal_errors
+        self.failing: dict[str, str] = {}
+        self.changed: Callable[[], None] = lambda: None
+        self._logged: dict[tuple[object, ...], float] = {}
+        self._log = Log()
+
+    def report(self, part: Part, error: BaseException) -> str:
+        """Log it with its traceback, if that was not done lately, and count it; what it is, in one line."""
+        self._counter.labels(part).inc()
+        text = f"internal error: {type(error).__name__}: {error}".strip().splitlines()[0]
+        if self._is_new(part, error):
+            self._log.error(
+                "internal_error",
+                "an exception that nobody expected; please report it with its traceback",
+                part=part,
+                why=text,
+                traceback="".join(traceback.format_exception(error)),
+            )
+        return text
+
+    async def keep_running(
+        self, part: Part, run: Callable[[], Awaitable[None]], on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run it until it returns, and again after each failure; `on_failure` says what may be lost by then."""
+        loop, failures = asyncio.get_running_loop(), 0
+        while True:
+            stop_if_cancelled()
+            resolved = loop.call_later(RESOLVED_AFTER, self._resolve, part) if failures else None
+            began = loop.time()
+            try:
+                await run()
+                return
+            except RefusedError:
+                raise
+            except Exception as error:
+                failures = failures + 1 if loop.time() < began + RESOLVED_AFTER else 1
+                self._fail(part, error)
+            finally:
+                if resolved is not None:
+                    resolved.cancel()
+            try:
+                on_failure()
+            except Exception as error:
+                self._fail(part, error)
+            await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
+
+    def _fail(self, part: Part, error: Exception) -> None:
+        self.failing[part] = self.report(part, error)
+        self.changed()
+
+    def _resolve(self, part: Part) -> None:
+        if self.failing.pop(part, None) is not None:
+            self.changed()
+
+    def _is_new(self, part: Part, error: BaseException) -> bool:
+        """Whether this failure, by where it was raised, was not logged in the last minutes."""
+        frames = traceback.extract_tb(error.__traceback__)[-1:]
+        failure = (part, type(error), *((frame.filename, frame.lineno) for frame in frames))
+        now = time.monotonic()
+        if now < self._logged.get(failure, -_LOGGED_AGAIN_AFTER) + _LOGGED_AGAIN_AFTER:
+            return False
+        if len(self._logged) >= _MAX_REMEMBERED:
+            self._logged.clear()
+        self._logged[failure] = now
+        return True

@@ -1,0 +1,265 @@
+"""An exception that nobody expected, in every part, at any moment, under load on real servers.
+
+The process lives, says that something is wrong, nothing stays stale, and it is ready again. Beside it a row changes all
+the time, whose key is stored once more by a reader that is late: so an eviction that is lost shows, and a repeat too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import random
+import time
+from contextlib import asynccontextmanager, suppress
+
+import psycopg
+import pytest
+
+from invalidator import internal_errors
+from invalidator.config.compile import compile_rules
+from invalidator.config.parse import parse
+from invalidator.core.batch import Gap
+from invalidator.core.lane import LaneState
+from invalidator.core.ruleset import RuleSet
+from invalidator.errors import SourceLost
+from invalidator.lookups import PostgresLookups
+from invalidator.metrics import LaneMetrics, Metrics
+from invalidator.pipeline import lane
+from invalidator.pipeline.asking import Asking
+from invalidator.pipeline.lane import Lane
+from invalidator.pipeline.pipeline import Pipeline
+from invalidator.pipeline.settling import Settling
+from invalidator.service import installation, tail
+from invalidator.service.sidecar import Sidecar
+from invalidator.service.watch import Watch
+from invalidator.sources.canary import Canary
+from invalidator.sources.channels import Subscriptions
+from invalidator.sources.feed import NotifyFeed
+from invalidator.sources.notify import NotifySource
+from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis.board import Board
+from invalidator.targets.stream import StreamTarget
+from invalidator.targets.stream.ring import Ring
+from invalidator.triggers.install import install
+from tests.support import eventually
+
+CONFIG = """
+version: 1
+name: broken
+postgres: {{dsn: "{dsn}", canary: 100ms, canary_timeout: 2s}}
+targets:
+  cache: {{kind: redis, url: "{redis}", repeat_after: 1s}}
+  local: {{kind: stream}}
+rules:
+  - {{table: public.products, evict: ["p:{{id}}", "list:*:{{id}}"]}}
+  - table: public.tags
+    lookup: {{sql: "select name from products where id = {{product}}", none: wildcard}}
+    evict: "tag:{{product}}:{{name}}"
+  - {{table: public.notices, evict: "notice:{{id}}"}}
+channels:
+  "said_{{tenant}}":
+    {{each: "select 1 as tenant", each_interval: 1s, table: public.notices, columns: {{id: "{{id}}"}}}}
+"""
+REPEAT = 1.0
+PARTS = {
+    "evicting": (RedisTarget, "_evict"),
+    "flushing": (RedisTarget, "_flush"),
+    "the heartbeat": (RedisTarget, "_beat"),
+    "presence": (Board, "show"),
+    "the flush lock": (Board, "unlock"),
+    "settling": (Settling, "pay"),
+    "what falls due on a lane": (LaneState, "_collect"),
+    "what is put on a lane": (LaneState, "put"),
+    "what a lane owes": (LaneState, "owe"),
+    "what it has answered": (LaneState, "_end"),
+    "what it repeats": (LaneState, "_repeat_later"),
+    "how far it is": (LaneState, "_advance"),
+    "what a lane releases": (LaneState, "release"),
+    "a lane's metrics": (LaneMetrics, "answered"),
+    "a lane's sleep": (Lane, "_sleep"),
+    "the rules": (RuleSet, "evict"),
+    "lookups": (PostgresLookups, "ask"),
+    "the columns of lookups": (PostgresLookups, "describe"),
+    "a round of lookups": (Asking, "_ask_all"),
+    "a batch": (Pipeline, "_take"),
+    "a mark": (Pipeline, "_mark"),
+    "progress": (Pipeline, "_moved_on"),
+    "opening": (NotifySource, "_listen"),
+    "a notification": (NotifyFeed, "_understand"),
+    "draining": (NotifyFeed, "_flush_changes"),
+    "a canary": (Canary, "_send"),
+    "its return": (Canary, "hear"),
+    "its metrics": (Metrics, "canary"),
+    "subscriptions": (Subscriptions, "look"),
+    "the look at the triggers": (Watch, "_compare"),
+    "the stream": (StreamTarget, "_write"),
+    "its pump": (StreamTarget, "_heartbeat"),
+    "its ring": (Ring, "evict"),
+    "a tail": (tail, "_grouped"),
+}  # fmt: skip
+EXCEPTIONS = (
+    KeyError("x"), ValueError("x"), RuntimeError("x"), OSError("x"), psycopg.ProgrammingError("x"), AssertionError(),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), RecursionError("x"), ExceptionGroup("x", [TypeError("x")]),
+)  # fmt: skip
+SEED = int(os.environ.get("INVALIDATOR_TEST_SEED", "1"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(internal_errors, "RESOLVED_AFTER", 0.3)
+    monkeypatch.setattr(lane, "BEAT", 0.1)
+
+
+class Fault:
+    """In place of a method, before or after what it does: some of its next calls raise."""
+
+    def __init__(self, chance, owner, name):
+        self.chance, self.left, self.fired = chance, chance.choice((1, 1, 2, 3)), 0
+        self.after = chance.random() < 0.5
+        self.owner, self.name, self.original = owner, name, getattr(owner, name)
+
+    def __enter__(self):
+        original, is_async = self.original, inspect.iscoroutinefunction(self.original)
+
+        def call(*args, **kwargs):
+            if not self.after:
+                self.fire()
+            result = original(*args, **kwargs)
+            if self.after:
+                self.fire()
+            return result
+
+        async def call_async(*args, **kwargs):
+            if not self.after:
+                self.fire()
+            result = await original(*args, **kwargs)
+            if self.after:
+                self.fire()
+            return result
+
+        setattr(self.owner, self.name, call_async if is_async else call)
+        return self
+
+    def __exit__(self, *exc_info):
+        setattr(self.owner, self.name, self.original)
+
+    def fire(self):
+        if self.left and self.chance.random() < 0.7:
+            self.left, self.fired = self.left - 1, self.fired + 1
+            raise self.chance.choice(EXCEPTIONS)
+
+
+class Reader:
+    """One of the stream's, that takes all and comes back."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        stream.join(self, "")
+
+    def write(self, data): ...
+
+    def behind(self):
+        return 0
+
+    def is_gone(self):
+        return False
+
+    def end(self, *, cut):
+        if cut:
+            asyncio.get_running_loop().call_soon(Reader, self.stream)
+
+
+class World:
+    def __init__(self, dsn, redis_url, cache):
+        self.dsn, self.cache = dsn, cache
+        self.config = parse(CONFIG.format(dsn=dsn, redis=redis_url), {}, str)
+        self.keys, self.row = set(), 0
+        with psycopg.connect(dsn, autocommit=True) as db:
+            db.execute("create table products (id int primary key, name text); create table tags (product int)")
+            install(db, installation(self.config), compile_rules(self.config))
+
+    @asynccontextmanager
+    async def running(self):
+        sidecar, stop = Sidecar(self.config), asyncio.Event()
+        task = asyncio.create_task(sidecar.run(stop))
+        try:
+            await eventually(lambda: not sidecar.doubts(), 30)
+            Reader(next(iter(sidecar.streams().values())))
+            async with sidecar.tail():
+                yield sidecar, task
+        finally:
+            stop.set()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def write(self):
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as db:
+            while True:
+                self.row += 1
+                row, began = self.row, time.monotonic()
+                made = {f"p:{row}": "stale", f"list:x:{row}": "stale", f"tag:{row}:name": "stale"}
+                self.cache.mset(made)
+                await db.execute(f"insert into products values ({row}, 'name')")
+                await db.execute(f"insert into tags values ({row})")
+                self.cache.mset(made)  # somebody who was late
+                if time.monotonic() > began + REPEAT / 2:
+                    self.cache.delete(*made)  # too late to be anybody's business
+                self.keys.update(made)
+                await asyncio.sleep(0.02)
+
+    async def survives(self, sidecar, fault):
+        """It is counted, and then all is well."""
+        before = counted(sidecar)
+        with fault:
+            await eventually(lambda: provoked(sidecar, fault), 20)
+        await eventually(lambda: counted(sidecar) != before)
+        await self.is_right(sidecar)
+
+    async def is_right(self, sidecar):
+        """Ready, and nothing that was written by now is stale."""
+        keys, self.keys = self.keys, set()
+        await eventually(lambda: not sidecar.doubts(), 30)
+        await eventually(lambda: not (keys and self.cache.exists(*keys)), 30)
+
+
+async def test_no_exception_in_any_part_ends_the_process_or_leaves_a_key_stale(dsn, redis_url, cache):
+    chance = random.Random(SEED)
+    parts = list(PARTS)
+    chance.shuffle(parts)
+    world = World(dsn, redis_url, cache)
+    async with world.running() as (sidecar, task):
+        writing = asyncio.create_task(world.write())
+        for part in parts:
+            try:
+                await world.survives(sidecar, Fault(chance, *PARTS[part]))
+            except AssertionError as error:
+                raise AssertionError(
+                    f"seed {SEED}, {part}: {error}, {sidecar.doubts()}, {writing}, {world.row}"
+                ) from error
+            assert not task.done(), f"seed {SEED}, {part}: {task}"
+            assert not writing.done(), writing
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+        await world.is_right(sidecar)
+
+
+def provoked(sidecar, fault):
+    """Whether it was hit; what happens rarely is made to happen."""
+    if fault.name in ("_flush", "pay", "unlock") and not fault.fired:
+        sidecar._pipeline.flush(Gap("asked"))
+    if fault.name in ("_listen", "owe") and not fault.fired and sidecar._pipeline._feed is not None:
+        sidecar._pipeline._feed.lose(SourceLost("the test cuts it"))
+    if fault.name == "_compare" and not fault.fired:
+        sidecar.look()
+    return fault.fired
+
+
+def counted(sidecar):
+    return {
+        sample.labels["part"]: sample.value
+        for family in sidecar.metrics.internal_errors.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
