@@ -10,19 +10,23 @@ import asyncio
 import inspect
 import os
 import random
+import signal
 import time
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
 import pytest
+from aiohttp import ClientSession, UnixConnector
 
 from invalidator import internal_errors
 from invalidator.config.compile import compile_rules
+from invalidator.config.models import Listen
 from invalidator.config.parse import parse
 from invalidator.core.batch import Gap
 from invalidator.core.lane import LaneState
 from invalidator.core.ruleset import RuleSet
 from invalidator.errors import SourceLost
+from invalidator.http.server import Server
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.pipeline import lane
@@ -30,7 +34,8 @@ from invalidator.pipeline.asking import Asking
 from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.pipeline.settling import Settling
-from invalidator.service import installation, tail
+from invalidator.service import installation, run, tail
+from invalidator.service.run import _read_again
 from invalidator.service.sidecar import Sidecar
 from invalidator.service.watch import Watch
 from invalidator.sources.canary import Canary
@@ -263,3 +268,58 @@ def counted(sidecar):
         for sample in family.samples
         if sample.name.endswith("_total")
     }
+
+
+async def test_a_request_that_fails_inside_is_answered_500_and_counted(dsn, redis_url, cache, monkeypatch, tmp_path):
+    def broken(self):
+        raise KeyError("x")
+
+    monkeypatch.setattr(Sidecar, "status", broken)
+    world = World(dsn, redis_url, cache)
+    listen = Listen(api=f"unix:{tmp_path}/a", probes=f"unix:{tmp_path}/p")
+    async with world.running() as (sidecar, _), Server(listen) as server:
+        server.show(sidecar)
+        async with ClientSession(connector=UnixConnector(f"{tmp_path}/a")) as session:
+            async with session.get("http://localhost/v1/status") as response:
+                assert response.status == 500
+                assert await response.json() == {"error": "internal error: KeyError: 'x'"}
+            async with session.post("http://localhost/v1/barrier", json={}) as response:
+                assert response.status == 200
+        assert counted(sidecar)["http"] == 1
+
+
+def test_a_reload_that_fails_inside_keeps_the_configuration(dsn, redis_url, cache):
+    def broken():
+        raise RecursionError("x")
+
+    sidecar = Sidecar(World(dsn, redis_url, cache).config)
+    assert _read_again(sidecar, broken) is None
+    assert not sidecar.reloaded
+    assert counted(sidecar)["reload"] == 1
+
+
+async def test_what_escapes_all_of_that_ends_a_configuration_and_not_the_process(dsn, redis_url, cache, monkeypatch):
+    """The last resort: it begins anew, with the flush of a start."""
+    heard = []
+
+    async def ends(self, stop, limit, run_until=Pipeline.run_until):
+        heard.append(self)
+        running = asyncio.ensure_future(run_until(self, stop, limit))
+        if len(heard) == 1:
+            await eventually(lambda: self.lanes[0].state.answered)
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            raise KeyError("x")
+        await running
+
+    monkeypatch.setattr(Pipeline, "run_until", ends)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
+    config = World(dsn, redis_url, cache).config
+    config = config.model_copy(update={"listen": Listen(api="127.0.0.1:0", probes="127.0.0.1:0")})
+    task = asyncio.create_task(run.run(config, lambda: config))
+    await eventually(lambda: task.done() or len(heard) == 2, 30)
+    await eventually(lambda: task.done() or heard[1].lanes[0].state.answered, 30)
+    assert not task.done(), task
+    os.kill(os.getpid(), signal.SIGTERM)
+    await task

@@ -20,8 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from invalidator.config.hook_url import HookUrl
 from invalidator.cancellation import run_all
+from invalidator.config.hook_url import HookUrl
 from invalidator.core.eviction import Eviction, Evictions
 from invalidator.core.told import Told, messages
 from invalidator.errors import TargetAway, leaf
