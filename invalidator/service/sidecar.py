@@ -121,7 +121,9 @@ class Sidecar:
             on_heard=self._heard,
             errors=self.errors,
         )
-        self._watch = Watch(config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.probe)
+        self._watch = Watch(
+            config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.probe, self.errors
+        )
 
     def _heard(self, item: Batch | Gap) -> None:
         """What names no statement may be DDL, or an install: look at once, and not at the next minute."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -28,6 +27,7 @@ from invalidator.core.digest import digest
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import first_line
 from invalidator.errors import InvalidatorError
+from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.service.wiring import connect, installation
 from invalidator.triggers.install import install
@@ -57,9 +57,10 @@ class Watch:
         gap: Callable[[Gap], object],
         doubts: dict[str, str],
         on_clear: Callable[[], object],
+        errors: InternalErrors,
     ) -> None:
         self._config, self._rules, self._gap = config, rules, gap
-        self._doubts, self._on_clear = doubts, on_clear
+        self._doubts, self._on_clear, self._errors = doubts, on_clear, errors
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
         self._known = not self._heeded
@@ -108,8 +109,7 @@ class Watch:
             self._asked.clear()
             began = _now()
             in_doubt = bool(self._doubts)
-            why, unexpected = await self._look()
-            self._judge(began, why, unexpected)
+            self._judge(began, await self._look())
             if in_doubt and not self._doubts:
                 self._on_clear()
             await self._pause(began)
@@ -124,10 +124,10 @@ class Watch:
                 await self._asked.wait()
             await asyncio.sleep(began + AT_MOST_EVERY - _now())
 
-    async def _look(self) -> tuple[str, str]:
+    async def _look(self) -> str:
         """Look in a thread; where it takes too long, or we are to end, its connection is taken from it.
 
-        Why it failed, "" when it did not; and the traceback, where that is nothing to be expected.
+        Why it failed, "" when it did not.
         """
         task = asyncio.ensure_future(asyncio.to_thread(self._read))
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be there to ask
@@ -140,16 +140,16 @@ class Watch:
             if not task.done() and self._connection is not None:
                 self._connection.pgconn.finish()
         if not task.done():
-            return f"no answer within {_TIMEOUT:g} s", ""
+            return f"no answer within {_TIMEOUT:g} s"
         try:
             self._compare(task.result())
         except (psycopg.Error, InvalidatorError) as error:
-            return first_line(error), ""
+            return first_line(error)
         except Exception as error:  # whatever it is, the triggers were not looked at
-            return f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()
-        return "", ""
+            return self._errors.report("triggers", error)
+        return ""
 
-    def _judge(self, began: float, why: str, unexpected: str) -> None:
+    def _judge(self, began: float, why: str) -> None:
         """Take in how a look went; what is the same failure as before is not logged again."""
         if not why:
             if self._why:
@@ -158,11 +158,7 @@ class Watch:
             self._known = began >= self._opened
         else:
             self._failures += 1
-            if why != self._why and unexpected:
-                self._log.error(
-                    "triggers_look_failed", "a look at the triggers met what nobody expected", traceback=unexpected
-                )
-            elif why != self._why:
+            if why != self._why:
                 self._log.warning("triggers_unseen", "the triggers can't be looked at; it is tried again", why=why)
         self._why = why
         self._doubt(why)

@@ -490,7 +490,7 @@ class TestLooks:
                 patched.setattr(watch, "look", {}.__getitem__)
                 await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
             await world.is_right_again(sidecar)
-        (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "triggers_look_failed")
+        (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "internal_error")
         assert "Traceback" in unseen.facts["traceback"]
 
     @pytest.fixture
