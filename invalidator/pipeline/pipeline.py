@@ -172,6 +172,13 @@ class Pipeline:
             await self._moved.wait()
         return self._feed
 
+    def reconsider(self) -> None:
+        """There are doubts, and there were none before; or the other way round."""
+        for lane in self.lanes:
+            lane.show_soon()
+        if not self.doubts:
+            self.probe()
+
     def probe(self) -> None:
         """Have a mark come round soon, which says how far the targets are."""
         if self._feed is not None:

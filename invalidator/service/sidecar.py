@@ -122,7 +122,7 @@ class Sidecar:
             errors=self.errors,
         )
         self._watch = Watch(
-            config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.probe, self.errors
+            config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.reconsider, self.errors
         )
 
     def _heard(self, item: Batch | Gap) -> None:

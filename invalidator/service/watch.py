@@ -47,7 +47,7 @@ _STATE_OF: Final = "triggers of "
 class Watch:
     """`gap` is told what may have been missed; `doubts` says what can't be promised, as long as it can't.
 
-    When the last doubt is gone, `on_clear` is called.
+    When there is the first doubt, and when the last one is gone, `on_change` is called.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Watch:
         rules: RuleSet,
         gap: Callable[[Gap], object],
         doubts: dict[str, str],
-        on_clear: Callable[[], object],
+        on_change: Callable[[], object],
         errors: InternalErrors,
     ) -> None:
         self._config, self._rules, self._gap = config, rules, gap
-        self._doubts, self._on_clear, self._errors = doubts, on_clear, errors
+        self._doubts, self._on_change, self._errors = doubts, on_change, errors
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
         self._known = not self._heeded
@@ -110,8 +110,8 @@ class Watch:
             began = _now()
             in_doubt = bool(self._doubts)
             self._judge(began, await self._look())
-            if in_doubt and not self._doubts:
-                self._on_clear()
+            if in_doubt is not bool(self._doubts):
+                self._on_change()
             await self._pause(began)
 
     async def _pause(self, began: float) -> None:

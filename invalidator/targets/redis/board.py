@@ -2,6 +2,12 @@
 
 `core/cover.py` says what it means. All of it expires, by the server's clock alone. The names share a hash tag, so in a
 Cluster they lie on one node. Facts are part of the names, so what is said about other facts is not found.
+
+A process may be stopped, or its command held up on the way, between finding out and saying: so each of these may be
+said late. An answer speaks of what was before its question, and its facts are those of the server that it was given by:
+late it is as right as in time. A presence only makes a debtor wait for an answer that does not come, and a lock only
+makes others wait, or two flush. The alive key is the one thing that is true for a time only; `alive.py` has why it is
+not said for longer.
 """
 
 from __future__ import annotations
