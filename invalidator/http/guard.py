@@ -27,7 +27,7 @@ def guard(address: str, token: str = "", hosts: Collection[str] = ()) -> Middlew
         if not address.startswith("unix:") and not is_ours(request.host, address, hosts):
             raise _refusal(web.HTTPForbidden, "a foreign Host; name it in listen.hosts if it is ours")
         origin = request.headers.get("Origin")
-        if (origin is not None and urlsplit(origin).netloc != request.host) or _is_from_elsewhere(request):
+        if (origin is not None and _place(origin) != request.host) or _is_from_elsewhere(request):
             raise _refusal(web.HTTPForbidden, "a foreign Origin")
         if request.can_read_body and request.content_type != "application/json":
             raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
@@ -46,9 +46,20 @@ def _is_from_elsewhere(request: web.Request) -> bool:
     return site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET")
 
 
+def _place(origin: str) -> str | None:
+    """The host and the port of an origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
 def is_ours(host: str, address: str, hosts: Collection[str] = ()) -> bool:
     """Whether a Host header names us: an address, localhost, the name that we listen on, or one that we were given."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
     if name in ("localhost", address.rpartition(":")[0].strip("[]"), *hosts):
         return True
     try:
