@@ -174,8 +174,7 @@ class Pipeline:
 
     def reconsider(self) -> None:
         """There are doubts, and there were none before; or the other way round."""
-        for lane in self.lanes:
-            lane.show_soon()
+        self._show_soon()
         if not self.doubts:
             self.probe()
 
