@@ -24,6 +24,7 @@ from invalidator.core.backoff import Backoff
 from invalidator.core.batch import Gap
 from invalidator.core.change import Table
 from invalidator.core.digest import digest
+from invalidator.core.lane import INTERNAL
 from invalidator.core.ruleset import RuleSet
 from invalidator.database import first_line
 from invalidator.errors import InvalidatorError
@@ -142,11 +143,17 @@ class Watch:
         if not task.done():
             return f"no answer within {_TIMEOUT:g} s"
         try:
-            self._compare(task.result())
+            plan = task.result()
         except (psycopg.Error, InvalidatorError) as error:
             return first_line(error)
         except Exception as error:  # whatever it is, the triggers were not looked at
             return self._errors.report("triggers", error)
+        try:
+            self._compare(plan)
+        except Exception as error:  # what it had found may be noted, and not evicted
+            why = self._errors.report("triggers", error)
+            self._gap(Gap(INTERNAL))
+            return why
         return ""
 
     def _judge(self, began: float, why: str) -> None:
