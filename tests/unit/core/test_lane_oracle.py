@@ -342,8 +342,8 @@ class ReleasesUnordered(LaneState):
 class TakesTheNewest(LaneState):
     """A collapse of what is held stands for the newest of it alone."""
 
-    def _collapse(self, number, now):
-        super()._collapse(number, now)
+    def _collapse(self, number, now, *reason):
+        super()._collapse(number, now, *reason)
         for held in self._held:
             held.oldest = held.number
 

@@ -197,8 +197,8 @@ class Jumps(LaneState):
 class Drops(LaneState):
     """Forgets on a collapse what the collapse was for."""
 
-    def _collapse(self, number, now):
-        super()._collapse(number, now)
+    def _collapse(self, number, now, *reason):
+        super()._collapse(number, now, *reason)
         self._owed_from = number
 
 
