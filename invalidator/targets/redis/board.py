@@ -50,7 +50,7 @@ local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('EXPIRE', KEYS[1], 2 * ARGV[1])
-return redis.call('ZCARD', KEYS[1])
+return #redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '+inf')
 """
 # KEYS: cover, lock, able, flushes.
 _LOOK: Final = """
