@@ -375,7 +375,7 @@ class TestClusterThatGrowsAndShrinks:
             if line is target._side and len(moves) < 20:
                 ends = (first, spare) if len(moves) % 2 == 0 else (spare, first)
                 moves.append(ends)
-                await asyncio.to_thread(until, lambda: all(owns(node, 0, ends[0].port) for node in ends), 20)
+                await asyncio.to_thread(until, lambda: agree(growing.nodes, 0, ends[0].port), 20)
                 await asyncio.to_thread(move, 0, *ends, "from begin to end")
                 await target._places.find()
             return found
@@ -399,6 +399,7 @@ class TestClusterThatGrowsAndShrinks:
             ends.set()
             await evicting
             assert changed  # a node that was not there before is met as another one
+            await asyncio.to_thread(until, lambda: agree(growing.nodes, 0, first.port), 20)
             with growing.client() as client:
                 fill(client)
                 assert await target.evict(Evictions.of(EVICTIONS)) == 9
@@ -417,6 +418,12 @@ def move(slot, source, destination, way):
     move_keys(slot, source, destination)
     if way == "from begin to end":
         close_slot(slot, source, destination)
+
+
+def agree(nodes, slot, whose):
+    """Whether all of them know who has the slot, and since when: else one could take the next move for an older one."""
+    epochs = {line for node in nodes for line in node.call("CLUSTER", "INFO").split() if "current_epoch" in line}
+    return len(epochs) == 1 and all(owns(node, slot, whose) for node in nodes)
 
 
 def slot_owner(node, slot):
