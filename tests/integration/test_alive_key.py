@@ -23,6 +23,7 @@ from invalidator.pipeline import lane
 from invalidator.service import clock, installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources.memory import MemorySource
+from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.line import Line, Met
 from invalidator.targets.redis.places import Single
@@ -231,6 +232,16 @@ class TestPromise:
                 await eventually(lambda: cache.get("alive").count("=") == 2)
             assert cache.get("alive").count("=") == 1
         assert not cache.exists("alive")
+
+    async def test_who_only_looks_at_the_target_takes_nothing_away(self, redis_url, cache):
+        """As `check` and `run --observe` do, on the host of a sidecar and so under its name."""
+        async with holding(MemorySource(), redis_url, "one"):
+            with happenings(redis_url, "alive") as happened:
+                target = RedisTarget("cache", parse_redis_url(redis_url), instance="one", alive_key="alive")
+                async with target:
+                    await target.check()
+                await eventually(lambda: happened)
+            assert "del" not in happened
 
     async def test_it_is_not_there_before_anybody_knows_how_far_it_is(self, redis_url, cache):
         async with One(MemorySource(), redis_url, "one", alive_key="alive").running() as one:

@@ -99,6 +99,7 @@ class Board:
         self._lock, self._able = f"{place}:flush", f"{place}:able"
         self._cover, self._flushes = f"{place}:cover", f"{place}:flushes"
         self._present_as, self.is_alone = "", False
+        self._has_shown = False
         self._holds, self._renewed = False, 0.0
 
     def facts(self, claims: str) -> str:
@@ -111,6 +112,7 @@ class Board:
 
     async def show(self, claims: str | None, *, as_of: float | None) -> None:
         """Say for some seconds that we owe nothing, which claims mean, and how far the promise holds."""
+        self._has_shown = True
         await self._alive.keep(as_of if self._met.is_complete else None, str(self._met))
         if claims is None or not self._met.is_complete:
             await self.leave()
@@ -122,7 +124,9 @@ class Board:
             self._present_as, self.is_alone = member, present == 1
 
     async def end(self) -> None:
-        """Say that we are no more."""
+        """Say that we are no more. Who never said that we are leaves alone what a sidecar of our name may say."""
+        if not self._has_shown:
+            return
         await self._alive.keep(None, str(self._met))
         await self.leave()
 
