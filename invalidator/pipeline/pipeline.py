@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.backoff import Backoff
@@ -127,13 +127,16 @@ class Pipeline:
             reading = group.create_task(self._read(), name="source")
             await stop.wait()
             reading.cancel()
-            left = [lane.target.name for lane in self.lanes if not lane.state.is_idle]
+            done = False
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit()):
+                    await self._looked_up()
                     await self._until(lambda: all(lane.state.is_idle for lane in self.lanes))
-                    left = []
-            if left:
-                self._log.warning("left", "stopped before these targets had answered", targets=", ".join(left))
+                    done = True
+            if not done:
+                names = [lane.target.name for lane in self.lanes if not lane.state.is_idle]
+                left = ", ".join(names or self._rules.targets)  # what was not looked up may be for all of them
+                self._log.warning("left", "stopped before these targets had answered", targets=left)
             for task in tasks:
                 task.cancel()
 
@@ -200,11 +203,10 @@ class Pipeline:
 
         What it needs to look up was given to the lookups before; the round that has it is waited for, and no later one.
         """
-        put = asyncio.Event()
-        self._afterwards(put.set)
+        looked_up = self._looked_up()
         try:
             async with asyncio.timeout(timeout):
-                await put.wait()
+                await looked_up
                 number = max(number, self._number)
                 await self._until(lambda: all(lane.state.answered >= number for lane in self.lanes))
         except TimeoutError:
@@ -372,6 +374,12 @@ class Pipeline:
             self._asking.afterwards(then)
         else:
             then()
+
+    def _looked_up(self) -> Coroutine[Any, Any, bool]:
+        """Wait until what is being looked up by now has been put."""
+        put = asyncio.Event()
+        self._afterwards(put.set)
+        return put.wait()
 
     def _mark(self, position: Position | None, as_of: float | None) -> None:
         if position is not None:
