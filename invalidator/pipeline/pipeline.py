@@ -106,6 +106,7 @@ class Pipeline:
         self._asking = Asking(rules, lookups, self._put, self._render, self._errors) if lookups else None
         self._on_open, self._on_heard = on_open, on_heard
         self._number = 0
+        self._ignored = 0  # how often all that other sidecars had asked was ignored
         self._ledger = Ledger()
         self._confirmed: Position | None = None
         self._feed: Feed | None = None
@@ -231,6 +232,7 @@ class Pipeline:
         """Flush what covers a gap; the number that is answered when it is settled."""
         self._witness(gap, {})
         if gap.tables is not None:
+            self._ignored += 1
             for lane in self.lanes:
                 lane.state.ignore_asks()
                 lane.show_soon()
@@ -295,7 +297,7 @@ class Pipeline:
             self._doubt(item.reasons)
             return
         if isinstance(item, Ask):
-            self._afterwards(partial(self._asked, item))
+            self._afterwards(partial(self._asked, item, self._ignored))
             return
         self._on_heard(item)
         if isinstance(item, Gap):
@@ -389,7 +391,10 @@ class Pipeline:
                 lane.state.mark(self._number, as_of)
         self._moved_on()
 
-    def _asked(self, ask: Ask) -> None:
+    def _asked(self, ask: Ask, ignored: int) -> None:
+        """Give a question to its lane, unless it waited for a lookup, and what is asked before now is ignored."""
+        if ignored != self._ignored:
+            return
         for lane in self.lanes:
             if lane.target.name == ask.target:
                 lane.ask(self._number, ask.nonce)

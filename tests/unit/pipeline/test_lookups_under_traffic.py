@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from invalidator.core.batch import Ask, Gap
 from invalidator.core.change import Change, Table
+from invalidator.core.cover import Claims, Seen
 from invalidator.core.eviction import Evictions
 from invalidator.core.lookup import Found, parse_lookup
 from invalidator.core.rule import Evict, Rule, TablePattern
@@ -16,6 +18,7 @@ from invalidator.core.template import parse
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.sources.memory import MemorySource
 from invalidator.targets.memory import MemoryTarget
+from tests.support import eventually
 from tests.support.clock import run_jumping
 
 T = Table("public", "tags")
@@ -77,5 +80,56 @@ def test_so_is_a_barrier():
             target.store["p:slug 1"] = "old"
             assert await pipeline.barrier(1.0)
             assert not target.store
+
+    run_jumping(main())
+
+
+class Board:
+    """Where a sidecar answers others."""
+
+    def __init__(self):
+        self.answered = []
+
+    async def show(self, claims, *, as_of):
+        pass
+
+    async def leave(self):
+        pass
+
+    async def look(self, nonce, claims):
+        return Seen()
+
+    async def lock(self):
+        return True
+
+    async def unlock(self, *, flushed):
+        pass
+
+    async def answer(self, nonces, claims):
+        self.answered += nonces
+
+
+def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a_gap_meanwhile():
+    """What the gap evicts is looked up in a later round than the question waits for."""
+
+    async def main():
+        source, target, board = MemorySource(), MemoryTarget(), Board()
+        target.board = board
+        claims = Claims("same")
+        pipeline = Pipeline(source, RuleSet([RULE], ["memory"]), [target], lookups=Slow(), claims=lambda _: claims)
+        run = asyncio.create_task(pipeline.run())
+        await eventually(lambda: pipeline.lanes[0].state.answered)
+        for gap in ([], [Gap("drift", frozenset({T}))]):
+            source.publish([change(1)])
+            await asyncio.sleep(0.01)  # half of what a lookup takes
+            pipeline._feed.ask(Ask("memory", "a gap" if gap else "none"))
+            await asyncio.sleep(0.001)
+            for one in gap:
+                source.miss(one)
+            await asyncio.sleep(2)
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+        assert board.answered == ["none"]
 
     run_jumping(main())
