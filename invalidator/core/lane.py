@@ -58,6 +58,9 @@ BOUND: Final = 500_000
 ASKS: Final = 1000
 """Asks of other sidecars that may wait for an answer; of more, the oldest go unanswered, which costs them a flush."""
 
+MARKS: Final = 1000
+"""Marks that may wait to be passed, which they do while a target is away: of more, every other one is left out."""
+
 BACKLOG: Final = "backlog"
 """The reason of a flush in place of evictions that were too many, or had waited for too long."""
 
@@ -194,6 +197,7 @@ class LaneState:
         """Everything committed before this moment had a number up to this one."""
         self._marks.append((number, as_of))
         self._advance()
+        self._marks, self._settling = _thinned(self._marks), _thinned(self._settling)
 
     def ask(self, number: int, nonce: str) -> None:
         """Another sidecar asks whether everything up to this number is evicted here."""
@@ -499,6 +503,11 @@ class LaneState:
         settled = self.settled
         while self._settling and self._settling[0][0] <= settled:
             self.settled_as_of = self._settling.popleft()[1]
+
+
+def _thinned(marks: deque[tuple[int, float]]) -> deque[tuple[int, float]]:
+    """The same marks, or every other one of too many: what is left out is passed with the next, and the last stays."""
+    return marks if len(marks) <= MARKS else deque(islice(marks, 0, None, 2))
 
 
 _Moment = TypeVar("_Moment", int, float)

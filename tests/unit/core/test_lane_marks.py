@@ -1,0 +1,33 @@
+"""Marks come every two seconds while a target is away: they take no more room after a month than after an hour."""
+
+from __future__ import annotations
+
+from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.lane import MARKS, LaneState
+
+MANY = 5 * MARKS
+
+
+def test_those_of_a_target_that_is_owed_a_flush_are_bounded_and_the_last_is_passed():
+    state = LaneState()
+    for number in range(1, MANY):
+        state.owe("gap", number, now=number)
+        state.mark(number, as_of=number)
+    assert len(state._marks) <= MARKS
+    state.take(MANY)
+    state.answer(MANY)
+    assert state.as_of == state.settled_as_of == MANY - 1
+
+
+def test_those_of_a_target_whose_repeats_are_not_answered_are_bounded_too():
+    state = LaneState(repeat_after=1)
+    state.put(Evictions.of([Eviction("key", "p:1")]), 1, now=0)
+    state.take(0)
+    state.answer(0)
+    for as_of in range(1, MANY):
+        state.mark(1, as_of)
+    assert state.as_of == MANY - 1
+    assert len(state._settling) <= MARKS
+    state.take(MANY)
+    state.answer(MANY)
+    assert state.settled_as_of == MANY - 1
