@@ -359,6 +359,29 @@ class TestMoves:
         assert changes[-1] == table_wide(P, "update")
         assert len(changes) == 51
 
+    def test_when_many_moves_were_said_at_once_no_more_is_done_for_each(self, db, heard):
+        db.execute(moved() + "insert into products select g, 0 from generate_series(1, 200) g")
+        install(db, Installation("shop", "invalidator", 50), rules("p:{id}"))
+        merge = "merge into products p using generate_series(1, {}) i on p.id = i when matched then update set state = {}"
+        nests = "if pg_trigger_depth() = 1 then update products set name = 'n' where id = 0; end if"
+        db.execute(
+            f"create function nest() returns trigger language plpgsql as $$ begin {nests}; return null; end $$;"
+            "create trigger aaa after update on products for each statement execute function nest()"
+        )
+        heard()
+        with db.transaction():
+            with db.transaction(force_rollback=True):
+                db.execute(merge.format(200, 1))
+                assert setting(db) == "nested wide"
+            db.execute(merge.format(1, 1))
+            assert setting(db) == "nested 2"
+        assert {change.op for change in heard()} == {"update"}
+        with db.transaction():
+            db.execute(merge.format(200, 2))
+            db.execute(merge.format(1, 0))
+            assert setting(db) == "nested wide"
+        assert table_wide(P, "update") in heard()
+
     def test_a_row_that_fits_no_notification_is_table_wide(self, table, heard):
         install(table, SHOP, rules("p:{id}:{name}"))
         table.execute("update products set name = repeat('x', 9000) where id = 1")

@@ -6,8 +6,12 @@
                 if tg_op = 'INSERT' and state = 'merging 0' then
                     return null;
                 end if;
+                if moved > {moves_limit} then
+                    state := set_config({setting}, concat(split_part(state, ' ', 1), ' wide'), true);
+                    exit narrow;
+                end if;
                 state := set_config({setting}, concat(split_part(state, ' ', 1), ' ', moved), true);
-                exit narrow when moved > {moves_limit} or pg_notification_queue_usage() > 0.5;
+                exit narrow when pg_notification_queue_usage() > 0.5;
             end;
             if tg_op = 'DELETE' then
                 perform pg_notify({channel}, one.payload)

@@ -13,7 +13,14 @@
     -- an error would show. A text that is not seen, is long, or has "merge" or "execute" anywhere, may be a MERGE. Then rows
     -- that an UPDATE moves are sent twice. What an upsert inserts is not: it deletes nothing, while a move deletes its row
     -- before it inserts it, and their triggers fire in this order. So while N is 0, an inserted row did not move.
-    if tg_op = 'UPDATE' then
+    --
+    -- When too many rows have moved to send each, N becomes "wide", and the same call sends the table-wide change: no later
+    -- row of the transaction has to be sent, and a savepoint that is rolled back takes both back.
+    if tg_level = 'ROW' then
+        if current_setting({setting}, true) ~~ '% wide' then
+            return null;
+        end if;
+    elsif tg_op = 'UPDATE' then
         declare
             state text := current_setting({setting}, true);
             called text;
