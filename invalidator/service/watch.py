@@ -2,8 +2,8 @@
 
 While a table's triggers are not as the rules need them, its changes may go unheard: at each look its patterns are
 flushed, and so they are at the look that sees it mended. A fingerprint that is another than before says that somebody
-touched a trigger in between, though it is well again: that is flushed once. And as long as it lasts, nobody claims
-that everything committed is evicted.
+touched a trigger in between, though it is well again: that is flushed once, and so is a table that a pattern matched
+and that is gone. And as long as it lasts, nobody claims that everything committed is evicted.
 
 Nor does anybody while it is not known: from the opening of the source until the first look after it, and when looks
 have failed, or taken too long, for more than a period and a margin. A look that fails is tried again within seconds.
@@ -212,7 +212,7 @@ class Watch:
         touched = {
             table
             for table, standing in before.items()
-            if table not in drift and seen.get(table, standing).fingerprint != standing.fingerprint
+            if table not in drift and (table not in seen or seen[table].fingerprint != standing.fingerprint)
         }
         mended = set(_drift(before)) - set(drift)
         self._seen = seen

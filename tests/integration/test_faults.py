@@ -504,6 +504,26 @@ class TestLooks:
         yield
         world.install()
 
+    async def test_a_table_of_a_pattern_that_is_gone_is_flushed(self, world, rare, no_event_triggers):
+        config = parse(
+            CONFIG.format(dsn=world.dsn, redis=world.redis.url).replace("public.products", "'tenant_*.products'"), {}, str
+        )
+        world.execute("create schema tenant_1; create table tenant_1.products (id int primary key)")
+        with psycopg.connect(world.dsn, autocommit=True) as db:
+            install(db, installation(config), compile_rules(config))
+            db.execute("drop event trigger invalidator_faults_altered; drop event trigger invalidator_faults_dropped")
+        world_config, world.config = world.config, config
+        try:
+            async with world.serving() as sidecar:
+                await eventually(lambda: "tenant_1.products" in sidecar._watch.states())
+                world.cache.set("p:1", "stale")
+                world.execute("drop schema tenant_1 cascade")
+                sidecar.look()
+                await eventually(lambda: not world.cache.exists("p:1"))
+        finally:
+            world.config = world_config
+            world.execute("drop schema if exists tenant_1 cascade")
+
     @pytest.mark.parametrize("how", ["install-triggers", "psql"])
     async def test_an_install_is_looked_at_at_once(self, world, rare, no_event_triggers, how):
         world.execute("drop trigger invalidator_faults_update on products")

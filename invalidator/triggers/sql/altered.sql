@@ -1,5 +1,5 @@
--- invalidator {generation}: what no trigger on a table sees: partitions attached, detached and dropped, tables rewritten,
--- triggers disabled, views refreshed. Anything in such a table may have changed. DDL never fails because of us, so
+-- invalidator {generation}: what no trigger on a table sees: partitions created, attached, detached and dropped, tables
+-- rewritten, triggers disabled, views refreshed. Anything in such a table may have changed. DDL never fails because of us, so
 -- nothing here needs a right: NOTIFY is a command, and whatever else fails, or takes too long, is the last line's.
 declare
     relations oid[];

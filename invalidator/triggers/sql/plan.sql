@@ -310,7 +310,7 @@ listening as materialized (
             || case when o.rolsuper then '{}' else array[quote_ident(o.rolname)] end as strangers
     from installation
     cross join handler
-    cross join (values ('altered', 'ddl_command_end', '{ALTER TABLE,REFRESH MATERIALIZED VIEW}'::text[]),
+    cross join (values ('altered', 'ddl_command_end', '{ALTER TABLE,CREATE TABLE,REFRESH MATERIALIZED VIEW}'::text[]),
                        ('dropped', 'sql_drop', null)) as events (suffix, event, tags)
     cross join lateral (select format('invalidator_%s_%s', name, suffix) as event_trigger) as named
     left join pg_event_trigger e on e.evtname = event_trigger
