@@ -506,7 +506,9 @@ class TestLooks:
 
     async def test_a_table_of_a_pattern_that_is_gone_is_flushed(self, world, rare, no_event_triggers):
         config = parse(
-            CONFIG.format(dsn=world.dsn, redis=world.redis.url).replace("public.products", "'tenant_*.products'"), {}, str
+            CONFIG.format(dsn=world.dsn, redis=world.redis.url).replace("public.products", "'tenant_*.products'"),
+            {},
+            str,
         )
         world.execute("create schema tenant_1; create table tenant_1.products (id int primary key)")
         with psycopg.connect(world.dsn, autocommit=True) as db:

@@ -52,7 +52,13 @@ class TestWithoutATrigger:
         assert heard() == [table_wide(P)]
 
     @pytest.mark.parametrize(
-        "change", ["alter table loose add column more int", "drop table loose", "create table t (id int)", "create temp table t ()"]
+        "change",
+        [
+            "alter table loose add column more int",
+            "drop table loose",
+            "create table t (id int)",
+            "create temp table t ()",
+        ],
     )
     def test_other_tables_do_not_matter(self, parts, heard, change):
         parts.execute(change)

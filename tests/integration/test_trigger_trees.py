@@ -362,7 +362,9 @@ class TestMoves:
     def test_when_many_moves_were_said_at_once_no_more_is_done_for_each(self, db, heard):
         db.execute(moved() + "insert into products select g, 0 from generate_series(1, 200) g")
         install(db, Installation("shop", "invalidator", 50), rules("p:{id}"))
-        merge = "merge into products p using generate_series(1, {}) i on p.id = i when matched then update set state = {}"
+        merge = (
+            "merge into products p using generate_series(1, {}) i on p.id = i when matched then update set state = {}"
+        )
         nests = "if pg_trigger_depth() = 1 then update products set name = 'n' where id = 0; end if"
         db.execute(
             f"create function nest() returns trigger language plpgsql as $$ begin {nests}; return null; end $$;"

@@ -106,7 +106,7 @@ where not has_function_privilege('public', 'pg_notify(text, text)', 'execute')
 
 union all
 select 0, 'note', null, null, null, null, 'event triggers', null, null, null,
-    'partitions that are attached, detached or dropped, and rewritten tables, are seen only by a look at the catalog',
+    'partitions that are created, attached, detached or dropped, and rewritten tables, are seen only by a look at the catalog',
     format('a superuser who runs this gives the installation event triggers; %s is none', current_user), null, null, 0
 from installation
 where not by_superuser and exists (select from tables) and not exists (select from listening where there is not null)
