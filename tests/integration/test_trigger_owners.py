@@ -391,3 +391,17 @@ class TestRemoving:
 def test_the_sql_that_event_triggers_run_calls_nothing_of_others():
     """It resolves names in pg_catalog alone, which is pinned where it is created; and no right is needed to notify."""
     assert "pg_notify" not in load("altered")
+
+
+def test_a_routine_of_the_same_name_with_arguments_is_nobodys_business(products):
+    install(products, SHOP, ID)
+    (ours,) = products.execute(
+        "select tgfoid::regproc::text from pg_trigger where tgname = 'invalidator_shop_insert'"
+    ).fetchone()
+    products.execute(
+        f"create function {ours}(int) returns int language sql as 'select 1';"
+        "create procedure invalidator.shop_aaaaaaaaaaaaaaaa(int) language sql as 'select 1'"
+    )
+    assert drift(products, SHOP, ID) == {}
+    assert list(install(products, SHOP, ID, prune=True).steps(prune=True)) == []
+    assert uninstall(products, SHOP).remains == []

@@ -44,7 +44,7 @@ there as materialized (
         p.prosecdef or l.lanname <> 'plpgsql' as odd, sealed_by,
         case when sealed_by <= generation then sealed::jsonb end as spec
     from installation
-    join pg_proc p on p.pronamespace = namespace and p.proname ~ of_functions
+    join pg_proc p on p.pronamespace = namespace and p.proname ~ of_functions and p.pronargs = 0 and p.prokind = 'f'
     join pg_language l on l.oid = p.prolang
     cross join lateral (select split_part(prosrc, E'\n', 1) as line) as first
     cross join lateral (select substr(line, length(split_part(line, ' ', 3)) + 34) as sealed) as parts

@@ -13,7 +13,7 @@ functions as materialized (
     select p.oid, n.nspname, p.proname, p.proowner, pg_has_role(p.proowner, 'usage') or pg_has_role(n.nspowner, 'usage') as may_drop
     from installation
     join pg_namespace n on n.nspname in (schema, events_schema)
-    join pg_proc p on p.pronamespace = n.oid and (
+    join pg_proc p on p.pronamespace = n.oid and p.pronargs = 0 and p.prokind = 'f' and (
         n.nspname = schema and p.proname ~ of_functions
         or p.proname = name || '_altered' and p.prorettype = 'event_trigger'::regtype
         or n.nspname = schema and p.proname = name || '_channel' and p.prosrc like '-- invalidator %')
