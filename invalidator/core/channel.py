@@ -78,6 +78,10 @@ class Channel:
         named = {path[0] for path in self._holes() if len(path) == 1}
         return {column: value for column, value in row.items() if column in named}
 
+    def is_fixed_by_name(self, row: Row) -> bool:
+        """Whether a row, as `of_each` gives it, can't be another while the channel's name stays the same."""
+        return row.keys() <= {path[0] for path in holes(self.name)}
+
     def read(self, payload: str, row: Row) -> tuple[list[Change], bool]:
         """The changes that a payload says, and whether it could be read; `row` is the one of `each`."""
         fields: Any = None

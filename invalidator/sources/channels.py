@@ -3,7 +3,8 @@
 A query is asked again every `each_interval`, on a connection of its own; before a barrier's canary goes; and at once
 after a change of a table that it reads, where we receive those. A channel that is new may have been notified before we
 listened, so once LISTEN is answered its table has a gap, and so has the table of a channel whose row of `each` is
-another than before: what came meanwhile was read with the old row.
+another than before: what came meanwhile was read with the old row. So has that of a channel that is gone, where its row
+may have been another before it went.
 
 While a query fails nobody knows which channels are not heard. That is a doubt, as triggers that drifted are, and each
 time a gap of the table; it is asked again sooner, after 1, 2, 4 ... seconds.
@@ -173,6 +174,8 @@ class Subscriptions:
         tables = frozenset(
             reader[0].table for name in other for reader in readers[name] if reader not in before.get(name, ())
         )
+        # The row of a channel that is gone may have been another, while we still read its notifications by the old one.
+        tables |= {channel.table for name in gone for channel, row in before[name] if not channel.is_fixed_by_name(row)}
         if tables and not first:
             feed.say(Gap("channels changed", tables))
         if not first and (unknown := frozenset(query.channel.table for query in asked if query.failures)):

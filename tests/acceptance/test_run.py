@@ -70,6 +70,10 @@ class Home:
                     until(lambda: self.is_settled() or process.poll() is not None, 20)
                     assert process.poll() is None, process.stderr.read()
                 yield process
+            except BaseException:
+                process.kill()
+                print(process.stderr.read(), file=sys.stderr)  # what it logged, beside the failure
+                raise
             finally:
                 if process.poll() is None:
                     process.kill()

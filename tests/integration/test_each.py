@@ -9,7 +9,7 @@ import time
 import psycopg
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from invalidator.config.compile import compile_rules
@@ -338,8 +338,12 @@ STEPS = st.one_of(
 )
 
 
+RENAMED_AND_GONE = [("add", 0), ("barrier", 0), ("rename", 0), ("notify", 0), ("remove", 0)]
+
+
 @settings(max_examples=6)
 @given(st.lists(STEPS, min_size=10, max_size=40))
+@example(RENAMED_AND_GONE)
 def test_whatever_comes_and_goes_a_barrier_leaves_no_key_of_a_channel_that_there_is(dsn, redis_url, cache, steps):
     """Of channels that came and went between two asks nobody knows, so one that goes was there at a barrier before."""
 
