@@ -165,6 +165,34 @@ class TestOpenTransactions:
             writer.execute(f"update {written} set attrs = '2'")
             assert self.waits_for(writer, db, self.installing("direct", dsn, new))
 
+    @pytest.mark.parametrize("how", ["direct", "psql"])
+    def test_a_writer_that_holds_one_table_and_wants_another_does_not_lose_to_an_install(self, db, dsn, how):
+        """PostgreSQL ends one of two that wait for each other; the install gives way before it would look."""
+        db.execute(
+            "create table products (id int primary key, name text, attrs text) partition by range (id);"
+            "create table low partition of products for values from (0) to (10);"
+            "create table high partition of products default; insert into products values (1), (11)"
+        )
+        install(db, SHOP, self.OLD)
+        failed = []
+
+        def installing():
+            try:
+                self.installing(how, dsn, self.NEW)()
+            except (RefusedError, subprocess.CalledProcessError) as error:
+                failed.append(error)
+
+        with psycopg.connect(dsn) as writer:
+            writer.execute("update low set attrs = '2'")
+            installer = threading.Thread(target=installing)
+            installer.start()
+            until(lambda: db.execute(self.WAITS).fetchone() > (0,), 30)
+            writer.execute("select pg_sleep(1.2)")  # longer than deadlock_timeout
+            writer.execute("update high set attrs = '2'")
+            writer.commit()
+        installer.join()
+        assert failed or drift(db, SHOP, self.NEW) == {}
+
     @pytest.mark.parametrize(
         "meddle",
         [

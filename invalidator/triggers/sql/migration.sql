@@ -6,7 +6,7 @@ declare
     steps jsonb;
     refused text;
     may_go_on bool;  -- what is refused only remains when this is removed
-    step text;
+    step jsonb;
 begin
     -- Up to where search_path is set, every name is qualified: whoever may create in a schema of the session's path could
     -- have a superuser who runs this call a function of theirs.
@@ -44,10 +44,15 @@ begin
         raise exception using message = refused;
     end if;
     for step in
-        select row ->> 'statement' from jsonb_array_elements(steps) with ordinality as rows (row, place) order by place
+        select row from jsonb_array_elements(steps) with ordinality as rows (row, place) order by place
     loop
-        if step is not null then
-            execute step;
+        if step ->> 'statement' is not null then
+            execute step ->> 'statement';
+            -- A table may be locked now. Whoever waits for it may hold the next one: we give way before PostgreSQL, after
+            -- its deadlock_timeout, ends one of the two.
+            if (step ->> (case when step ? 'on_name' then 'on_name' else 'relname' end)) is not null then
+                perform set_config('lock_timeout', '800ms', true);
+            end if;
         end if;
     end loop;
     perform set_config(name, was[place], true) from unnest(pinned) with ordinality as n (name, place);
