@@ -206,15 +206,27 @@ async def test_what_a_notification_was_read_with_is_flushed_when_the_row_of_each
         assert cache.keys("event:*") == []
 
 
-async def test_barriers_that_come_together_ask_once_more_and_are_all_answered(tenants, dsn, redis_url, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """Each time that a query of `each` is asked."""
+    made = []
     find = Subscriptions.find
 
     async def counted(self, *arguments):
-        asked.append(arguments)
+        made.append(arguments)
         return await find(self, *arguments)
 
     monkeypatch.setattr(Subscriptions, "find", counted)
+    return made
+
+
+def install_for(db, text, dsn, redis_url):
+    """Install the triggers that a configuration wants."""
+    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
+    install(db, installation(config), compile_rules(config))
+
+
+async def test_barriers_that_come_together_ask_once_more_and_are_all_answered(tenants, dsn, redis_url, asked):
     async with serving(TENANTS, dsn, redis_url) as sidecar:
         before = len(asked)
         assert all(await asyncio.gather(*(sidecar.barrier(30) for _ in range(20))))
@@ -241,8 +253,7 @@ async def test_a_change_of_what_the_query_reads_asks_at_once(db, dsn, redis_url,
     text = TENANTS.replace("from tenants", f"from {reads}").replace("rules:", f"rules:{rule}")
     partitioned = " partition by list (id)" if "partition" in made else ""
     db.execute(f"create table tenants (id text primary key, slug text){partitioned}; {made}")
-    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
-    install(db, installation(config), compile_rules(config))
+    install_for(db, text, dsn, redis_url)
     async with serving(text, dsn, redis_url) as sidecar:
         cache.mset({"event:new:7": "missed", "page:1": "kept"})
         db.execute("insert into tenants values ('new', 'new')")
@@ -255,19 +266,10 @@ async def test_a_change_of_what_the_query_reads_asks_at_once(db, dsn, redis_url,
 
 
 async def test_many_changes_of_what_the_query_reads_ask_a_few_times_and_last_after_the_last(
-    tenants, dsn, redis_url, cache, monkeypatch
+    tenants, dsn, redis_url, cache, asked
 ):
-    asked = []
-    find = Subscriptions.find
-
-    async def counted(self, *arguments):
-        asked.append(arguments)
-        return await find(self, *arguments)
-
-    monkeypatch.setattr(Subscriptions, "find", counted)
     text = TENANTS.replace("rules:", 'rules:\n  - {table: public.tenants, evict: "tenant:{id}"}')
-    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
-    install(tenants, installation(config), compile_rules(config))
+    install_for(tenants, text, dsn, redis_url)
     async with serving(text, dsn, redis_url):
         began = time.monotonic()
         for number in range(100):
@@ -318,8 +320,7 @@ async def test_a_refresh_of_a_feed_that_is_lost_says_so(tenants, dsn):
 async def test_a_query_that_names_our_own_channel_does_not_take_it_from_us(tenants, dsn, redis_url, cache):
     text = TENANTS.replace("event_{tenant}", "invalidator_{tenant}").replace("triggers: none", "triggers: statement")
     tenants.execute("create table pages (id int); insert into tenants values ('chan', 'chan')")
-    config = parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)
-    install(tenants, installation(config), compile_rules(config))
+    install_for(tenants, text, dsn, redis_url)
     async with serving(text, dsn, redis_url) as sidecar:
         for wish in ("insert into pages values (1)", "delete from tenants where id = 'chan'", "delete from pages"):
             cache.set("page:1", "x")
