@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import ssl
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -168,9 +169,26 @@ async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call:
         raise AwayError(first_line(error), where="postgres") from error
     finally:
         if not task.done():
-            connection.pgconn.finish()
-            task.cancel()
-            await asyncio.wait({task})
+            try:
+                disconnect(connection)
+                await asyncio.wait({task})
+            finally:
+                connection.pgconn.finish()
+
+
+def disconnect(connection: psycopg.BaseConnection[Any]) -> None:
+    """End the conversation: a call that waits on this connection, in this thread or another, fails at once.
+
+    The descriptor stays open, for the caller to close when the call has ended. A descriptor that is closed while an
+    event loop still watches it aborts the process (uvloop: libuv adds it to epoll later, and takes the failure of that
+    for a bug), and its number may belong to another connection before the call stops watching it.
+    """
+    with suppress(psycopg.OperationalError, OSError):  # either side has closed it
+        watched = socket.socket(fileno=connection.pgconn.socket)
+        try:
+            watched.shutdown(socket.SHUT_RDWR)
+        finally:
+            watched.detach()
 
 
 def failed(error: BaseException) -> AwayError | RefusedError:

@@ -26,7 +26,7 @@ from invalidator.core.change import Table
 from invalidator.core.digest import digest
 from invalidator.core.lane import INTERNAL
 from invalidator.core.ruleset import RuleSet
-from invalidator.database import first_line
+from invalidator.database import disconnect, first_line
 from invalidator.errors import InvalidatorError
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
@@ -139,7 +139,7 @@ class Watch:
                 self._doubt("a look takes long")
         finally:
             if not task.done() and self._connection is not None:
-                self._connection.pgconn.finish()
+                disconnect(self._connection)
         if not task.done():
             return f"no answer within {_TIMEOUT:g} s"
         try:

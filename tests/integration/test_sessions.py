@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from contextlib import asynccontextmanager, suppress
 
@@ -195,3 +197,11 @@ async def test_a_policy_that_hides_rows_is_an_error_and_no_answer(db, dsn, role,
 
 def role_of(dsn):
     return psycopg.conninfo.conninfo_to_dict(dsn)["user"]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_call_may_be_cancelled_at_any_turn_of_the_loop(dsn, turns):
+    """uvloop aborted the process where the descriptor was closed in the turn in which psycopg began to watch it."""
+    program = [sys.executable, "-m", "tests.support.cancelled", dsn, str(turns)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
