@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from tests.support import until
 from tests.support.charts import with_our_chart
 from tests.support.pod import World

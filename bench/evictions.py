@@ -27,15 +27,15 @@ from hiredis import Reader, pack_command
 from redis.asyncio import Redis
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.change import Change, Table
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
-from invalidator.demo.servers import RedisServer, Workspace, open_redis
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
+from invalidator.embedded import RedisServer, Workspace, open_redis
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
 from invalidator.targets.redis import RedisTarget
+from tests.support.memory_source import MemorySource
 
 KEYS, ROUNDS, LATENCIES = 500_000, 5, 3000
 T = Table("public", "products")

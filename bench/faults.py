@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from invalidator.sources import canary
 from tests.integration import test_faults as faults
 from tests.support.pgbouncer import PgBouncer
@@ -34,7 +34,7 @@ async def measure(world, name, inject, heal):
         await asyncio.sleep(1.3)  # somewhere between two canaries
         world.cache.set("p:unsaid", "stale")
         await asyncio.to_thread(inject)
-        noticed = await until(lambda: sidecar.doubts() or not world.cache.exists("p:unsaid"))
+        noticed = await until(lambda: sidecar.degraded() or not world.cache.exists("p:unsaid"))
         await asyncio.to_thread(heal)
         flushed = await until(lambda: not world.cache.exists("p:unsaid"))
         print(f"{name:45} noticed after {noticed:6.2f} s, flushed {flushed:6.2f} s after its end", flush=True)

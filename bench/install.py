@@ -9,11 +9,11 @@ import time
 
 import psycopg
 
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
-from invalidator.demo.servers import PostgresServer, Workspace
-from invalidator.demo.servers.postgres import at_hand
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
+from invalidator.embedded import PostgresServer, Workspace
+from invalidator.embedded.postgres import at_hand
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look, prepare
 from invalidator.triggers.spec import Installation, setting

@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 import redis
 
-from invalidator.demo.servers import PostgresServer, Workspace, open_redis
+from invalidator.embedded import PostgresServer, Workspace, open_redis
 
 ROWS, LATENCIES, ROUNDS, COMMITS, WRITERS = 100_000, 300, 5, 6_000, 4
 

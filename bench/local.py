@@ -27,8 +27,8 @@ import psycopg
 import redis
 
 from bench.listeners import cpu, memory, quantile, show, started
-from invalidator.demo.servers import PostgresServer, Workspace, open_redis
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded import PostgresServer, Workspace, open_redis
+from invalidator.embedded.workspace import free_port
 
 LATENCIES, ROUNDS = 200, 3
 READERS, RATE, EACH, SECONDS = 1_000, 1_000, 5, 8

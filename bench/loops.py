@@ -16,7 +16,7 @@ import time
 import psycopg
 
 from bench.listeners import cpu, memory, started
-from invalidator.demo.servers import Workspace, open_postgres, open_redis
+from invalidator.embedded import Workspace, open_postgres, open_redis
 
 ROUNDS, SECONDS = 7, 4.0
 CONFIG = """

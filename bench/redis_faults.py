@@ -13,8 +13,8 @@ import signal
 
 from bench.faults import until
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.demo.servers import Workspace
-from invalidator.targets.redis.places import Sentinel
+from invalidator.embedded import Workspace
+from invalidator.targets.redis.topology import Sentinel
 from tests.integration import test_redis_faults as faults
 from tests.support.redises import Keeping, Sentinels
 
@@ -24,7 +24,7 @@ async def measure(world, name, inject, heal, stale):
     async with world.running():
         await asyncio.sleep(1.3)  # somewhere between two looks
         await asyncio.to_thread(inject)
-        noticed = await until(lambda: world.lane.why or world.lane.state.owed)
+        noticed = await until(lambda: world.lane.why or world.lane.state.pending_flush)
         await asyncio.to_thread(heal)
         flushed = await until(lambda: not stale().exists("p:1"))
         print(f"{name:45} noticed after {noticed:6.2f} s, evicted {flushed:6.2f} s after its end", flush=True)

@@ -14,12 +14,12 @@ import pstats
 import statistics
 import time
 
-from invalidator.core.change import Change, Table
-from invalidator.core.fields import Field
-from invalidator.core.payload import decode, encode
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.payload import decode, encode
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 
 T = Table("public", "products")
 BATCH, BATCHES, ROUNDS = 230, 1000, 9

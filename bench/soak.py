@@ -22,7 +22,7 @@ import psycopg
 from redis import Redis
 
 from bench.listeners import memory, started
-from invalidator.demo.servers import PostgresServer, RedisServer, Workspace, open_redis
+from invalidator.embedded import PostgresServer, RedisServer, Workspace, open_redis
 
 RATE, EACH = 5_000, 100
 CONFIG = """

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 
 import psycopg
 
-from invalidator.core.fields import Field
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
-from invalidator.demo.servers import PostgresServer, Workspace
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
+from invalidator.embedded import PostgresServer, Workspace
 from invalidator.triggers.install import install
 from invalidator.triggers.spec import Installation
 

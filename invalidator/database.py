@@ -75,7 +75,7 @@ _NO_WAITING_MENDS: Final = (
 T = TypeVar("T")
 
 
-async def connect(dsn: str, application_name: str, patience: float) -> psycopg.AsyncConnection[Any]:
+async def connect(dsn: str, application_name: str, give_up_after: float) -> psycopg.AsyncConnection[Any]:
     """A connection that commits each statement; RefusedError for what no waiting mends, AwayError for the rest."""
     try:
         connection = await psycopg.AsyncConnection.connect(
@@ -85,8 +85,8 @@ async def connect(dsn: str, application_name: str, patience: float) -> psycopg.A
         raise failed(error) from error
     try:
         _refuse(connection)
-        if not await is_pooled(connection, patience):
-            await adopt(connection, patience)
+        if not await is_pooled(connection, give_up_after):
+            await adopt(connection, give_up_after)
     except BaseException:
         connection.pgconn.finish()
         raise
@@ -104,16 +104,18 @@ def connect_waiting(dsn: str, application_name: str) -> psycopg.Connection[Any]:
     return connection
 
 
-async def is_pooled(connection: psycopg.AsyncConnection[Any], patience: float) -> bool:
+async def is_pooled(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> bool:
     """Whether a pooler shows: the server process is not the one that the connection was told of."""
-    cursor = await within(patience, connection, connection.execute("select pg_catalog.pg_backend_pid()"))
+    cursor = await within(give_up_after, connection, connection.execute("select pg_catalog.pg_backend_pid()"))
     (pid,) = await cursor.fetchone() or (0,)
     return bool(pid != connection.info.backend_pid)
 
 
-async def adopt(connection: psycopg.AsyncConnection[Any], patience: float) -> None:
+async def adopt(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> None:
     """Give a session that is ours alone settings of our own."""
-    await within(patience, connection, connection.execute(settings(connection.info.server_version, 2 * patience)))
+    await within(
+        give_up_after, connection, connection.execute(settings(connection.info.server_version, 2 * give_up_after))
+    )
 
 
 @contextmanager

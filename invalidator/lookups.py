@@ -17,9 +17,9 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg import sql
 
-from invalidator.core.change import Table
-from invalidator.core.lookup import Answers, Found, Lookup, Parameters
-from invalidator.core.values import Row
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.lookup import Answers, Found, Lookup, Parameters
+from invalidator.core.rules.values import Row
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError
 from invalidator.queries import as_text, column_names, prepare_transaction, trimmed
@@ -38,8 +38,8 @@ class _Described:
 class PostgresLookups:
     """Asks on one connection, which is opened when first needed and again after it failed."""
 
-    def __init__(self, dsn: str, application_name: str, patience: float) -> None:
-        self._dsn, self._application_name, self._patience = dsn, f"{application_name} lookups", patience
+    def __init__(self, dsn: str, application_name: str, give_up_after: float) -> None:
+        self._dsn, self._application_name, self._give_up_after = dsn, f"{application_name} lookups", give_up_after
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._described: dict[Lookup, _Described] = {}
         self._tables: dict[Table, frozenset[str]] = {}
@@ -71,8 +71,8 @@ class PostgresLookups:
     async def _within(self, call: Callable[[psycopg.AsyncConnection[Any]], Coroutine[Any, Any, T]]) -> T:
         try:
             if self._connection is None:
-                self._connection = await connect(self._dsn, self._application_name, self._patience)
-            return await within(self._patience, self._connection, call(self._connection))
+                self._connection = await connect(self._dsn, self._application_name, self._give_up_after)
+            return await within(self._give_up_after, self._connection, call(self._connection))
         except RefusedError as error:
             raise AwayError(error.what, where=error.where, todo=error.todo) from error
         except AwayError:
@@ -84,7 +84,7 @@ class PostgresLookups:
     ) -> Answers:
         answers: dict[Parameters, list[Row]] = {asked: [] for asked in parameters}
         async with connection.transaction():
-            await prepare_transaction(connection, self._patience)
+            await prepare_transaction(connection, self._give_up_after)
             described = await self._describe(connection, lookup)
             select = sql.SQL("select {}.n").format(_ASKED)
             if described.columns:
@@ -103,7 +103,7 @@ class PostgresLookups:
 
     async def _learn(self, connection: psycopg.AsyncConnection[Any], lookup: Lookup, tables: Sequence[Table]) -> None:
         async with connection.transaction():
-            await prepare_transaction(connection, self._patience)
+            await prepare_transaction(connection, self._give_up_after)
             await self._describe(connection, lookup)
             for table in tables:
                 cursor = await connection.execute(_COLUMNS, table)

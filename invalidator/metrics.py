@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from invalidator import __version__
-from invalidator.core.change import OPS, Op, Table
-from invalidator.core.eviction import KINDS
-from invalidator.core.lane import BACKLOG, INTERNAL, REPEAT, LaneState
-from invalidator.core.work import Work
+from invalidator.core.delivery.lane import BACKLOG, INTERNAL, REPEAT, LaneState
+from invalidator.core.delivery.work import Work
+from invalidator.core.rules.change import OPS, Op, Table
+from invalidator.core.rules.eviction import KINDS
 from invalidator.errors import TargetAway, TargetChanged
 
 GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift", INTERNAL)
@@ -189,7 +189,7 @@ def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Itera
     yield "target_up", labels, float(up)
     yield "lane_depth", labels, float(state.depth)
     yield "lane_oldest_seconds", labels, 0.0 if oldest is None else now - oldest
-    yield "flush_owed", labels, float(bool(state.owed))
+    yield "flush_owed", labels, float(bool(state.pending_flush))
     yield "as_of_age_seconds", labels, float("inf") if state.as_of is None else now - state.as_of
 
 

@@ -14,17 +14,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from invalidator.core.batch import Ask, Batch, Doubts, Gap, Position
-from invalidator.core.change import Table
-from invalidator.core.cover import Seen
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lookup import Answers, Found, Lookup, Parameters
+from invalidator.core.coordination.coverage import Seen
+from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.lookup import Answers, Found, Lookup, Parameters
 
 
 class Feed(Protocol):
     """An open source."""
 
-    def __aiter__(self) -> AsyncIterator[Batch | Gap | Doubts | Ask]:
+    def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | Ask]:
         """Batches and gaps in commit order, until the feed is lost. `as_of` means nothing while there are doubts."""
         ...
 
@@ -65,8 +65,8 @@ class Lookups(Protocol):
         ...
 
 
-class Board(Protocol):
-    """What the sidecars that share a target leave for each other there; `core/cover.py` says what it means.
+class PeerStore(Protocol):
+    """What the sidecars that share a target leave for each other there (`core/coordination/coverage.py`).
 
     What they have to agree on, beside the target's own identity, is given as `claims`.
     """
@@ -121,12 +121,12 @@ class Target(Protocol):
     def overtakes(self) -> bool: ...
 
     @property
-    def board(self) -> Board | None:
+    def peer_store(self) -> PeerStore | None:
         """Where sidecars that share it meet; None for a target of our own."""
         ...
 
     @property
-    def patience(self) -> float:
+    def give_up_after(self) -> float:
         """Seconds without an answer after which a flush is the better message than all that waits."""
         ...
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from invalidator.core.values import Row
+from invalidator.core.rules.values import Row
 from invalidator.database import settings
 from invalidator.errors import AwayError
 
@@ -32,9 +32,9 @@ _SETTINGS: Final = (
 Connection = psycopg.AsyncConnection[Any]
 
 
-async def prepare_transaction(connection: Connection, patience: float) -> None:
+async def prepare_transaction(connection: Connection, give_up_after: float) -> None:
     """Make the transaction that was just begun one in which users' queries are read."""
-    own = settings(connection.info.server_version, 2 * patience, local=True)
+    own = settings(connection.info.server_version, 2 * give_up_after, local=True)
     await connection.execute(own + _SETTINGS)
 
 

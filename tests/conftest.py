@@ -15,7 +15,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from invalidator.demo.servers import (
+from invalidator.embedded import (
     GivenPostgres,
     GivenRedis,
     PostgresServer,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from invalidator.core.change import OPS, Change, Table
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.glob import matcher, tokens
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.template import parse
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules.change import OPS, Change, Table
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.glob import matcher, tokens
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.template import parse
+from invalidator.core.rules.values import UNKNOWN
 
 TABLE = Table("public", "products")
 COLUMNS = ("a", "b", "doc")

@@ -189,8 +189,8 @@ def _configured_probes(config_file: str | None) -> str:
 
 def _require(answer: dict[str, Any], otherwise: str) -> None:
     if not answer.get("answered"):
-        doubts = "; ".join(answer.get("doubts", []))
-        raise InvalidatorError(otherwise, todo=f"now: {doubts}" if doubts else "")
+        degraded = "; ".join(answer.get("doubts", []))
+        raise InvalidatorError(otherwise, todo=f"now: {degraded}" if degraded else "")
 
 
 def _ask_api(config: Config, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 import click
 
 from invalidator.cli.options import config_option, load_config, output_option
-from invalidator.config.asked import change_asked, explained, table_of
 from invalidator.config.compile import compile_rules
-from invalidator.core.change import OPS, Op
-from invalidator.core.eviction import Eviction
-from invalidator.core.explain import Explanation, Verdict
-from invalidator.core.explain import explain as explain_change
+from invalidator.config.row_input import change_from_input, explained, table_of
+from invalidator.core.rules.change import OPS, Op
+from invalidator.core.rules.eviction import Eviction
+from invalidator.core.rules.explain import Explanation, Verdict
+from invalidator.core.rules.explain import explain as explain_change
 from invalidator.errors import UsageError
 
 
@@ -39,7 +39,7 @@ def explain(table: str, op: Op, values: tuple[str, ...], config_file: str | None
     """
     rules = compile_rules(load_config(config_file))
     try:
-        change = change_asked(table_of(table, [rule.table for rule in rules.rules]), op, _columns(values))
+        change = change_from_input(table_of(table, [rule.table for rule in rules.rules]), op, _columns(values))
     except ValueError as error:
         raise UsageError(str(error)) from error
     found = explain_change(rules, change)

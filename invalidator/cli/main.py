@@ -47,7 +47,7 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from invalidator.core.suggest import did_you_mean
+            from invalidator.core.rules.suggest import did_you_mean
 
             raise click.UsageError(f'no command is named "{args[0]}"; {did_you_mean(args[0], _COMMANDS)}')
         return super().resolve_command(ctx, args)

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from invalidator.config import models
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
-from invalidator.core import glob
-from invalidator.core.change import Table
-from invalidator.core.channel import Channel, parse_text
-from invalidator.core.digest import digest
-from invalidator.core.eviction import Kind
-from invalidator.core.fields import parse_field
-from invalidator.core.lookup import parse_lookup
-from invalidator.core.reach import FORMATS, KEYS
-from invalidator.core.rule import Conditions, Evict, Level, Rule
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import Template, parse
+from invalidator.core.coordination.digest import digest
+from invalidator.core.delivery.capabilities import FORMATS, KEYS
+from invalidator.core.protocol.channel import Channel, parse_text
+from invalidator.core.rules import glob
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.eviction import Kind
+from invalidator.core.rules.fields import parse_field
+from invalidator.core.rules.lookup import parse_lookup
+from invalidator.core.rules.rule import Conditions, Evict, Level, Rule
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import Template, parse
 
 
 def compile_rules(config: models.Config) -> RuleSet:
@@ -32,8 +32,8 @@ def compile_rules(config: models.Config) -> RuleSet:
         )
         for number, rule in enumerate(config.rules)
     ]
-    reaches = {name: reach(target) for name, target in config.targets.items()}
-    return RuleSet(rules, config.targets, reaches, prefixes(config.targets))
+    can_send = {name: reach(target) for name, target in config.targets.items()}
+    return RuleSet(rules, config.targets, can_send, prefixes(config.targets))
 
 
 def reach(target: models.Target) -> frozenset[Kind]:

@@ -39,17 +39,17 @@ class Document:
     """`data` is the document; `marks` has the line and column of every key and value by its path."""
 
     data: Data = None
-    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    watermarks: dict[Path, tuple[int, int]] = field(default_factory=dict)
     key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
     def mistake(self, path: Path, what: str, todo: str = "", *, at_key: bool = False) -> None:
         """Note a mistake at a path, or at the nearest part of it that is in the text."""
         known = tuple(path)
-        while known and known not in self.marks:
+        while known and known not in self.watermarks:
             known = known[:-1]
         key = self.key_marks.get(known) if at_key else None
-        line, column = key or self.marks.get(known, (0, 0))
+        line, column = key or self.watermarks.get(known, (0, 0))
         self.mistakes.append(Mistake(line, column, spell(path), what, todo))
 
 
@@ -111,7 +111,7 @@ class _Walk:
         self.values += 1
         if self.values > _MOST_VALUES or len(path) > _DEEPEST:
             raise _TooMuchError("the document's aliases expand without bound")
-        self.document.marks.setdefault(path, _mark(node))
+        self.document.watermarks.setdefault(path, _mark(node))
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):

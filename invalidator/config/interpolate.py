@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from invalidator.core.suggest import nearest
+from invalidator.core.rules.suggest import nearest
 
 _DOLLAR = re.compile(r"\$(?:(\$)|\{([^}]*)\})?")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)

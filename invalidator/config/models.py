@@ -26,10 +26,10 @@ from invalidator.config.types import (
     TargetName,
     Version,
 )
-from invalidator.core.change import OPS, Op
-from invalidator.core.eviction import KINDS, Kind
-from invalidator.core.reach import Fallback, Format
-from invalidator.core.rule import Level
+from invalidator.core.delivery.capabilities import Fallback, Format
+from invalidator.core.rules.change import OPS, Op
+from invalidator.core.rules.eviction import KINDS, Kind
+from invalidator.core.rules.rule import Level
 
 
 class Model(BaseModel):

@@ -8,14 +8,14 @@ from typing import Any, Final, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from invalidator.config import models
+from invalidator.config.cross_checks import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.document import Data, Document, Path, read, spell
 from invalidator.config.interpolate import interpolate
-from invalidator.config.together import check_channel, check_entry, check_lookup, check_rule, check_targets
 from invalidator.config.types import is_loopback
-from invalidator.core.eviction import KINDS
-from invalidator.core.suggest import did_you_mean, nearest
-from invalidator.core.template import TemplateError
-from invalidator.core.template import parse as parse_template
+from invalidator.core.rules.eviction import KINDS
+from invalidator.core.rules.suggest import did_you_mean, nearest
+from invalidator.core.rules.template import TemplateError
+from invalidator.core.rules.template import parse as parse_template
 from invalidator.errors import ConfigError, Mistake
 
 

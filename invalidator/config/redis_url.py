@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from invalidator.core.suggest import did_you_mean
+from invalidator.core.rules.suggest import did_you_mean
 
 PORT: Final = 6379
 _IN_THE_QUERY: Final = ("db", "username", "password")

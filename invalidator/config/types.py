@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
 from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.config.redis_url import parse_address, parse_redis_url
-from invalidator.core.fields import parse_field
-from invalidator.core.rule import TablePattern
+from invalidator.core.rules.fields import parse_field
+from invalidator.core.rules.rule import TablePattern
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")

@@ -15,7 +15,9 @@ from typing import Final
 import psycopg
 
 from invalidator.demo import shop, view
-from invalidator.demo.servers import (
+from invalidator.demo.sidecar import Heard, Sidecar
+from invalidator.demo.traffic import BOUND, Traffic
+from invalidator.embedded import (
     GivenPostgres,
     GivenRedis,
     PostgresServer,
@@ -24,8 +26,6 @@ from invalidator.demo.servers import (
     open_postgres,
     open_redis,
 )
-from invalidator.demo.sidecar import Heard, Sidecar
-from invalidator.demo.traffic import BOUND, Traffic
 
 _FREEZE: Final = 2.0
 _READERS: Final = 4

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from invalidator.config.asked import change_asked, table_of
-from invalidator.core import glob
-from invalidator.core.change import Change, table_wide
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.explain import Explanation, explain
-from invalidator.core.rule import TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.suggest import did_you_mean
-from invalidator.core.values import UNKNOWN, Value, encodable
+from invalidator.config.row_input import change_from_input, table_of
+from invalidator.core.rules import glob
+from invalidator.core.rules.change import Change, table_wide
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.explain import Explanation, explain
+from invalidator.core.rules.rule import TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.suggest import did_you_mean
+from invalidator.core.rules.values import UNKNOWN, Value, encodable
 
 _LONGEST_WAIT: Final = 300.0
 _KNOWN: Final = ("keys", "patterns", "tags", "urls", "table", "id", "pk", "columns", "timeout")
@@ -93,6 +93,6 @@ def explain_of(query: Sequence[tuple[str, str]], rules: RuleSet) -> Explanation:
     try:
         table = table_of(said.get("table", ""), [rule.table for rule in rules.rules])
         columns = [(name, value) for name, value in query if name not in ("table", "op")]
-        return explain(rules, change_asked(table, said.get("op", "update"), columns))
+        return explain(rules, change_from_input(table, said.get("op", "update"), columns))
     except ValueError as error:
         raise BadRequestError(str(error)) from error

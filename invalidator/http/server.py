@@ -16,11 +16,11 @@ from typing import Any, Final, Protocol
 from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from invalidator.config.asked import explained
 from invalidator.config.models import Listen
-from invalidator.core.change import Change
-from invalidator.core.eviction import Evictions
-from invalidator.core.ruleset import RuleSet
+from invalidator.config.row_input import explained
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.http.connections import Listener, notice, shares
 from invalidator.http.guard import Handler, guard
@@ -60,7 +60,7 @@ class Sidecar(Protocol):
     @property
     def observing(self) -> bool: ...
     def started(self) -> bool: ...
-    def doubts(self) -> list[str]: ...
+    def degraded(self) -> list[str]: ...
     def status(self) -> dict[str, Any]: ...
     def streams(self) -> Mapping[str, Stream] | None: ...
     async def barrier(self, timeout: float) -> bool: ...
@@ -192,8 +192,8 @@ class Server:
         return web.Response(text="started\n" if started else "starting\n", status=200 if started else 503)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        doubts = self._shown.doubts()
-        return web.Response(text="".join(f"{doubt}\n" for doubt in doubts) or "ok\n", status=503 if doubts else 200)
+        degraded = self._shown.degraded()
+        return web.Response(text="".join(f"{doubt}\n" for doubt in degraded) or "ok\n", status=503 if degraded else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -260,7 +260,7 @@ class Server:
         except BadRequestError as error:
             return _json({"error": str(error)}, 400)
         answered: bool = await wait(timeout)
-        told: dict[str, Any] = {"answered": answered} | ({} if answered else {"doubts": self._shown.doubts()})
+        told: dict[str, Any] = {"answered": answered} | ({} if answered else {"doubts": self._shown.degraded()})
         streams = {name: stream.at for name, stream in (self._shown.streams() or {}).items()}
         told |= {"streams": streams} if streams else {}
         return _json(told, 200 if answered else 504)

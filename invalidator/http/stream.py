@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from invalidator.core.values import encodable
+from invalidator.core.rules.values import encodable
 
 HEADERS: Final = {
     "Content-Type": "text/event-stream",

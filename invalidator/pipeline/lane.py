@@ -25,17 +25,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from invalidator.cancellation import run_all, stop_if_cancelled
-from invalidator.core.backoff import Backoff
-from invalidator.core.batch import Ask
-from invalidator.core.cover import Claims
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import BOUND, INTERNAL, REPEAT, LaneState
-from invalidator.core.work import Work
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.delivery.lane import BOUND, INTERNAL, REPEAT, LaneState
+from invalidator.core.delivery.work import Work
+from invalidator.core.protocol.batch import Ask
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway, TargetChanged
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
-from invalidator.pipeline.settling import Settling
+from invalidator.pipeline.flush_coordinator import FlushCoordinator
 from invalidator.ports import Target
 
 BEAT: Final = 1.0
@@ -45,7 +45,7 @@ CHANGED: Final = "target changed"
 _GRACE: Final = 1.0
 _BACKOFF: Final = Backoff()
 
-Way = Literal["exact", "main", "watch"]
+Outbox = Literal["exact", "main", "watch"]
 
 
 class _Failure(NamedTuple):
@@ -89,12 +89,14 @@ class Lane:
     ) -> None:
         self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes, follows)
         self._errors, self._on_restart = errors or InternalErrors(), on_restart
-        self._settling = Settling(target, owned, claims=claims, ask=ask, patience=repeat_after + _GRACE)
+        self._flush_coordinator = FlushCoordinator(
+            target, owned, claims=claims, ask=ask, give_up_after=repeat_after + _GRACE
+        )
         self._claims = claims
         self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
-        self._failing: dict[Way, _Failure] = {}
-        self._news: dict[Way, asyncio.Event] = {"main": asyncio.Event()}
+        self._failing: dict[Outbox, _Failure] = {}
+        self._news: dict[Outbox, asyncio.Event] = {"main": asyncio.Event()}
         if target.overtakes:
             self._news["exact"] = asyncio.Event()
         self._alarms = dict.fromkeys(self._news, math.inf)  # the moment at which each wakes by itself
@@ -130,9 +132,9 @@ class Lane:
         if evictions or hold_until is not None:
             self._wake()
 
-    def owe(self, reason: str, number: int, hold_until: float | None = None, *, must: bool = False) -> None:
+    def require_flush(self, reason: str, number: int, hold_until: float | None = None, *, must: bool = False) -> None:
         """Owe the target a flush; one that `must` be is never covered by another sidecar."""
-        self.state.owe(reason, number, _now(), hold_until, must=must)
+        self.state.require_flush(reason, number, _now(), hold_until, must=must)
         self._wake()
         self.show_soon()
 
@@ -148,7 +150,7 @@ class Lane:
 
     def ask(self, number: int, nonce: str) -> None:
         """A sidecar asks whether everything up to this number is evicted here; in doubt we say nothing, ever."""
-        if self.target.board is not None and nonce != self._settling.nonce and self._claims().text:
+        if self.target.peer_store is not None and nonce != self._flush_coordinator.nonce and self._claims().text:
             self.state.ask(number, nonce)
             self._asked.set()
 
@@ -174,11 +176,11 @@ class Lane:
         """Begin anew: nothing is known of what the target was told, nor of what it was still to be told."""
         before = self.state
         self.state = LaneState(before.repeat_after, before.bound, before.overtakes, before.follows)
-        self.state.owe(INTERNAL, 1, _now(), must=True)
+        self.state.require_flush(INTERNAL, 1, _now(), must=True)
         self._failing.clear()
         self._on_restart()
 
-    async def _serve(self, way: Way, tell: Callable[[Work], Awaitable[Outcome]]) -> None:
+    async def _serve(self, way: Outbox, tell: Callable[[Work], Awaitable[Outcome]]) -> None:
         state = self.state
         take, answer, fail = (
             (state.take, state.answer, state.fail)
@@ -202,7 +204,7 @@ class Lane:
                 self._failed(way, error)
                 since = since if failures else _now()
                 failures += 1
-                if _now() - since > self.target.patience:
+                if _now() - since > self.target.give_up_after:
                     self._give_up()
                 self._wake()  # a backlog that has collapsed is a flush for the other task
                 await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
@@ -216,7 +218,7 @@ class Lane:
 
     def _give_up(self) -> None:
         """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
-        if not self.state.owed:
+        if not self.state.pending_flush:
             self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
         self.state.collapse(_now())
 
@@ -225,15 +227,15 @@ class Lane:
 
     async def _tell(self, work: Work) -> Outcome:
         if work.flush:
-            return Outcome(*await self._settling.pay(work))
+            return Outcome(*await self._flush_coordinator.pay(work))
         return Outcome(await self.target.evict(work.evictions))
 
     async def _say_flushed(self, work: Work, outcome: Outcome) -> None:
-        if self.target.board is None:
+        if self.target.peer_store is None:
             return
         try:
             await self._show()  # first, so that those who wait for the lock ask us
-            await self.target.board.unlock(flushed=not outcome.covered and work.flush != REPEAT)
+            await self.target.peer_store.unlock(flushed=not outcome.covered and work.flush != REPEAT)
         except Exception as error:
             self._failed("watch", error)
 
@@ -282,25 +284,25 @@ class Lane:
 
     async def _show(self) -> None:
         """Say on the board how we are, one after another: what was found out later is said later."""
-        board = self.target.board
-        if board is None:
+        peer_store = self.target.peer_store
+        if peer_store is None:
             return
         async with self._showing:
             self._has_news = False
-            able = self._claims().text if not self.state.owed else ""
-            holds = bool(able) and not self._failing.keys() - {"watch"}
-            await board.show(able or None, as_of=self.state.as_of if holds else None)
+            in_sync = self._claims().text if not self.state.pending_flush else ""
+            holds = bool(in_sync) and not self._failing.keys() - {"watch"}
+            await peer_store.show(in_sync or None, as_of=self.state.as_of if holds else None)
 
     async def _answer_asks(self) -> None:
         claims = self._claims().text
         nonces = self.state.answers() if claims else []
-        if nonces and self.target.board is not None:
-            await self.target.board.answer(nonces, claims)
+        if nonces and self.target.peer_store is not None:
+            await self.target.peer_store.answer(nonces, claims)
             self._log.debug("answered", "told other sidecars that everything is evicted", asked=len(nonces))
 
     # What goes wrong
 
-    def _failed(self, way: Way, error: Exception) -> None:
+    def _failed(self, way: Outbox, error: Exception) -> None:
         if not isinstance(error, TargetAway):
             self._broke(way, self._errors.report("lane", error))
             return
@@ -325,14 +327,14 @@ class Lane:
                 "target_away", "the target does not answer; it is tried again until it does", why=str(error)
             )
 
-    def _broke(self, way: Way, why: str) -> None:
+    def _broke(self, way: Outbox, why: str) -> None:
         known = self._failing.get(way)
         self._failing[way] = _Failure(INTERNAL, why, f"{self.target.name}: {why}")
         if way == "watch" and (known is None or known.reason != INTERNAL):
             self._on_change(self, INTERNAL)
         self.show_soon()
 
-    def _succeeded(self, way: Way) -> None:
+    def _succeeded(self, way: Outbox) -> None:
         before = self._failing.pop(way, None)
         if way == "watch" and before is not None and before.reason == INTERNAL:
             self._on_change(self, INTERNAL)
@@ -340,7 +342,7 @@ class Lane:
             self._log.info("target_back", "the target answers again")
             self.show_soon()
 
-    async def _sleep(self, way: Way) -> None:
+    async def _sleep(self, way: Outbox) -> None:
         """Until there may be something to take."""
         news, due = self._news[way], self.state.due()
         news.clear()

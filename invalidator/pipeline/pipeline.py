@@ -8,7 +8,7 @@ The pipeline waits for no target and for no lookup, so the source is always drai
 their changes by way of `asking`; until those are answered, no claim and no position that came after them goes on.
 
 Where sidecars share a target, a debt there may be paid by another one's word: questions go out through the source, and
-are heard through it, in order with all that is committed (`core/cover.py`).
+are heard through it, in order with all that is committed (`core/coordination/coverage.py`).
 
 `as_of` moves by the source's marks. While there is a doubt (triggers that drifted, a query of `each` that fails), there
 are no marks: nobody can claim then that everything committed is evicted.
@@ -27,21 +27,21 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from invalidator.cancellation import stop_if_cancelled
-from invalidator.core.backoff import Backoff
-from invalidator.core.batch import START, Ask, Batch, Doubts, Gap, Position
-from invalidator.core.change import Change, table_wide
-from invalidator.core.cover import Claims
-from invalidator.core.eviction import Evictions
-from invalidator.core.lane import BOUND, INTERNAL
-from invalidator.core.ledger import Ledger
-from invalidator.core.lookup import Found
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.delivery.lane import BOUND, INTERNAL
+from invalidator.core.delivery.ledger import Ledger
+from invalidator.core.protocol.batch import START, Ask, Batch, Degraded, Gap, Position
+from invalidator.core.rules.change import Change, table_wide
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.lookup import Found
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics
-from invalidator.pipeline.asking import Asking
 from invalidator.pipeline.lane import Lane
+from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.ports import Feed, Lookups, Source, Target
 
 _KIND: Final = attrgetter("table", "op", "wide")
@@ -64,7 +64,7 @@ class Pipeline:
         *,
         repeat_after: Mapping[str, float] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
-        patience: float = 3.0,
+        give_up_after: float = 3.0,
         bound: int = BOUND,
         lookups: Lookups | None = None,
         metrics: Metrics | None = None,
@@ -77,10 +77,10 @@ class Pipeline:
         self.metrics = metrics or Metrics(names)
         self._errors = errors or InternalErrors(self.metrics)
         self._errors.changed = self._show_soon
-        self.doubts: dict[str, str] = {}
+        self.degraded: dict[str, str] = {}
         self.witnesses: set[Witness] = set()
         self.failures, self.why = 0, "the source was not opened yet"
-        self._source, self._rules, self._patience = source, rules, patience
+        self._source, self._rules, self._give_up_after = source, rules, give_up_after
         self._plain = RuleSet((rule for rule in rules.rules if rule.lookup is None), rules.targets, rules.reach)
         owned, repeats = rules.owned(), repeat_after or {}
         self.lanes = [
@@ -103,7 +103,7 @@ class Pipeline:
         by_name = {lane.target.name: lane for lane in self.lanes}
         self._follows = {by_name[name]: [by_name[one] for one in ones] for name, ones in (after or {}).items() if ones}
         self._in_order = _in_order(self.lanes, self._follows)
-        self._asking = Asking(rules, lookups, self._put, self._render, self._errors) if lookups else None
+        self._asking = LookupQueue(rules, lookups, self._put, self._render, self._errors) if lookups else None
         self._on_open, self._on_heard = on_open, on_heard
         self._number = 0
         self._ignored = 0  # how often all that other sidecars had asked was ignored
@@ -179,7 +179,7 @@ class Pipeline:
     def reconsider(self) -> None:
         """There are doubts, and there were none before; or the other way round."""
         self._show_soon()
-        if not self.doubts:
+        if not self.degraded:
             self.probe()
 
     def probe(self) -> None:
@@ -240,7 +240,7 @@ class Pipeline:
             return self._number
         self._number += 1
         for lane in self._in_order:
-            lane.owe(gap.reason, self._number, self._hold(lane), must=gap.reason in (ASKED, INTERNAL))
+            lane.require_flush(gap.reason, self._number, self._hold(lane), must=gap.reason in (ASKED, INTERNAL))
         return self._number
 
     def _lost(self) -> None:
@@ -254,7 +254,7 @@ class Pipeline:
         for lane in self._in_order:
             if lane in owing or owing.intersection(self._follows.get(lane, ())):
                 owing.add(lane)
-                lane.owe(reason, self._number, self._hold(lane))
+                lane.require_flush(reason, self._number, self._hold(lane))
             else:
                 lane.put(None, self._number, self._hold(lane))
 
@@ -292,8 +292,8 @@ class Pipeline:
             stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
-    def _take(self, item: Batch | Gap | Doubts | Ask) -> None:
-        if isinstance(item, Doubts):
+    def _take(self, item: Batch | Gap | Degraded | Ask) -> None:
+        if isinstance(item, Degraded):
             self._doubt(item.reasons)
             return
         if isinstance(item, Ask):
@@ -306,14 +306,14 @@ class Pipeline:
         if item.changes:
             self._changes(item.changes)
         if item.position is not None or item.as_of is not None:
-            self._afterwards(lambda: self._mark(item.position, item.as_of))
+            self._afterwards(lambda: self._watermark(item.position, item.as_of))
 
     def _doubt(self, reasons: Mapping[str, str]) -> None:
         """Take what the source doubts now for what it doubted before."""
         for what in self._doubted:
-            self.doubts.pop(what, None)
+            self.degraded.pop(what, None)
         self._doubted = tuple(reasons)
-        self.doubts.update(reasons)
+        self.degraded.update(reasons)
         self._show_soon()
 
     def _show_soon(self) -> None:
@@ -364,7 +364,7 @@ class Pipeline:
             return None
         self._release(lane, follows)
         answered = min(one.state.answered for one in follows)
-        return None if answered >= self._number else _now() + self._patience
+        return None if answered >= self._number else _now() + self._give_up_after
 
     def _release(self, lane: Lane, follows: Sequence[Lane]) -> None:
         """Let a lane have what those that it follows have answered."""
@@ -383,12 +383,12 @@ class Pipeline:
         self._afterwards(put.set)
         return put.wait()
 
-    def _mark(self, position: Position | None, as_of: float | None) -> None:
+    def _watermark(self, position: Position | None, as_of: float | None) -> None:
         if position is not None:
             self._ledger.take(self._number, position)
-        if as_of is not None and not self.doubts and not self._errors.failing:
+        if as_of is not None and not self.degraded and not self._errors.failing:
             for lane in self.lanes:
-                lane.state.mark(self._number, as_of)
+                lane.state.watermark(self._number, as_of)
         self._moved_on()
 
     def _asked(self, ask: Ask, ignored: int) -> None:

@@ -11,14 +11,14 @@ import psycopg
 from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config, HookTarget, StreamTarget
 from invalidator.config.types import read_table
-from invalidator.core.change import Table
-from invalidator.core.eviction import Eviction
-from invalidator.core.hashslot import has_tag
-from invalidator.core.lookup import Found
-from invalidator.core.nearest import Difference
-from invalidator.core.rule import Rule
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.suggest import did_you_mean
+from invalidator.core.protocol.hashslot import has_tag
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.eviction import Eviction
+from invalidator.core.rules.lookup import Found
+from invalidator.core.rules.nearest import Difference
+from invalidator.core.rules.rule import Rule
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.suggest import did_you_mean
 from invalidator.database import connect, first_line, is_pooled, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
 from invalidator.service import wiring
@@ -126,11 +126,11 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         async with wiring.source(config).open(None):
             yield Finding("ok", where, "a notification sent from a second connection is heard")
         dsn = config.postgres.dsn.get_secret_value()
-        patience = config.postgres.canary_timeout
-        connection = await connect(dsn, wiring.application_name(config), patience)
+        give_up_after = config.postgres.canary_timeout
+        connection = await connect(dsn, wiring.application_name(config), give_up_after)
         try:
-            pooled = await is_pooled(connection, patience)
-            samples = await _samples(connection, patience)
+            pooled = await is_pooled(connection, give_up_after)
+            samples = await _samples(connection, give_up_after)
         finally:
             connection.pgconn.finish()
     except RefusedError as error:
@@ -146,10 +146,10 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         yield finding
 
 
-async def _samples(connection: psycopg.AsyncConnection[Any], patience: float) -> list[tuple[float, int]]:
+async def _samples(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> list[tuple[float, int]]:
     samples = []
     for _ in range(_SAMPLES):
-        cursor = await within(patience, connection, connection.execute(SAMPLE))
+        cursor = await within(give_up_after, connection, connection.execute(SAMPLE))
         samples.append(await cursor.fetchone() or (0.0, 0))
         await asyncio.sleep(_SAMPLED)
     return samples
@@ -223,10 +223,10 @@ async def _lookups(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
 async def _channels(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
     """Channels, and the SQL of `each`."""
     channels = compile_channels(config)
-    patience = config.postgres.canary_timeout
+    give_up_after = config.postgres.canary_timeout
     dsn = config.postgres.dsn.get_secret_value()
     own = wiring.installation(config).channel.encode()
-    subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), patience, own)
+    subscriptions = Subscriptions(channels, dsn, wiring.application_name(config), give_up_after, own)
     for name, channel in zip(config.channels, channels, strict=True):
         if not rules.about(channel.table):
             tables = {str(rule.table) for rule in rules.rules}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from invalidator.core.lane import BOUND
+from invalidator.core.delivery.lane import BOUND
 
 _FILES: Final = 65_536
 _FILES_OF_MACOS: Final = 10_240

@@ -20,8 +20,8 @@ from typing import Final
 
 from invalidator.config.compile import compile_rules, prefixes, reach
 from invalidator.config.models import Config
-from invalidator.core.eviction import Eviction, Evictions, Kind
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.eviction import Eviction, Evictions, Kind
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.logs import Log
 from invalidator.service import wiring
 from invalidator.targets.redis import RedisTarget
@@ -47,8 +47,8 @@ class Observer:
     """How many keys there were that the last flush would have removed."""
 
     overtakes: bool = False
-    board: None = None
-    patience: float = math.inf
+    peer_store: None = None
+    give_up_after: float = math.inf
 
     async def __aenter__(self) -> Observer:
         return self
@@ -90,16 +90,16 @@ class Observation:
         self._redises = {name: target for name, target in made.items() if isinstance(target, RedisTarget)}
         self._stack = AsyncExitStack()
         self.observers: list[Observer] = []
-        reaches: dict[str, frozenset[Kind]] = {}
+        can_send: dict[str, frozenset[Kind]] = {}
         before: dict[str, str] = {}
         rules = []
         for rule in compile_rules(config).rules:
             mine = {name: f"rules[{rule.number}] {name}" for name in rule.to}
-            reaches |= {mine[name]: reach(config.targets[name]) for name in rule.to}
+            can_send |= {mine[name]: reach(config.targets[name]) for name in rule.to}
             before |= {mine[name]: prefixes(config.targets).get(name, "") for name in rule.to}
             self.observers += [Observer(mine[name], self._redises.get(name), str(rule.table)) for name in rule.to]
             rules.append(replace(rule, to=tuple(mine.values())))
-        self.rules = RuleSet(rules, [observer.name for observer in self.observers], reaches, before)
+        self.rules = RuleSet(rules, [observer.name for observer in self.observers], can_send, before)
 
     async def __aenter__(self) -> Observation:
         _log.info("observing", "nothing is evicted, only counted")

@@ -63,7 +63,7 @@ async def run(config: Config, read_again: Callable[[], Config], report: Report |
                 continue
             except Exception as error:  # the last resort: each part deals with its own
                 (sidecar.errors if sidecar else InternalErrors()).report("other", error)
-                if sidecar is not None and sidecar.has_heard:
+                if sidecar is not None and sidecar.has_received:
                     last_good = config
                 elif last_good is None:
                     raise

@@ -12,13 +12,13 @@ from typing import Any, Final
 from invalidator import __version__
 from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
 from invalidator.config.models import Config
-from invalidator.core.batch import UNREADABLE, Batch, Gap
-from invalidator.core.change import Change
-from invalidator.core.cover import Claims
-from invalidator.core.digest import digest
-from invalidator.core.eviction import Evictions
-from invalidator.core.explain import why_nothing
-from invalidator.core.link import Phase
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.coordination.digest import digest
+from invalidator.core.protocol.batch import UNREADABLE, Batch, Gap
+from invalidator.core.protocol.listen_order import Phase
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.explain import why_nothing
 from invalidator.errors import RefusedError, leaf
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
@@ -63,7 +63,7 @@ class Sidecar:
         self._pipeline: Pipeline | None = None
         self._watch: Watch | None = None
         self._began = 0.0
-        self.has_heard = False  # whether it has worked at all
+        self.has_received = False  # whether it has worked at all
 
     async def run(self, stop: asyncio.Event, drain: Callable[[], float] = lambda: DRAIN) -> None:
         """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
@@ -112,7 +112,7 @@ class Sidecar:
             [await stack.enter_async_context(one) for one in made],
             repeat_after={} if observation else {name: part.repeat_after for name, part in config.targets.items()},
             after={} if observation else follows(config.targets),
-            patience=config.postgres.canary_timeout,
+            give_up_after=config.postgres.canary_timeout,
             bound=backlog(len(made), memory_limit()),
             lookups=lookups,
             metrics=self.metrics,
@@ -122,7 +122,7 @@ class Sidecar:
             errors=self.errors,
         )
         self._watch = Watch(
-            config, self.rules, self._pipeline.gap, self._pipeline.doubts, self._pipeline.reconsider, self.errors
+            config, self.rules, self._pipeline.gap, self._pipeline.degraded, self._pipeline.reconsider, self.errors
         )
 
     def _heard(self, item: Batch | Gap) -> None:
@@ -141,30 +141,30 @@ class Sidecar:
 
     def _opened(self) -> None:
         """The source is open anew: who knows what became of the triggers meanwhile."""
-        self.has_heard = True
+        self.has_received = True
         if self._watch is not None:
             self._watch.look_again()
 
     def _claims(self, target: str) -> Claims:
-        """What we can say to other sidecars that we hear, as in `core/cover.py`."""
+        """What we can say to other sidecars that we hear, as in `core/coordination/coverage.py`."""
         if self._observation is not None:
             return Claims()
-        if self._watch is None or self._pipeline is None or not self.hears:
+        if self._watch is None or self._pipeline is None or not self.is_receiving:
             return Claims()
         if self.errors.failing:
             return Claims()
         triggers, channels = self._watch.fingerprint, self._source.channels
         if triggers is None:
             return Claims(pending=not self._watch.fails)
-        if channels is None or self._pipeline.doubts:
+        if channels is None or self._pipeline.degraded:
             return Claims()
         return Claims(digest([self._coverage[target], triggers, channels, self._ahead(target)]))
 
     def _ahead(self, target: str) -> dict[str, str]:
         """Who the targets are that this one follows; those of our own are nobody else's."""
-        boards = {lane.target.name: lane.target.board for lane in self._lanes}
+        boards = {lane.target.name: lane.target.peer_store for lane in self._lanes}
         ahead = follows(self.config.targets)[target]
-        return {one: board.facts("") if (board := boards[one]) else self._own for one in ahead}
+        return {one: peer_store.facts("") if (peer_store := boards[one]) else self._own for one in ahead}
 
     # What it says of itself
 
@@ -174,8 +174,8 @@ class Sidecar:
         return self._observation is not None
 
     @property
-    def hears(self) -> bool:
-        return self._source.link.phase is Phase.HEARING
+    def is_receiving(self) -> bool:
+        return self._source.link.phase is Phase.RECEIVING
 
     @property
     def _lanes(self) -> list[Lane]:
@@ -188,37 +188,37 @@ class Sidecar:
         """
         waited_for = [lane for lane in self._lanes if not isinstance(lane.target, HookTarget)]
         settled = bool(self._lanes) and all(lane.state.answered for lane in waited_for)
-        return (self.hears and settled) or _now() - self._began > _STARTED
+        return (self.is_receiving and settled) or _now() - self._began > _STARTED
 
-    def doubts(self) -> list[str]:
+    def degraded(self) -> list[str]:
         """Why the promise can't be kept now; nothing when it is."""
         if self._pipeline is None:
             return ["not running"]
         reasons = [OBSERVING] if self.observing else []
-        reasons += [] if self.hears else [f"source: {self._pipeline.why}"]
+        reasons += [] if self.is_receiving else [f"source: {self._pipeline.why}"]
         for lane in self._lanes:
             state, name = lane.state, lane.target.name
             if lane.why:
                 reasons.append(f"{name}: {lane.why}")
-            if state.owed:
-                reasons.append(f"{name}: owed a flush ({state.owed})")
-            elif self.hears and not self._pipeline.doubts:
+            if state.pending_flush:
+                reasons.append(f"{name}: owed a flush ({state.pending_flush})")
+            elif self.is_receiving and not self._pipeline.degraded:
                 if (age := self._age(state.as_of)) is None:
                     reasons.append(f"{name}: nothing is confirmed yet")
                 elif age > self._stale_after:
                     reasons.append(f"{name}: what was committed {age:.1f} s ago may not be evicted")
         reasons += [f"{part}: {why}" for part, why in self.errors.failing.items()]
-        return reasons + [f"{what}: {state}" for what, state in self._pipeline.doubts.items()]
+        return reasons + [f"{what}: {state}" for what, state in self._pipeline.degraded.items()]
 
     def status(self) -> dict[str, Any]:
         """All of it, as data."""
-        doubts = self.doubts()
+        degraded = self.degraded()
         return {
             "name": self.config.name,
             "version": __version__,
             "mode": "observe" if self.observing else "run",
-            "ready": not doubts,
-            "doubts": doubts,
+            "ready": not degraded,
+            "doubts": degraded,
             "notes": list(self._notes()),
             "source": {"kind": self.config.source.kind, "state": self._source.link.phase.name.lower()},
             "targets": {lane.target.name: self._lane_status(lane) for lane in self._lanes},
@@ -234,7 +234,7 @@ class Sidecar:
         Of several sidecars the first to evict a key finds it there, so none of them can tell.
         """
         for lane in self._lanes:
-            if lane.absent >= _ABSENT and lane.target.board is not None and lane.target.board.is_alone:
+            if lane.absent >= _ABSENT and lane.target.peer_store is not None and lane.target.peer_store.is_alone:
                 yield (
                     f"{lane.target.name}: of the last {lane.absent} keys that were evicted none was there; "
                     "is the prefix right? `invalidator check` compares the rules with the keys that are there"
@@ -247,7 +247,7 @@ class Sidecar:
             "why": lane.why,
             "waiting": state.depth,
             "oldest_seconds": None if oldest is None else round(_now() - oldest, 3),
-            "owed": state.owed or None,
+            "owed": state.pending_flush or None,
             "as_of_seconds": _rounded(self._age(state.as_of)),
             "settled_seconds": _rounded(self._age(state.settled_as_of)),
         } | _particulars(lane.target)
@@ -256,7 +256,7 @@ class Sidecar:
         return None if moment is None else _now() - moment
 
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        yield "source_up", {}, float(self.hears)
+        yield "source_up", {}, float(self.is_receiving)
         yield "config_reload_success", {}, float(self.reloaded)
         yield "stream_clients", {}, float(sum(stream.readers for stream in (self.streams() or {}).values()))
         for lane in self._lanes:
@@ -268,7 +268,7 @@ class Sidecar:
 
     async def barrier(self, timeout: float) -> bool:
         """Whether, within this time, everything committed before now is evicted."""
-        if self._pipeline is not None and self._pipeline.doubts:
+        if self._pipeline is not None and self._pipeline.degraded:
             self.look()  # it may have been mended
         return self._pipeline is not None and await self._pipeline.barrier(timeout)
 

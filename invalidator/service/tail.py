@@ -9,9 +9,9 @@ from itertools import groupby, islice
 from types import MappingProxyType
 from typing import Any, Final
 
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change
-from invalidator.core.eviction import Evictions, prefixed
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.eviction import Evictions, prefixed
 
 _WAITING: Final = 1000
 _KEYS: Final = 20

@@ -20,12 +20,12 @@ from typing import Any, Final
 import psycopg
 
 from invalidator.config.models import Config
-from invalidator.core.backoff import Backoff
-from invalidator.core.batch import Gap
-from invalidator.core.change import Table
-from invalidator.core.digest import digest
-from invalidator.core.lane import INTERNAL
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.coordination.digest import digest
+from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.delivery.lane import INTERNAL
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import disconnect, first_line
 from invalidator.errors import InvalidatorError
 from invalidator.internal_errors import InternalErrors
@@ -56,12 +56,12 @@ class Watch:
         config: Config,
         rules: RuleSet,
         gap: Callable[[Gap], object],
-        doubts: dict[str, str],
+        degraded: dict[str, str],
         on_change: Callable[[], object],
         errors: InternalErrors,
     ) -> None:
         self._config, self._rules, self._gap = config, rules, gap
-        self._doubts, self._on_change, self._errors = doubts, on_change, errors
+        self._degraded, self._on_change, self._errors = degraded, on_change, errors
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
         self._known = not self._heeded
@@ -109,9 +109,9 @@ class Watch:
         while self._heeded:
             self._asked.clear()
             began = _now()
-            in_doubt = bool(self._doubts)
+            in_doubt = bool(self._degraded)
             self._judge(began, await self._look())
-            if in_doubt is not bool(self._doubts):
+            if in_doubt is not bool(self._degraded):
                 self._on_change()
             await self._pause(began)
 
@@ -174,22 +174,22 @@ class Watch:
         """Nothing can be promised while the last good look is too old, or none was done since the source was opened."""
         age = _now() - self._looked
         if not self._known:
-            self._doubts[_UNSEEN] = f"not looked at since the source was opened{f': {why}' if self._failures else ''}"
+            self._degraded[_UNSEEN] = f"not looked at since the source was opened{f': {why}' if self._failures else ''}"
         elif age > PERIOD + MARGIN:
-            self._doubts[_UNSEEN] = f"not looked at for {age:.0f} s: {why}"
+            self._degraded[_UNSEEN] = f"not looked at for {age:.0f} s: {why}"
         else:
-            self._doubts.pop(_UNSEEN, None)
+            self._degraded.pop(_UNSEEN, None)
 
     def _read(self) -> Plan:
         with connect(self._config) as self._connection:
             where = installation(self._config)
             plan = look(self._connection, where, self._rules)
             if self._config.triggers.install == "auto" and _drift(plan.tables()):
-                self._mend(self._connection)
+                self._repair(self._connection)
                 plan = look(self._connection, where, self._rules)
             return plan
 
-    def _mend(self, connection: psycopg.Connection[Any]) -> None:
+    def _repair(self, connection: psycopg.Connection[Any]) -> None:
         try:
             install(connection, installation(self._config), self._rules)
         except (psycopg.Error, InvalidatorError) as error:
@@ -216,9 +216,9 @@ class Watch:
         }
         mended = set(_drift(before)) - set(drift)
         self._seen = seen
-        for what in [what for what in self._doubts if what.startswith(_STATE_OF)]:
-            del self._doubts[what]  # others are the source's
-        self._doubts.update({f"{_STATE_OF}{table}": standing.state for table, standing in drift.items()})
+        for what in [what for what in self._degraded if what.startswith(_STATE_OF)]:
+            del self._degraded[what]  # others are the source's
+        self._degraded.update({f"{_STATE_OF}{table}": standing.state for table, standing in drift.items()})
         self._warn(plan)
         if tables := frozenset(drift) | touched | mended:
             self._gap(Gap("drift", tables))

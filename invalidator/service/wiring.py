@@ -16,7 +16,7 @@ from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.config.models import StreamTarget as StreamConfig
 from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError
 from invalidator.internal_errors import InternalErrors
@@ -27,7 +27,7 @@ from invalidator.targets.hook import HookTarget
 from invalidator.targets.hook import formats as formats_
 from invalidator.targets.hook.formats import Format
 from invalidator.targets.redis import RedisTarget
-from invalidator.targets.redis.places import SENTINEL_PORT, Cluster, Places, Sentinel, Single
+from invalidator.targets.redis.topology import SENTINEL_PORT, Cluster, Sentinel, Single, Topology
 from invalidator.targets.stream import StreamTarget
 from invalidator.triggers.spec import Installation
 
@@ -86,7 +86,7 @@ def target(config: Config, name: str, errors: InternalErrors | None = None) -> A
 def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
     return RedisTarget(
         name,
-        _places(part),
+        _topology(part),
         prefix=part.prefix,
         installation=config.name,
         instance=config.instance or socket.gethostname(),
@@ -144,7 +144,7 @@ def _tls(part: Tls, where: str) -> ssl.SSLContext | None:
     return context
 
 
-def _places(part: RedisConfig) -> Places:
+def _topology(part: RedisConfig) -> Topology:
     endpoint = parse_redis_url(part.url.get_secret_value())
     if part.cluster:
         return Cluster(endpoint)

@@ -28,7 +28,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from invalidator.core.batch import Ask
+from invalidator.core.protocol.batch import Ask
 from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 

@@ -14,9 +14,10 @@ channel whose row was committed before it is evicted, by the gap or by name.
 
     tenant t2 is committed - t2 is notified - barrier: the query is asked - LISTEN t2 - gap - canary - canary is back
 
-Other sidecars may take our word that everything is evicted (`core/cover.py`), for as long as they listen to the same
-channels. Our word for a new channel counts once a canary has come back behind its gap, not when we begin to listen;
-until then it is what it was, for the channels of before. Where one is gone or has another row there is no such word.
+Other sidecars may take our word that everything is evicted (`core/coordination/coverage.py`), for as long as they
+listen to the same channels. Our word for a new channel counts once a canary has come back behind its gap, not when we
+begin to listen; until then it is what it was, for the channels of before. Where one is gone or has another row there is
+no such word.
 
 A row whose hole is null stands for the name that `format` and `concat` make of it, with nothing in its place: `||`
 makes no name at all. Names are cut by the server, in its encoding, as LISTEN and NOTIFY do.
@@ -32,11 +33,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from invalidator.core.batch import Doubts, Gap
-from invalidator.core.change import Table
-from invalidator.core.channel import Channel
-from invalidator.core.digest import digest
-from invalidator.core.values import Row
+from invalidator.core.coordination.digest import digest
+from invalidator.core.protocol.batch import Degraded, Gap
+from invalidator.core.protocol.channel import Channel
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.values import Row
 from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.logs import Log
@@ -83,9 +84,9 @@ class Subscriptions:
     """Who reads which channel; `own` is the one of our triggers, which nobody else reads."""
 
     def __init__(
-        self, channels: Sequence[Channel], dsn: str, application_name: str, patience: float, own: bytes
+        self, channels: Sequence[Channel], dsn: str, application_name: str, give_up_after: float, own: bytes
     ) -> None:
-        self._dsn, self._application_name, self._patience = dsn, f"{application_name} channels", patience
+        self._dsn, self._application_name, self._give_up_after = dsn, f"{application_name} channels", give_up_after
         self._own = own
         self._plain = [channel for channel in channels if not channel.each]
         self._queries = [_Query(channel) for channel in channels if channel.each]
@@ -95,7 +96,7 @@ class Subscriptions:
         self._waiting: list[asyncio.Future[bool]] = []
         self._news = asyncio.Event()
         self._ended = False
-        self._doubts: dict[str, str] = {}
+        self._degraded: dict[str, str] = {}
         self._log = Log(source="notify")
 
     @property
@@ -180,10 +181,10 @@ class Subscriptions:
             feed.say(Gap("channels changed", tables))
         if not first and (unknown := frozenset(query.channel.table for query in asked if query.failures)):
             feed.say(Gap("channels unknown", unknown))
-        doubts = {f"channels {query.channel}": query.why for query in self._queries if query.failures}
-        if doubts != self._doubts:
-            self._doubts = doubts
-            feed.say(Doubts(doubts))
+        degraded = {f"channels {query.channel}": query.why for query in self._queries if query.failures}
+        if degraded != self._degraded:
+            self._degraded = degraded
+            feed.say(Degraded(degraded))
         if not self._proven:
             self._proven_by = _now()
             if not first:
@@ -218,15 +219,15 @@ class Subscriptions:
 
     async def find(self, channel: Channel, query: _Query | None = None) -> _Named:
         """The channels of a query of `each` with their rows; AwayError or RefusedError where it can't be asked."""
-        connection = await connect(self._dsn, self._application_name, self._patience)
+        connection = await connect(self._dsn, self._application_name, self._give_up_after)
         try:
-            return await within(self._patience, connection, self._find(connection, channel, query))
+            return await within(self._give_up_after, connection, self._find(connection, channel, query))
         finally:
             connection.pgconn.finish()
 
     async def _find(self, connection: psycopg.AsyncConnection[Any], channel: Channel, query: _Query | None) -> _Named:
         async with connection.transaction():
-            await prepare_transaction(connection, self._patience)
+            await prepare_transaction(connection, self._give_up_after)
             rows = await read_rows(connection, channel.each)
             if query is not None and not query.tables:
                 cursor = await connection.execute(_TABLES)

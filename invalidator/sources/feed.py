@@ -15,12 +15,12 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.batch import UNREADABLE, Ask, Batch, Doubts, Gap, Position
-from invalidator.core.change import Change, table_wide
-from invalidator.core.channel import Channel
-from invalidator.core.lane import INTERNAL
-from invalidator.core.payload import UnreadableError, decode
-from invalidator.core.values import Row
+from invalidator.core.delivery.lane import INTERNAL
+from invalidator.core.protocol.batch import UNREADABLE, Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.channel import Channel
+from invalidator.core.protocol.payload import UnreadableError, decode
+from invalidator.core.rules.change import Change, table_wide
+from invalidator.core.rules.values import Row
 from invalidator.database import first_line, within
 from invalidator.errors import SourceLost
 from invalidator.internal_errors import InternalErrors
@@ -42,15 +42,15 @@ class NotifyFeed:
         canary: Canary,
         subscriptions: Subscriptions,
         channel: str,
-        patience: float,
+        give_up_after: float,
         metrics: Metrics,
         errors: InternalErrors | None = None,
     ) -> None:
         self._errors = errors or InternalErrors(metrics)
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
-        self._own, self._patience = channel.encode(), patience
-        self._items: list[Batch | Gap | Doubts | Ask] = []
+        self._own, self._give_up_after = channel.encode(), give_up_after
+        self._items: list[Batch | Gap | Degraded | Ask] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
         self._complained, self._noted = False, 0
@@ -66,7 +66,7 @@ class NotifyFeed:
     def __exit__(self, *exc_info: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
 
-    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Doubts | Ask]:
+    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | Ask]:
         while True:
             items, self._items = self._items, []
             for item in items:
@@ -104,7 +104,7 @@ class NotifyFeed:
         self._items.append(Batch((), as_of=as_of))
         self._news.set()
 
-    def say(self, item: Gap | Doubts) -> None:
+    def say(self, item: Gap | Degraded) -> None:
         self._flush_changes()
         self._items.append(item)
         self._news.set()
@@ -126,7 +126,7 @@ class NotifyFeed:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)  # psycopg waits on the same socket
         try:
-            await within(self._patience, self._connection, self._connection.execute(sql.SQL("; ").join(commands)))
+            await within(self._give_up_after, self._connection, self._connection.execute(sql.SQL("; ").join(commands)))
         finally:
             if self._lost is None and self._pgconn.status == pq.ConnStatus.OK:
                 loop.add_reader(self._socket, self.drain)

@@ -1,8 +1,8 @@
 """PostgreSQL's LISTEN as a source.
 
 Nothing is kept for us while we are not connected, so every feed begins with a gap. It is said when LISTEN has been
-answered and a canary has come back, never before (`core/link.py` says why): what commits after LISTEN is heard, what
-committed before is covered by the gap.
+answered and a canary has come back, never before (`core/protocol/listen_order.py` says why): what commits after LISTEN
+is heard, what committed before is covered by the gap.
 
 A connection that no canary comes through is given up by closing it, never by waiting for it.
 
@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import psycopg
 
-from invalidator.core.batch import START, Position
-from invalidator.core.channel import Channel
-from invalidator.core.link import Link, Step
+from invalidator.core.protocol.batch import START, Position
+from invalidator.core.protocol.channel import Channel
+from invalidator.core.protocol.listen_order import Link, Step
 from invalidator.database import adopt, connect, is_pooled, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
@@ -181,9 +181,9 @@ async def _beside(feed: NotifyFeed, canary: Canary, subscriptions: Subscriptions
         raise lost
 
 
-async def _leave(connection: psycopg.AsyncConnection[Any], patience: float) -> None:
+async def _leave(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> None:
     """Take back a LISTEN that a pooler has put on some server's connection, where that is the one we get again."""
     try:
-        await within(patience, connection, connection.execute("unlisten *"))
+        await within(give_up_after, connection, connection.execute("unlisten *"))
     except AwayError:
         return

@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from invalidator.core.change import Table
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
 from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare

@@ -12,7 +12,7 @@ from typing import Final
 
 from psycopg import sql
 
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import OLDEST
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load, plan

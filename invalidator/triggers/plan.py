@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from invalidator.core.change import Table
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.suggest import did_you_mean
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.suggest import did_you_mean
 from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
 from invalidator.triggers.spec import Installation, setting
@@ -24,7 +24,7 @@ STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table mis
 
 _INSTALL: Final = "run install-triggers"
 
-PATIENCE: Final = 60.0
+GIVE_UP_AFTER: Final = 60.0
 """Seconds after which the server ends a look at the catalog that is not part of an install."""
 
 
@@ -130,7 +130,7 @@ def look(
 ) -> Plan:
     """Read the catalog, inside the caller's transaction or in one of its own; it may be any role's."""
     refuse_old(connection.info.server_version)
-    with transaction(connection, PATIENCE):
+    with transaction(connection, GIVE_UP_AFTER):
         prepare(connection, setting(installation, rules, prune=prune))
         with connection.cursor(row_factory=class_row(Row)) as cursor:
             return Plan(cursor.execute(plan()).fetchall())

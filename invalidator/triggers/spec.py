@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from invalidator.core.fields import Field
-from invalidator.core.payload import VERSION
-from invalidator.core.rule import Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.protocol.payload import VERSION
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
 
 GENERATION: Final = 2
 """Of our functions: one more in each release that writes other ones. An older version leaves those of a newer alone."""

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiohttp import web
 
-from invalidator.core.ruleset import RuleSet
-from invalidator.demo.servers.workspace import free_port
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.embedded.workspace import free_port
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually
 from tests.support.browser import CHROMIUM, Browser, page_before, site
@@ -69,7 +69,7 @@ class Asked(Shown):
     def status(self):
         return {"secret": "what only we may know"}
 
-    def doubts(self):
+    def degraded(self):
         return []
 
     async def purge(self, evictions, changes, timeout):

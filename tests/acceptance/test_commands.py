@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from invalidator.cli.main import cli
 from invalidator.demo import shop
-from invalidator.demo.servers.workspace import wait_for
+from invalidator.embedded.workspace import wait_for
 from tests.support import names
 from tests.unit.config.test_parse import GOOD
 

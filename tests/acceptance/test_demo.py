@@ -13,8 +13,8 @@ import time
 import psycopg
 import pytest
 
-from invalidator.demo.servers import Workspace, open_postgres, open_redis
 from invalidator.demo.view import STALE
+from invalidator.embedded import Workspace, open_postgres, open_redis
 
 DEMO = [sys.executable, "-m", "invalidator", "demo"]
 

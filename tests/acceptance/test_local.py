@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from invalidator.demo.servers import Workspace
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded import Workspace
+from invalidator.embedded.workspace import free_port
 from tests.acceptance.test_run import Home
 from tests.support import eventually
 from tests.support.apps import App, LocalCache
@@ -168,12 +168,12 @@ async def test_while_redis_is_away_a_reader_sees_that_it_may_trust_nothing(home,
                 await eventually(lambda: listener.age < 3)
                 cache.execute_command("CLIENT", "PAUSE", "2500", "ALL")
                 db.execute("insert into products values (1, 'a')")
-                held = listener.as_of
+                deferred = listener.as_of
                 began = time.monotonic()
                 await eventually(lambda: ("evict", "p:1") in [(k, *d.get("keys", [])) for k, d in listener.events])
                 assert time.monotonic() - began > 0.8, "not before canary_timeout, while Redis had not answered"
                 await eventually(lambda: listener.age > 2.0)
-                await eventually(lambda: listener.as_of > held and listener.age < 1.5)
+                await eventually(lambda: listener.as_of > deferred and listener.age < 1.5)
         finally:
             await asyncio.to_thread(running.__exit__, None, None, None)
 

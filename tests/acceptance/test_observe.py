@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 import pytest
 
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from invalidator.service.observe import OBSERVING, Observation
 from invalidator.service.run import reported
 from tests.acceptance.test_run import Home

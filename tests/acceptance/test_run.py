@@ -18,8 +18,8 @@ import psycopg
 import pytest
 
 from invalidator.database import find_authorities
-from invalidator.demo.servers import PostgresServer, Workspace
-from invalidator.demo.servers.postgres import at_hand
+from invalidator.embedded import PostgresServer, Workspace
+from invalidator.embedded.postgres import at_hand
 from tests.support import is_settled, names, until
 from tests.support.pgbouncer import PgBouncer
 

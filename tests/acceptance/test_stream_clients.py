@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers import Workspace
-from invalidator.demo.servers.workspace import free_port
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.embedded import Workspace
+from invalidator.embedded.workspace import free_port
 from invalidator.targets.stream import StreamTarget
 from tests.acceptance.test_run import Home
 from tests.support import eventually
@@ -182,14 +182,14 @@ async def test_the_client_in_node_keeps_what_it_holds_right(repo, tmp_path):
             await node.get("qq[", "kept")
             await node.get(key, "old", tags=["t"] if key == "tagged" else [])
             await stream.evict(Evictions.of([eviction]))
-            await eventually(lambda key=key: held(node, key, "new"))
+            await eventually(lambda key=key: deferred(node, key, "new"))
             assert [await node.get(one, "lost") for one in ("p:1:y", "qq[")] == ["kept", "kept"]
 
         await stream.flush([], "gap")
-        await eventually(lambda: held(node, "p:1:y", "new"))
+        await eventually(lambda: deferred(node, "p:1:y", "new"))
 
 
-async def held(node, key, value):
+async def deferred(node, key, value):
     return await node.get(key, value) == value
 
 
@@ -210,7 +210,7 @@ async def test_what_was_loaded_across_an_eviction_is_not_kept(repo, tmp_path):
             await node.get(f"marker {number}", "old")
             await evict()
             await stream.evict(Evictions({f"marker {number}": None}))
-            await eventually(lambda number=number: held(node, f"marker {number}", "it has read so far"))
+            await eventually(lambda number=number: deferred(node, f"marker {number}", "it has read so far"))
             node.finish(question)
             assert (await answer)["got"] == "old"
             assert await node.get(f"a{number}", "new") == "new"
@@ -234,7 +234,7 @@ async def test_it_trusts_nothing_when_nobody_tells_it_and_comes_back(repo, tmp_p
             stream._let_go(seat, cut=True)
         await stream.evict(Evictions({"a": None}))
         await eventually(lambda: stream.readers == 1)
-        await eventually(lambda: held(node, "a", "new"))
+        await eventually(lambda: deferred(node, "a", "new"))
         assert stream.ring.newest == 1, "it has resumed"
 
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from invalidator.config.hook_url import parse_hook_url
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.targets.hook import HookTarget
 from invalidator.targets.stream import StreamTarget
 from tests.support import eventually

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from invalidator.core.batch import Batch, Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.batch import Batch, Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.errors import RefusedError, SourceLost
-from invalidator.sources.memory import MemorySource
 from invalidator.sources.notify import NotifySource
 from invalidator.triggers.install import install
 from invalidator.triggers.spec import Installation
 from tests.support import eventually
+from tests.support.memory_source import MemorySource
 
 T = Table("public", "items")
 
@@ -33,7 +33,7 @@ class Memory:
     def lose(self):
         self.source.lose()
 
-    def has_heard(self, feed):
+    def has_received(self, feed):
         return True
 
     def has_noticed(self, feed):
@@ -57,7 +57,7 @@ class Notify:
             " where application_name = 'invalidator test' and datname = current_database()"
         )
 
-    def has_heard(self, feed):
+    def has_received(self, feed):
         return any(isinstance(item, Batch) and item.changes for item in feed._items)
 
     def has_noticed(self, feed):
@@ -123,7 +123,7 @@ async def test_a_lost_feed_raises_and_forgets_nothing_that_it_has_heard(harness,
         await take()
         harness.publish(1)
         await eventually(
-            lambda: harness.has_heard(feed)
+            lambda: harness.has_received(feed)
         )  # a server that is told to end may do so before it has sent it
         harness.lose()
         if noticed:

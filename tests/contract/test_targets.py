@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
-from invalidator.targets.memory import MemoryTarget
 from invalidator.targets.redis import RedisTarget
 from tests.support import names
+from tests.support.memory_target import MemoryTarget
 
 
 class Memory:

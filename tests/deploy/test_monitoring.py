@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from invalidator.core.lane import LaneState
+from invalidator.core.delivery.lane import LaneState
 from invalidator.metrics import Metrics, lane_gauges
 from tests.support.charts import CHART
 

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 import pytest
 import yaml
 
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded.workspace import free_port
 from tests.support import until
 from tests.support.charts import SECRET, SECRETS, environment, invalidator, one, ours, render, values_of
 

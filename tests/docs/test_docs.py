@@ -17,9 +17,10 @@ from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
 from invalidator.config.find import PLACES
 from invalidator.config.hook_url import parse_hook_url
-from invalidator.core import filters, reach
-from invalidator.core.eviction import Evictions
-from invalidator.core.lane import LaneState
+from invalidator.core.delivery import capabilities as reach
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.rules import filters
+from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.targets.hook import HookTarget
@@ -106,8 +107,10 @@ def test_every_format_of_a_hook_is_documented_with_what_stands_in(repo):
     text = (repo / "docs/proxies.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE))
     assert ["json", *rows] == list(reach.FORMATS)
-    for format_, able in reach.FALLBACKS.items():
-        assert all(f"`{fallback}`" in rows[format_] or f"`fallback: {fallback}`" in rows[format_] for fallback in able)
+    for format_, in_sync in reach.FALLBACKS.items():
+        assert all(
+            f"`{fallback}`" in rows[format_] or f"`fallback: {fallback}`" in rows[format_] for fallback in in_sync
+        )
     for format_, kinds in reach.FORMATS.items():
         if format_ != "json":
             assert (rows[format_].split("|")[2].strip() != "-") == ("tag" in kinds), format_

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from invalidator.demo.servers import PostgresServer, Workspace, find_postgres
-from invalidator.demo.servers.redis import find_redis
+from invalidator.embedded import PostgresServer, Workspace, find_postgres
+from invalidator.embedded.redis import find_redis
 from tests.integration.heard import ear
 
 

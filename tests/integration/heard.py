@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import psycopg
 
-from invalidator.core.change import Change, Table
-from invalidator.core.fields import Field
-from invalidator.core.payload import decode
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.payload import decode
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
 

@@ -11,7 +11,7 @@ import redis
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.demo.servers import PostgresServer, RedisServer
+from invalidator.embedded import PostgresServer, RedisServer
 from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.triggers.install import install
@@ -52,7 +52,7 @@ class World:
         sidecar, stop = Sidecar(self.config), asyncio.Event()
         task = asyncio.create_task(sidecar.run(stop))
         try:
-            await eventually(lambda: not sidecar.doubts(), 20)
+            await eventually(lambda: not sidecar.degraded(), 20)
             await eventually(lambda: all(lane.state.is_idle for lane in sidecar._lanes), 20)
             yield sidecar
         finally:
@@ -94,4 +94,4 @@ async def test_with_the_first_stalled_the_one_that_follows_is_told_after_the_can
         finally:
             world.servers["a"].thaw()
         await eventually(lambda: not a.exists("p:2") and not b.exists("p:2"), 20)
-        await eventually(lambda: not sidecar.doubts(), 20)
+        await eventually(lambda: not sidecar.degraded(), 20)

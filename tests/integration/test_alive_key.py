@@ -15,20 +15,20 @@ import redis
 from invalidator.config.compile import compile_rules, stale_after
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.batch import Gap
-from invalidator.core.cover import Claims
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
 from invalidator.pipeline import lane
 from invalidator.service import clock, installation
 from invalidator.service.sidecar import Sidecar
-from invalidator.sources.memory import MemorySource
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
-from invalidator.targets.redis.line import Line, Met
-from invalidator.targets.redis.places import Single
+from invalidator.targets.redis.node_connections import Line, Met
+from invalidator.targets.redis.topology import Single
 from invalidator.triggers.install import install
 from tests.support import eventually, until
+from tests.support.memory_source import MemorySource
 from tests.support.proxy import Proxy
 from tests.support.sidecars import Sidecar as One
 from tests.support.sidecars import T
@@ -246,7 +246,7 @@ class TestPromise:
     async def test_it_is_not_there_before_anybody_knows_how_far_it_is(self, redis_url, cache):
         async with One(MemorySource(), redis_url, "one", alive_key="alive").running() as one:
             await one.settles()
-            await eventually(lambda: one.target.board._present_as)
+            await eventually(lambda: one.target.peer_store._present_as)
             assert not cache.exists("alive")
 
 
@@ -373,12 +373,12 @@ def test_a_sidecar_whose_machine_slept_says_so_at_once(dsn, db, redis_url, tmp_p
         stop, clock_now = asyncio.Event(), clock.now
         sidecar = Sidecar(config)
         task = asyncio.create_task(sidecar.run(stop))
-        await eventually(lambda: sidecar.barrier(5) if not sidecar.doubts() else False, 30)
+        await eventually(lambda: sidecar.barrier(5) if not sidecar.degraded() else False, 30)
         monkeypatch.setattr(clock, "now", lambda: clock_now() + 3600.0)
-        (doubt,) = sidecar.doubts()
+        (doubt,) = sidecar.degraded()
         assert "may not be evicted" in doubt
         assert sidecar.status()["targets"]["cache"]["as_of_seconds"] > 3590
-        await eventually(lambda: not sidecar.doubts(), 30)
+        await eventually(lambda: not sidecar.degraded(), 30)
         stop.set()
         await task
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from invalidator.config.models import HookTarget as HookConfig
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
 from invalidator.service import wiring
 

@@ -11,7 +11,7 @@ import pytest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.core.lookup import parse_lookup
+from invalidator.core.rules.lookup import parse_lookup
 from invalidator.errors import AwayError
 from invalidator.lookups import PostgresLookups
 from invalidator.service import installation
@@ -65,7 +65,7 @@ async def running(config):
 @asynccontextmanager
 async def serving(text, dsn, redis_url):
     async with running(parse(HEAD.format(dsn=dsn, redis=redis_url) + text, {}, str)) as sidecar:
-        await eventually(lambda: not sidecar.doubts())
+        await eventually(lambda: not sidecar.degraded())
         yield sidecar
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded.workspace import free_port
 from invalidator.http import connections, server
 from invalidator.targets.stream import StreamTarget
 from tests.acceptance.test_run import Home, home  # noqa: F401

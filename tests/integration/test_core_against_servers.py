@@ -9,9 +9,9 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invalidator.core import glob
-from invalidator.core.jsonpath import extract
-from invalidator.core.matcher import Matcher
+from invalidator.core.rules import glob
+from invalidator.core.rules.jsonpath import extract
+from invalidator.core.rules.matcher import Matcher
 from tests.strategies import texts
 from tests.unit.core.test_jsonpath import documents
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.core.batch import Batch, Gap
-from invalidator.core.change import Table
-from invalidator.core.channel import Channel, parse_text
-from invalidator.core.values import UNKNOWN
+from invalidator.core.protocol.batch import Batch, Gap
+from invalidator.core.protocol.channel import Channel, parse_text
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.values import UNKNOWN
 from invalidator.errors import AwayError
 from invalidator.service import installation
 from invalidator.sources.channels import LEAST, Subscriptions
@@ -171,16 +171,16 @@ async def test_while_a_query_fails_its_table_is_flushed_and_nothing_is_promised(
         cache.mset({"event:t9:7": "missed", "page:1": "kept"})
         assert not await sidecar.barrier(1)
         assert names(cache) == {"page:1"}
-        assert sidecar.doubts() == [
+        assert sidecar.degraded() == [
             'channels event_{tenant}: the query of `each` fails: relation "tenants" does not exist'
         ]
         await eventually(lambda: not cache.exists("invalidator:chan:alive"))
         sidecar.look()  # what the look at the triggers finds does not hide it
         cache.set("event:t9:7", "missed")
         await eventually(lambda: not cache.exists("event:t9:7"))
-        assert sidecar.doubts()
+        assert sidecar.degraded()
         tenants.execute("alter table gone rename to tenants")
-        await eventually(lambda: not sidecar.doubts() and cache.exists("invalidator:chan:alive"))
+        await eventually(lambda: not sidecar.degraded() and cache.exists("invalidator:chan:alive"))
         cache.set("event:t9:7", "x")
         assert await sidecar.barrier(30)
         assert names(cache) == {"page:1", "event:t9:7"}
@@ -190,9 +190,9 @@ async def test_a_query_that_fails_at_the_start_is_a_doubt_until_it_works(tenants
     tenants.execute("alter table tenants rename to gone")
     config = parse(HEAD.format(dsn=dsn, redis=redis_url) + TENANTS, {}, str)
     async with running(config) as sidecar:
-        await eventually(lambda: sidecar.doubts() and sidecar.doubts()[0].startswith("channels event_{tenant}: "))
+        await eventually(lambda: sidecar.degraded() and sidecar.degraded()[0].startswith("channels event_{tenant}: "))
         tenants.execute("alter table gone rename to tenants")
-        await eventually(lambda: not sidecar.doubts())
+        await eventually(lambda: not sidecar.degraded())
 
 
 async def test_what_a_notification_was_read_with_is_flushed_when_the_row_of_each_is_another(

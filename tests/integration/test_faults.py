@@ -22,7 +22,7 @@ import redis
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
+from invalidator.embedded import PostgresServer, RedisServer, Workspace
 from invalidator.service import connect, installation, watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources import canary
@@ -104,7 +104,7 @@ class World:
         sidecar, stop = Sidecar(self.config), asyncio.Event()
         task = asyncio.create_task(sidecar.run(stop))
         try:
-            await eventually(lambda: not sidecar.doubts())
+            await eventually(lambda: not sidecar.degraded())
             await eventually(lambda: sidecar._lanes[0].state.is_idle)
             yield sidecar
             assert not task.done()
@@ -114,7 +114,7 @@ class World:
                 await task
 
     async def is_right_again(self, sidecar):
-        await eventually(lambda: not sidecar.doubts(), 20)
+        await eventually(lambda: not sidecar.degraded(), 20)
         key = await asyncio.to_thread(self.change)
         await eventually(lambda: not self.cache.exists(key))
 
@@ -301,7 +301,7 @@ async def test_redis_away_while_the_line_is_cut(world):
         try:
             world.proxy.cut()
             world.execute("insert into products default values")
-            await eventually(lambda: any("owed a flush" in doubt for doubt in sidecar.doubts()))
+            await eventually(lambda: any("owed a flush" in doubt for doubt in sidecar.degraded()))
         finally:
             world.redis.thaw()
         await eventually(lambda: not world.cache.keys("p:*"))
@@ -315,7 +315,7 @@ async def test_a_pooler_that_comes_between_is_said_and_what_was_missed_is_flushe
     async with world.serving() as sidecar:
         world.proxy.target = pooler.port
         world.proxy.cut()
-        await eventually(lambda: any("what answers is a pooler" in doubt for doubt in sidecar.doubts()), 20)
+        await eventually(lambda: any("what answers is a pooler" in doubt for doubt in sidecar.degraded()), 20)
         await asyncio.to_thread(world.change)
         world.proxy.target = world.postgres.port
         await eventually(lambda: not world.cache.keys("p:*"), 20)
@@ -336,7 +336,7 @@ async def test_an_old_primary_behind_a_moved_name_is_left(world):
             new.execute("insert into products values (1000000)")
             await eventually(lambda: not world.cache.exists("p:1000000"), 10)
             assert world.lost(sidecar) == {"canary"}
-            await eventually(lambda: not sidecar.doubts(), 10)
+            await eventually(lambda: not sidecar.degraded(), 10)
             world.cache.set("p:1000001", "stale")
             new.execute("insert into products values (1000001)")
             await eventually(lambda: not world.cache.exists("p:1000001"))
@@ -382,7 +382,7 @@ async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(wo
             world.execute("insert into products default values")
             world.cache.set("p:unheard", "stale")
             if install_by == "hand":
-                await eventually(lambda: f"triggers of public.products: {state}" in sidecar.doubts())
+                await eventually(lambda: f"triggers of public.products: {state}" in sidecar.degraded())
                 await eventually(lambda: not world.cache.exists("p:unheard"))
                 world.cache.set("p:unheard again", "stale")
                 as_of = sidecar._lanes[0].state.as_of
@@ -403,7 +403,7 @@ async def test_what_is_mended_without_touching_a_trigger_is_flushed_once_more(wo
         await eventually(sidecar._watch.states)
         world.execute("alter table products rename id to number")
         sidecar.look()
-        await eventually(lambda: "triggers of public.products: outdated" in sidecar.doubts())
+        await eventually(lambda: "triggers of public.products: outdated" in sidecar.degraded())
         await eventually(lambda: sidecar._lanes[0].state.is_idle)
         world.execute("alter table products rename number to id")
         await eventually(lambda: sidecar._lanes[0].state.is_idle)
@@ -446,7 +446,7 @@ class TestLooks:
 
     async def is_in_doubt(self, world, sidecar, doubt):
         """Said, and claimed nowhere: neither by the barrier nor by how far the targets are said to be."""
-        await eventually(lambda: any(one.startswith(doubt) for one in sidecar.doubts()))
+        await eventually(lambda: any(one.startswith(doubt) for one in sidecar.degraded()))
         as_of = sidecar._lanes[0].state.as_of
         assert not await sidecar.barrier(0.5)
         assert sidecar._lanes[0].state.as_of == as_of
@@ -532,7 +532,7 @@ class TestLooks:
         sidecar, stop = Sidecar(world.config), asyncio.Event()
         task = asyncio.create_task(sidecar.run(stop))
         try:
-            await eventually(lambda: "triggers of public.products: missing" in sidecar.doubts())
+            await eventually(lambda: "triggers of public.products: missing" in sidecar.degraded())
             if how == "psql":
                 script = migration("psql", installation(world.config), compile_rules(world.config), prune=False)
                 world.execute(script.replace("\\set ON_ERROR_STOP on", "").encode())
@@ -546,11 +546,11 @@ class TestLooks:
     async def test_ddl_is_looked_at_at_once(self, world, rare):
         async with world.serving() as sidecar:
             world.execute("alter table products disable trigger user")
-            await eventually(lambda: "triggers of public.products: disabled" in sidecar.doubts())
+            await eventually(lambda: "triggers of public.products: disabled" in sidecar.degraded())
             world.install()
             await world.is_right_again(sidecar)
             world.execute("drop function invalidator.changed(text, jsonb); drop schema invalidator cascade")
-            await eventually(lambda: "triggers of public.products: missing" in sidecar.doubts())
+            await eventually(lambda: "triggers of public.products: missing" in sidecar.degraded())
             world.install()
             await world.is_right_again(sidecar)
 
@@ -571,10 +571,10 @@ class TestLooks:
         async with world.serving() as sidecar:
             world.execute("alter table products disable trigger user")
             sidecar.look()
-            await eventually(lambda: "triggers of public.products: disabled" in sidecar.doubts())
+            await eventually(lambda: "triggers of public.products: disabled" in sidecar.degraded())
             world.execute("alter table products enable trigger user")
             assert await sidecar.barrier(20)
-            assert not sidecar.doubts()
+            assert not sidecar.degraded()
 
 
 async def test_a_target_that_is_away_holds_up_neither_the_queue_nor_vacuum(world):

@@ -16,20 +16,20 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from invalidator.config.hook_url import parse_hook_url, secret_bytes
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change, Table, table_wide
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.errors import TargetAway
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
 from invalidator.targets.hook import HookTarget, formats
 from invalidator.targets.hook import target as hook_target
-from invalidator.targets.memory import MemoryTarget
 from tests.support import eventually
 from tests.support.apps import App, LocalCache, StandardApp, raw
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 
 T = Table("public", "products")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -278,14 +278,14 @@ async def test_an_app_that_is_dead_is_told_when_it_is_back():
 
 
 async def test_who_was_away_for_long_is_owed_a_flush_which_is_said_first(monkeypatch):
-    monkeypatch.setattr(HookTarget, "patience", HookTarget.patience / 33)
+    monkeypatch.setattr(HookTarget, "patience", HookTarget.give_up_after / 33)
     app = App()
     async with app.serving() as url, told(url) as world:
         await world.settled()
         app.misbehave = failing
         for number in range(5):
             world.source.publish([insert(number)])
-        await eventually(lambda: world.lane.state.owed == "backlog")
+        await eventually(lambda: world.lane.state.pending_flush == "backlog")
         for number in range(5, 10):
             world.source.publish([insert(number)])
         requests = app.requests
@@ -350,7 +350,7 @@ async def test_nobody_waits_longer_than_it_should_for_redis_and_is_told_again_wh
         async with HookTarget("app", parse_hook_url(url)) as target:
             rule = Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=("cache", "app"))
             rules = RuleSet([rule], ["cache", "app"])
-            pipeline = Pipeline(source, rules, [shared, target], after={"app": ["cache"]}, patience=0.2)
+            pipeline = Pipeline(source, rules, [shared, target], after={"app": ["cache"]}, give_up_after=0.2)
             task = asyncio.create_task(pipeline.run())
             await eventually(lambda: all(lane.state.is_idle and lane.state.answered for lane in pipeline.lanes))
             shared.away = True

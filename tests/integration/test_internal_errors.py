@@ -22,19 +22,19 @@ from invalidator import internal_errors
 from invalidator.config.compile import compile_rules
 from invalidator.config.models import Listen
 from invalidator.config.parse import parse
-from invalidator.core.batch import Gap
-from invalidator.core.lane import LaneState
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import SourceLost
 from invalidator.http.guard import is_ours
 from invalidator.http.server import Server
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.pipeline import lane
-from invalidator.pipeline.asking import Asking
+from invalidator.pipeline.flush_coordinator import FlushCoordinator
 from invalidator.pipeline.lane import Lane
+from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.pipeline.settling import Settling
 from invalidator.service import installation, run, tail
 from invalidator.service.run import _read_again
 from invalidator.service.sidecar import Sidecar
@@ -44,7 +44,7 @@ from invalidator.sources.channels import Subscriptions
 from invalidator.sources.feed import NotifyFeed
 from invalidator.sources.notify import NotifySource
 from invalidator.targets.redis import RedisTarget
-from invalidator.targets.redis.board import Board
+from invalidator.targets.redis.peer_store import PeerStore
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream.ring import Ring
 from invalidator.triggers.install import install
@@ -72,9 +72,9 @@ PARTS = {
     "evicting": (RedisTarget, "_evict"),
     "flushing": (RedisTarget, "_flush"),
     "the heartbeat": (RedisTarget, "_beat"),
-    "presence": (Board, "show"),
-    "the flush lock": (Board, "unlock"),
-    "settling": (Settling, "pay"),
+    "presence": (PeerStore, "show"),
+    "the flush lock": (PeerStore, "unlock"),
+    "settling": (FlushCoordinator, "pay"),
     "what falls due on a lane": (LaneState, "_collect"),
     "what is put on a lane": (LaneState, "put"),
     "what a lane owes": (LaneState, "owe"),
@@ -87,9 +87,9 @@ PARTS = {
     "the rules": (RuleSet, "evict"),
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
-    "a round of lookups": (Asking, "_ask_all"),
+    "a round of lookups": (LookupQueue, "_ask_all"),
     "a batch": (Pipeline, "_take"),
-    "a mark": (Pipeline, "_mark"),
+    "a mark": (Pipeline, "_watermark"),
     "progress": (Pipeline, "_moved_on"),
     "opening": (NotifySource, "_listen"),
     "a notification": (NotifyFeed, "_understand"),
@@ -196,7 +196,7 @@ class World:
         sidecar, stop = Sidecar(self.config), asyncio.Event()
         task = asyncio.create_task(sidecar.run(stop))
         try:
-            await eventually(lambda: not sidecar.doubts(), 30)
+            await eventually(lambda: not sidecar.degraded(), 30)
             Reader(next(iter(sidecar.streams().values())))
             async with sidecar.tail():
                 yield sidecar, task
@@ -231,7 +231,7 @@ class World:
     async def is_right(self, sidecar):
         """Ready, and nothing that was written by now is stale."""
         keys, self.keys = self.keys, set()
-        await eventually(lambda: not sidecar.doubts(), 30)
+        await eventually(lambda: not sidecar.degraded(), 30)
         await eventually(lambda: not (keys and self.cache.exists(*keys)), 30)
 
 
@@ -247,7 +247,7 @@ async def test_no_exception_in_any_part_ends_the_process_or_leaves_a_key_stale(d
                 await world.survives(sidecar, Fault(chance, *PARTS[part]))
             except AssertionError as error:
                 raise AssertionError(
-                    f"seed {SEED}, {part}: {error}, {sidecar.doubts()}, {writing}, {world.row}"
+                    f"seed {SEED}, {part}: {error}, {sidecar.degraded()}, {writing}, {world.row}"
                 ) from error
             assert not task.done(), f"seed {SEED}, {part}: {task}"
             assert not writing.done(), writing

@@ -14,24 +14,24 @@ import pytest
 from aiohttp import web
 
 from invalidator.config.hook_url import parse_hook_url
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.pipeline import lane
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
 from invalidator.targets.hook import HookTarget
-from invalidator.targets.memory import MemoryTarget
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream.ring import Ring
 from tests.support import eventually
 from tests.support.apps import App, LocalCache
 from tests.support.listening import Listener, served
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 
 T = Table("public", "products")
-ROWS, REPEAT_AFTER, PATIENCE = 300, 0.3, 0.1
+ROWS, REPEAT_AFTER, GIVE_UP_AFTER = 300, 0.3, 0.1
 NAMES = ["cache", "app", "stream"]
 DELAYS = ("shared", "shared", "hang", "fail")
 """Faults that evict nothing: what is stale stays so."""
@@ -130,7 +130,7 @@ async def world(chance):
             [await stack.enter_async_context(hook), await stack.enter_async_context(stream), shared],
             repeat_after=dict.fromkeys(NAMES, REPEAT_AFTER),
             after={"app": ["cache"], "stream": ["cache"]},
-            patience=PATIENCE,
+            give_up_after=GIVE_UP_AFTER,
         )
         task = asyncio.create_task(pipeline.run())
         yield Storm(chance, source, shared, app, Listener(port, LocalCache()), pipeline)

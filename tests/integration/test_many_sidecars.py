@@ -14,8 +14,8 @@ import pytest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.demo.servers import PostgresServer, Workspace
-from invalidator.demo.servers.redis import find_redis
+from invalidator.embedded import PostgresServer, Workspace
+from invalidator.embedded.redis import find_redis
 from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.triggers.install import install
@@ -94,7 +94,7 @@ class Fleet:
         return [sidecar for sidecar, *_ in self.running.values()]
 
     async def settles(self):
-        await eventually(lambda: not any(one.doubts() for one in self.sidecars), 40)
+        await eventually(lambda: not any(one.degraded() for one in self.sidecars), 40)
         await eventually(lambda: all(one._lanes[0].state.is_idle for one in self.sidecars), 20)
         for _, _, task in self.running.values():
             assert not task.done()
@@ -157,7 +157,7 @@ async def test_a_rolling_restart_under_writes_flushes_nothing(world, all_of_them
         names = [f"pod-{n}" for n in range(number, number + 4)]
         await all_of_them.stop(*names)
         all_of_them.start(*(world.config(f"new-{name}") for name in names))
-        await eventually(lambda: not any(one.doubts() for one in all_of_them.sidecars), 20)
+        await eventually(lambda: not any(one.degraded() for one in all_of_them.sidecars), 20)
     writing = False
     await task
     assert all_of_them.count() == before
@@ -235,7 +235,7 @@ async def test_of_several_none_can_tell_whether_keys_were_there(world, fleet):
     """The first to evict one finds it, the others do not."""
     fleet.start(world.config("pod-0"), world.config("pod-1"))
     await fleet.settles()
-    await eventually(lambda: not any(one._lanes[0].target.board.is_alone for one in fleet.sidecars))
+    await eventually(lambda: not any(one._lanes[0].target.peer_store.is_alone for one in fleet.sidecars))
     world.execute("insert into products select nextval('products_id_seq') from generate_series(1, 200)")
     await eventually(lambda: all(one._lanes[0].absent >= 200 for one in fleet.sidecars))
     assert [one.status()["notes"] for one in fleet.sidecars] == [[], []]
@@ -281,7 +281,7 @@ async def test_a_new_version_that_is_rolled_out_costs_one_flush(world, all_of_th
         names = [f"pod-{n}" for n in range(number, number + 5)]
         await all_of_them.stop(*names)
         all_of_them.start(*(world.config(f"new-{name}", evict='"p:{id}", "q:{id}"') for name in names))
-        await eventually(lambda: not any(one.doubts() for one in all_of_them.sidecars), 20)
+        await eventually(lambda: not any(one.degraded() for one in all_of_them.sidecars), 20)
     assert all_of_them.count() == before + 1
     await all_of_them.is_right("q:0")
 
@@ -306,11 +306,11 @@ async def test_one_that_is_frozen_for_long_and_woken_costs_at_most_one(world, al
         before = all_of_them.count()
         running.send_signal(signal.SIGSTOP)
         keys = [await asyncio.to_thread(world.change) for _ in range(5)]
-        able = "invalidator:{many.cache}:able"
-        await eventually(lambda: not any(m.startswith("frozen:") for m in world.cache.zrange(able, 0, -1)), 20)
+        in_sync = "invalidator:{many.cache}:able"
+        await eventually(lambda: not any(m.startswith("frozen:") for m in world.cache.zrange(in_sync, 0, -1)), 20)
         world.cache.set("p:after", "fresh")
         running.send_signal(signal.SIGCONT)
-        await eventually(lambda: any(m.startswith("frozen:") for m in world.cache.zrange(able, 0, -1)), 20)
+        await eventually(lambda: any(m.startswith("frozen:") for m in world.cache.zrange(in_sync, 0, -1)), 20)
         flushed = log.read_text().count('"flushed"')
         assert all_of_them.count() == before
         assert flushed <= 1
@@ -353,7 +353,7 @@ async def test_who_sees_drift_covers_nobody(world, fleet):
     world.execute("alter table products disable trigger user")
     try:
         first.look()
-        await eventually(lambda: any("disabled" in doubt for doubt in first.doubts()))
+        await eventually(lambda: any("disabled" in doubt for doubt in first.degraded()))
         world.cache.set("p:unheard", "stale")
         before = fleet.count()
         fleet.start(world.config("late"))

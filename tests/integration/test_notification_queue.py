@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.demo.servers import PostgresServer, find_postgres
+from invalidator.embedded import PostgresServer, find_postgres
 from invalidator.errors import SourceLost
 from invalidator.metrics import Metrics
 from invalidator.service import connect, installation

@@ -12,7 +12,7 @@ import pytest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.core.change import Change, Table
+from invalidator.core.rules.change import Change, Table
 from invalidator.service import wiring
 
 PAGE = (Path(__file__).parents[2] / "docs" / "presets.md").read_text()

@@ -16,8 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from invalidator.config.hook_url import parse_hook_url
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers.workspace import free_port
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.embedded.workspace import free_port
 from invalidator.errors import TargetAway
 from invalidator.targets.hook import HookTarget, formats
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
 
@@ -50,17 +50,17 @@ async def evict(url, names=NAMES):
 
 @settings(max_examples=60)
 @given(st.lists(values, min_size=1, max_size=len(NAMES)))
-async def test_a_counter_becomes_another_number_whatever_it_was(redis_url, held):
-    names = NAMES[: len(held)]
+async def test_a_counter_becomes_another_number_whatever_it_was(redis_url, deferred):
+    names = NAMES[: len(deferred)]
     with redis.Redis.from_url(redis_url) as client:
         client.delete(*NAMES)
-        for name, value in zip(names, held, strict=True):
+        for name, value in zip(names, deferred, strict=True):
             if value is not None:
                 client.set(name, value)
         began = time.time_ns() // 1000
         await evict(redis_url, names)
         ended = time.time_ns() // 1000
-        for before, after in zip(held, client.mget(names), strict=True):
+        for before, after in zip(deferred, client.mget(names), strict=True):
             wanted = expected(before, ended)
             assert after != before
             assert str(int(after)).encode() == after

@@ -11,18 +11,19 @@ import pytest
 import redis
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.cover import Claims
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.pipeline import lane
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
-from invalidator.targets.redis import RedisTarget, target, wire
-from invalidator.targets.redis.places import Cluster, Sentinel, Single
+from invalidator.targets.redis import RedisTarget, target
+from invalidator.targets.redis import connection as wire
+from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support import eventually, until
+from tests.support.memory_source import MemorySource
 from tests.support.proxy import Proxy
 from tests.support.redises import ClusterServers, Keeping, Sentinels
 

@@ -9,13 +9,14 @@ import pytest
 
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.demo.servers import Workspace
-from invalidator.demo.servers.redis import find_redis
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded import Workspace
+from invalidator.embedded.redis import find_redis
+from invalidator.embedded.workspace import free_port
 from invalidator.errors import TargetAway
 from invalidator.service.check import check
-from invalidator.targets.redis import RedisTarget, line
-from invalidator.targets.redis.places import Cluster, Sentinel, Single
+from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis import node_connections as line
+from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support.redises import ClusterServers, Keeping, SentinelServer
 
 

@@ -12,12 +12,13 @@ import pytest
 import redis
 
 from invalidator.config.redis_url import Tls, parse_redis_url
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.demo.servers import RedisServer
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.embedded import RedisServer
 from invalidator.errors import TargetAway, TargetChanged
-from invalidator.targets.redis import RedisTarget, sweep, wire
-from invalidator.targets.redis.line import Line
-from invalidator.targets.redis.places import Cluster, Sentinel, Single
+from invalidator.targets.redis import RedisTarget, sweep
+from invalidator.targets.redis import connection as wire
+from invalidator.targets.redis.node_connections import NodeConnections
+from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support import eventually, until
 from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
 
@@ -133,9 +134,9 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
     alive = "invalidator:x:alive"
     async with RedisTarget("cache", places, prefix="app:", whole_database=True, alive_key=alive) as target:
         await target.beat()
-        await target.board.show("claims", as_of=None)
-        await target.board.show("claims", as_of=asyncio.get_running_loop().time())
-        assert await target.board.lock()
+        await target.peer_store.show("claims", as_of=None)
+        await target.peer_store.show("claims", as_of=asyncio.get_running_loop().time())
+        assert await target.peer_store.lock()
         await target.flush([Eviction("version", "version"), Eviction("key", "p:*", glob=True)])
         assert left(client) == {"version"}
         assert int(client.get("app:version")) > 7
@@ -143,7 +144,7 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
         assert 3 <= client.ttl("invalidator:{default.cache}:flush") <= 5
         if places.mode != "cluster":
             assert 3 <= client.ttl(alive) <= 6
-        await target.board.unlock(flushed=True)
+        await target.peer_store.unlock(flushed=True)
         assert not client.exists("invalidator:{default.cache}:flush")
 
 
@@ -195,7 +196,7 @@ async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copie
     copy.start()
     until(lambda: copy.client().info("replication").get("master_link_status") == "up", 20)
     target = RedisTarget("cache", parse_redis_url(primary.url), whole_database=True, wait_replicas=1)
-    flush_all = target.board.flush_all
+    flush_all = target.peer_store.flush_all
 
     async def flush_and_freeze(also):
         await flush_all(also)
@@ -204,7 +205,7 @@ async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copie
         copy.freeze()
         return 0
 
-    target.board.flush_all = flush_and_freeze
+    target.peer_store.flush_all = flush_and_freeze
     async with target:
         with pytest.raises(TargetAway, match="0 of 1 replicas have it"):
             await target.flush([Eviction("version", "version")])
@@ -218,7 +219,7 @@ async def test_the_keys_that_exist_say_that_a_prefix_is_wrong(topology):
     async with RedisTarget("cache", places, prefix="app:") as target:
         assert await target.compare(owned) is None  # nothing is there
         await target.beat()
-        await target.board.show("claims", as_of=None)
+        await target.peer_store.show("claims", as_of=None)
         await target.evict(Evictions.of([Eviction("version", "version")]))
         client.delete("app:version")
         assert await target.compare(owned) is None  # but what is our own
@@ -302,11 +303,11 @@ class TestClusterOnTheMove:
 
     async def test_a_flush_of_the_database_finds_it_too(self, moving, monkeypatch):
         target = RedisTarget("cache", Cluster(parse_redis_url(moving.url)), whole_database=True)
-        client, flush_all, flushes = moving.client(), target.board.flush_all, []
+        client, flush_all, flushes = moving.client(), target.peer_store.flush_all, []
         async with target:
             await target.beat()
-            first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target._places.layout.slots[0]))
-            slot = target._places.layout.slots.index(f"127.0.0.1:{last.port}")
+            first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target._topology.layout.slots[0]))
+            slot = target._topology.layout.slots.index(f"127.0.0.1:{last.port}")
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             client.set(f"x:{{{tag}}}", "x")
 
@@ -317,7 +318,7 @@ class TestClusterOnTheMove:
                     move(slot, last, first, "from begin to end")
                 return 0
 
-            monkeypatch.setattr(target.board, "flush_all", move_after_the_first)
+            monkeypatch.setattr(target.peer_store, "flush_all", move_after_the_first)
             await target.flush([])
         assert len(flushes) == 2
         assert not first.call("EXISTS", f"x:{{{tag}}}")
@@ -328,9 +329,9 @@ class TestClusterOnTheMove:
         client, walk, walks = moving.client(), sweep._Pages.walk, []
         async with target:
             await target.beat()
-            order = [endpoint.port for endpoint in target._places.primaries.values()]
+            order = [endpoint.port for endpoint in target._topology.primaries.values()]
             early, *_, late = sorted(moving.nodes, key=lambda node: order.index(node.port))
-            slot = target._places.layout.slots.index(f"127.0.0.1:{late.port}")
+            slot = target._topology.layout.slots.index(f"127.0.0.1:{late.port}")
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             names = [f"p:{{{tag}}}:{number}" for number in range(50)]
             for name in names:
@@ -367,7 +368,7 @@ class TestClusterThatGrowsAndShrinks:
     async def test_its_topology_may_be_another_between_any_two_steps(self, growing, monkeypatch):
         target = RedisTarget("cache", Cluster(parse_redis_url(growing.url)), prefix="app:")
         first, *_, spare = growing.nodes
-        identity, moves = Line._identity, []
+        identity, moves = NodeConnections._identity, []
 
         async def discover_while_they_are_asked(line, connection):
             """Each time that a node says who it is, a slot comes to the spare node or goes, and somebody finds out."""
@@ -377,10 +378,10 @@ class TestClusterThatGrowsAndShrinks:
                 moves.append(ends)
                 await asyncio.to_thread(until, lambda: agree(growing.nodes, 0, ends[0].port), 20)
                 await asyncio.to_thread(move, 0, *ends, "from begin to end")
-                await target._places.find()
+                await target._topology.find()
             return found
 
-        monkeypatch.setattr(Line, "_identity", discover_while_they_are_asked)
+        monkeypatch.setattr(NodeConnections, "_identity", discover_while_they_are_asked)
         ends, changed = asyncio.Event(), 0
 
         async def evict():

@@ -10,11 +10,11 @@ import weakref
 import pytest
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.demo.servers import Workspace
-from invalidator.demo.servers.redis import find_redis
+from invalidator.embedded import Workspace
+from invalidator.embedded.redis import find_redis
 from invalidator.errors import TargetAway
+from invalidator.targets.redis.connection import connect
 from invalidator.targets.redis.replies import Reply
-from invalidator.targets.redis.wire import connect
 from tests.support.redises import Keeping
 
 

@@ -15,13 +15,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from invalidator.demo.servers import PostgresServer, RedisServer, ServerError, Workspace, find_postgres, find_redis
-from invalidator.demo.servers.postgres import at_hand
-from invalidator.demo.servers.workspace import clear_leftovers, wait_for
+from invalidator.embedded import PostgresServer, RedisServer, ServerError, Workspace, find_postgres, find_redis
+from invalidator.embedded.postgres import at_hand
+from invalidator.embedded.workspace import clear_leftovers, wait_for
 
 OWNER = """
 import sys, time
-from invalidator.demo.servers import Workspace, PostgresServer, RedisServer
+from invalidator.embedded import Workspace, PostgresServer, RedisServer
 with Workspace() as workspace:
     servers = [PostgresServer(workspace), RedisServer(workspace)]
     for server in servers:

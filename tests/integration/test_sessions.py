@@ -14,8 +14,8 @@ import pytest
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.core.lookup import parse_lookup
-from invalidator.demo.servers import Workspace
+from invalidator.core.rules.lookup import parse_lookup
+from invalidator.embedded import Workspace
 from invalidator.errors import AwayError
 from invalidator.lookups import PostgresLookups
 from invalidator.queries import prepare_transaction, read_rows
@@ -98,7 +98,7 @@ async def serving(configured):
     sidecar, stop = Sidecar(configured), asyncio.Event()
     task = asyncio.create_task(sidecar.run(stop))
     try:
-        await eventually(lambda: not sidecar.doubts() and sidecar._lanes[0].state.is_idle, 30)
+        await eventually(lambda: not sidecar.degraded() and sidecar._lanes[0].state.is_idle, 30)
         yield sidecar
         assert not task.done(), task
     finally:

@@ -12,7 +12,7 @@ import redis
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
-from invalidator.demo.servers import PostgresServer, RedisServer, Workspace
+from invalidator.embedded import PostgresServer, RedisServer, Workspace
 from invalidator.service import installation
 from invalidator.service.run import serve
 from invalidator.triggers.install import install

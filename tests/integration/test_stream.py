@@ -8,7 +8,7 @@ import socket
 import aiohttp
 import pytest
 
-from invalidator.core.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream import target as stream_target
 from invalidator.targets.stream.ring import Ring

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from invalidator.core.change import Change
-from invalidator.core.fields import Field
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.fields import Field
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
@@ -198,7 +198,7 @@ def evicted(wanted, changes):
 
 
 def covered(key, patterns):
-    from invalidator.core import glob
+    from invalidator.core.rules import glob
 
     return any(glob.matcher([pattern]).fullmatch(key.encode()) for pattern in patterns)
 

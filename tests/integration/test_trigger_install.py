@@ -8,10 +8,10 @@ import threading
 import psycopg
 import pytest
 
-from invalidator.core.change import Table
-from invalidator.core.fields import Field
-from invalidator.core.ruleset import RuleSet
-from invalidator.demo.servers.postgres import find_postgres
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install
 from invalidator.triggers.migration import migration

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.values import UNKNOWN
-from invalidator.demo.servers import PostgresServer
-from invalidator.demo.servers.postgres import find_postgres
+from invalidator.core.rules.change import Change, Table, table_wide
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.values import UNKNOWN
+from invalidator.embedded import PostgresServer
+from invalidator.embedded.postgres import find_postgres
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation

@@ -13,9 +13,9 @@ from django.conf import settings
 from django.db import connection
 from sqlalchemy import create_engine
 
-from invalidator.core.fields import Field
-from invalidator.core.ruleset import RuleSet
-from invalidator.demo.servers.postgres import find_postgres
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.embedded.postgres import find_postgres
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.migration import migration, removal
 from invalidator.triggers.plan import look

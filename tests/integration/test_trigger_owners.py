@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from invalidator.config.parse import parse
-from invalidator.core.change import table_wide
-from invalidator.demo.servers.postgres import find_postgres
+from invalidator.core.rules.change import table_wide
+from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
 from invalidator.service.check import check
 from invalidator.triggers.install import install, uninstall

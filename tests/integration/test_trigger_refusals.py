@@ -7,10 +7,10 @@ import threading
 import psycopg
 import pytest
 
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import refuse_old
-from invalidator.demo.servers import PostgresServer
-from invalidator.demo.servers.postgres import find_postgres
+from invalidator.embedded import PostgresServer
+from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.plan import look

@@ -8,11 +8,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.fields import Field
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.rules.change import Change, Table, table_wide
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation

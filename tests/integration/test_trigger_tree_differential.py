@@ -20,9 +20,9 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from invalidator.core import glob
-from invalidator.core.change import OPS
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules import glob
+from invalidator.core.rules.change import OPS
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from invalidator.core.change import Table, table_wide
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.change import Table, table_wide
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look

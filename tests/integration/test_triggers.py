@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.fields import Field, parse_field
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.rules.change import Change, Table, table_wide
+from invalidator.core.rules.fields import Field, parse_field
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.errors import RefusedError
 from invalidator.triggers import install as installing
 from invalidator.triggers.install import install, uninstall

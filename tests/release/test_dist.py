@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from invalidator import __version__
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from tests.support.installed import REPO, Installation, download, pythons, write
 
 pytestmark = pytest.mark.timeout(600)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from invalidator import __version__
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from tests.support import until
 from tests.support.charts import with_our_chart
 from tests.support.pod import World

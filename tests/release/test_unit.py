@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import redis
 
-from invalidator.demo.servers import Workspace, open_postgres, open_redis
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded import Workspace, open_postgres, open_redis
+from invalidator.embedded.workspace import free_port
 from tests.support import until
 from tests.support.installed import REPO, built, download
 from tests.support.podman import Podman, why_not

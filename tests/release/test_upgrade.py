@@ -11,7 +11,7 @@ import tarfile
 
 import pytest
 
-from invalidator.demo.servers import Workspace
+from invalidator.embedded import Workspace
 from tests.support.installed import REPO, Installation, built, events, write
 
 pytestmark = pytest.mark.timeout(600)

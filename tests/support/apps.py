@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from aiohttp import web
 
-from invalidator.core import glob
+from invalidator.core.rules import glob
 
 
 class LocalCache:

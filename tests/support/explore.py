@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from invalidator.core.eviction import Evictions
-from invalidator.core.lane import LaneState
-from invalidator.core.work import Way
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.work import Outbox
+from invalidator.core.rules.eviction import Evictions
 
 
 class Violation(AssertionError):
@@ -57,9 +57,9 @@ def copied(lane):
     for name in LaneState.__slots__:
         setattr(twin, name, getattr(lane, name))
     twin._main, twin._exact = copied_way(lane._main), copied_way(lane._exact)
-    for name in ("_early", "_due", "_marks", "_settling", "_asks"):
+    for name in ("_early", "_due", "_watermarks", "_flush_coordinator", "_asks"):
         setattr(twin, name, getattr(lane, name).copy())
-    twin._held = deque(replace(held) for held in lane._held)
+    twin._deferred = deque(replace(deferred) for deferred in lane._deferred)
     return twin
 
 
@@ -68,7 +68,7 @@ def copied_way(way):
         way.sent, fresh=copied_evictions(way.sent.fresh), again=copied_evictions(way.sent.again)
     )
     fresh, again = copied_evictions(way.fresh), copied_evictions(way.again)
-    return Way(fresh, again, way.fresh_from, way.again_from, way.since, sent)
+    return Outbox(fresh, again, way.fresh_from, way.again_from, way.since, sent)
 
 
 def copied_evictions(evictions):
@@ -78,14 +78,14 @@ def copied_evictions(evictions):
 def lane_key(lane, now):
     """What tells a lane's state from others: moments only as far as they are from now."""
     return (
-        lane.state, lane._latest, lane.as_of, lane.settled_as_of, lane._reason, lane._must, lane._owed_from,
+        lane.state, lane._latest, lane.as_of, lane.settled_as_of, lane._reason, lane._must, lane._pending_from,
         lane._flush_from, lane._told,
         *((bool(way.fresh), bool(way.again), way.fresh_from, way.again_from, work_key(way.sent))
           for way in (lane._main, lane._exact)),
         tuple((newest, oldest, what is None) for newest, oldest, what in lane._early),
         tuple((max(at - now, 0), number, what is None) for at, number, what in lane._due),
-        tuple((h.number, max(h.deadline - now, 0), h.evictions is None, bool(h.evictions)) for h in lane._held),
-        *lane._marks, *lane._settling, *lane._asks,
+        tuple((h.number, max(h.deadline - now, 0), h.evictions is None, bool(h.evictions)) for h in lane._deferred),
+        *lane._watermarks, *lane._flush_coordinator, *lane._asks,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import time
 from contextlib import asynccontextmanager
 
 from invalidator.config.models import Listen
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded.workspace import free_port
 from invalidator.http.server import Server
 from tests.support.apps import LocalCache
 

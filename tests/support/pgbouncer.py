@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from invalidator.demo.servers.workspace import Server
+from invalidator.embedded.workspace import Server
 
 PROGRAM = shutil.which("pgbouncer") or next(iter(map(str, Path("/usr/sbin").glob("pgbouncer"))), None)
 

@@ -10,8 +10,8 @@ import urllib.request
 import psycopg
 import redis
 
-from invalidator.demo.servers import open_postgres, open_redis
-from invalidator.demo.servers.workspace import free_port
+from invalidator.embedded import open_postgres, open_redis
+from invalidator.embedded.workspace import free_port
 from tests.support.charts import environment, one, render
 from tests.support.podman import IMAGE
 

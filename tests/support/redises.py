@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from invalidator.demo.servers.redis import RedisServer, find_redis
-from invalidator.demo.servers.workspace import UNPRIVILEGED, free_port
+from invalidator.embedded.redis import RedisServer, find_redis
+from invalidator.embedded.workspace import UNPRIVILEGED, free_port
 from tests.support import until
 
 OPENSSL, TLS_SERVER = shutil.which("openssl"), shutil.which("redis-server")

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.change import Table
-from invalidator.core.cover import Claims
-from invalidator.core.lane import BOUND
-from invalidator.core.lookup import Found, parse_lookup
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.coordination.coverage import Claims
+from invalidator.core.delivery.lane import BOUND
+from invalidator.core.rules.change import Table
+from invalidator.core.rules.lookup import Found, parse_lookup
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
@@ -66,7 +66,7 @@ class Sidecar:
             [*local, self.target],
             repeat_after={"cache": repeat_after},
             after={one.name: ["cache"] for one in local},
-            patience=60,
+            give_up_after=60,
             bound=bound,
             lookups=Itself(),
             claims=lambda _: self.claims,

@@ -18,9 +18,9 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from invalidator.core import glob
-from invalidator.core.eviction import Eviction
-from invalidator.core.reach import Fallback
+from invalidator.core.delivery.capabilities import Fallback
+from invalidator.core.rules import glob
+from invalidator.core.rules.eviction import Eviction
 
 _HEADER: Final = 3500
 """Bytes of names in one header; Varnish and nginx take some 8000."""

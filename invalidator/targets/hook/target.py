@@ -22,14 +22,14 @@ from typing import Final
 
 from invalidator.cancellation import run_all
 from invalidator.config.hook_url import HookUrl
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.told import Told, messages
+from invalidator.core.delivery.message import Message, messages
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway, leaf
 from invalidator.targets.hook.formats import EVERYTHING, Call, Format, Names, names
-from invalidator.targets.hook.line import Line
+from invalidator.targets.hook.sender import HttpSender
 from invalidator.targets.hook.signing import signed
 
-PATIENCE: Final = 10.0
+GIVE_UP_AFTER: Final = 10.0
 """Seconds without an answer, and seconds of requests at the rate that is allowed, that are worth more than a flush."""
 
 _NO_PAGE: Final = "/.invalidator-check"
@@ -41,8 +41,8 @@ class HookTarget:
     """`format_` says evictions; without one they are JSON batches, signed with `secret` when there is one."""
 
     overtakes = False
-    board: None = None
-    patience = PATIENCE
+    peer_store: None = None
+    give_up_after = GIVE_UP_AFTER
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class HookTarget:
         self.name = name
         self._format, self._secret, self._rate = format_, secret, rate
         at_once = _AT_ONCE if format_ else 1
-        self._line = Line(url, headers=headers, timeout=timeout, rate=rate, tls=tls, at_once=at_once)
+        self._sender = HttpSender(url, headers=headers, timeout=timeout, rate=rate, tls=tls, at_once=at_once)
         self._at_once = at_once
         self.epoch, self.seq = secrets.token_hex(8), 0
         self._as_of: float | None = None
 
     async def __aenter__(self) -> HookTarget:
-        await self._line.open()
+        await self._sender.open()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._line.close()
+        await self._sender.close()
 
     async def beat(self, as_of: float | None = None) -> None:
         """Learn how far the lane is; the application is told with the next batch."""
@@ -82,7 +82,7 @@ class HookTarget:
             return 0
         told = messages(evictions)
         if told is None:
-            await self._batch(Told(), flush=True, reason="unknown tag")
+            await self._batch(Message(), flush=True, reason="unknown tag")
         for message in told or ():
             await self._batch(message)
         return 0
@@ -92,28 +92,28 @@ class HookTarget:
         if self._format is not None:
             await self._say(self._format(EVERYTHING))
         else:
-            await self._batch(Told(), flush=True, reason=reason)
+            await self._batch(Message(), flush=True, reason=reason)
         return 0
 
     async def check(self) -> str:
         """Say something that evicts nothing; what there is to know of the answer, TargetAway where there is none."""
         if self._format is None:
-            await self._batch(Told(), reason="check")
+            await self._batch(Message(), reason="check")
         else:
             for call in self._format(Names(paths=[_NO_PAGE])):
-                if await self._line.send(call) in call.answers:
+                if await self._sender.send(call) in call.answers:
                     return "it says that the page is not there, as nginx does, or somebody who knows no PURGE"
         return ""
 
     async def _say(self, calls: Sequence[Call]) -> None:
         """Make all requests, some at a time."""
-        if self._format is not None and self._rate and len(calls) > self._rate * PATIENCE:
+        if self._format is not None and self._rate and len(calls) > self._rate * GIVE_UP_AFTER:
             calls = self._format(EVERYTHING)
         left = iter(calls)
 
         async def some() -> None:
             for call in left:
-                await self._line.send(call)
+                await self._sender.send(call)
 
         try:
             if calls:
@@ -123,7 +123,7 @@ class HookTarget:
                 raise
             raise leaf(group) from None  # what one request met stands for all
 
-    async def _batch(self, told: Told, *, flush: bool = False, reason: str = "") -> None:
+    async def _batch(self, told: Message, *, flush: bool = False, reason: str = "") -> None:
         self.seq += 1
         now = asyncio.get_running_loop().time()
         said = {
@@ -139,4 +139,4 @@ class HookTarget:
         headers = {"content-type": "application/json"}
         if self._secret:
             headers |= signed(self._secret, f"{self.epoch}-{self.seq}", int(time.time()), body)
-        await self._line.send(Call("POST", headers=headers, body=body))
+        await self._sender.send(Call("POST", headers=headers, body=body))

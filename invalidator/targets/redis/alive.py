@@ -38,7 +38,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from invalidator.targets.redis.line import Line
+from invalidator.targets.redis.node_connections import NodeConnections
 
 _KEPT: Final = 8
 _READINGS: Final = 100  # one a second: an `as_of` that is older than all of them promises nothing any more
@@ -85,7 +85,9 @@ class _Reading(NamedTuple):
 class AliveKey:
     """Our entry in the key of this name; nothing is kept where it is empty. `clock` is the one that `as_of` is on."""
 
-    def __init__(self, line: Line, key: str, instance: str, stale_after: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, line: NodeConnections, key: str, instance: str, stale_after: float, clock: Callable[[], float]
+    ) -> None:
         self.key, self._line, self._stale_after, self._clock = key, line, stale_after, clock
         self._entry = hashlib.sha256(instance.encode()).hexdigest()[:12]
         self._server = ""

@@ -20,14 +20,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from invalidator.core.eviction import Eviction, Kind
-from invalidator.core.matcher import Matcher
+from invalidator.core.rules.eviction import Eviction, Kind
+from invalidator.core.rules.matcher import Matcher
 from invalidator.errors import TargetAway
 from invalidator.logs import Log
-from invalidator.targets.redis.line import REDIRECTED, Line, by_slot, portions
-from invalidator.targets.redis.places import Cluster, Places
+from invalidator.targets.redis.connection import Command, Connection
+from invalidator.targets.redis.node_connections import REDIRECTED, NodeConnections, by_slot, portions
 from invalidator.targets.redis.replies import Reply, away
-from invalidator.targets.redis.wire import Command, Connection
+from invalidator.targets.redis.topology import Cluster, Topology
 
 PAGE: Final = 1000
 _SAY_EVERY: Final = 5.0
@@ -53,8 +53,10 @@ class Sweep:
 class Sweeper:
     """Makes passes on a line of its own; `moved` is called while they move."""
 
-    def __init__(self, name: str, line: Line, places: Places, moved: Callable[[], Awaitable[None]]) -> None:
-        self._line, self._places, self._moved = line, places, moved
+    def __init__(
+        self, name: str, line: NodeConnections, places: Topology, moved: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._line, self._topology, self._moved = line, places, moved
         self._log = Log(target=name)
 
     async def run(self, sweep: Sweep, carry_out: CarryOut) -> int:
@@ -77,17 +79,17 @@ class Sweeper:
 
     async def at_rest(self, go_over_all: Callable[[], Awaitable[int]]) -> int:
         """Go over all nodes until no key can have been missed; the sum of what that gives."""
-        if not isinstance(self._places, Cluster):
+        if not isinstance(self._topology, Cluster):
             return await go_over_all()
         total, before, passes = 0, None, 0
         for _ in range(_PASSES):
-            await self._places.find()
-            if self._places.layout != before:
-                passes, before = 0, self._places.layout
+            await self._topology.find()
+            if self._topology.layout != before:
+                passes, before = 0, self._topology.layout
             total += await go_over_all()
-            await self._places.find()
-            passes = passes + 1 if self._places.layout == before else 0
-            if passes == (2 if self._places.layout.moving else 1):
+            await self._topology.find()
+            passes = passes + 1 if self._topology.layout == before else 0
+            if passes == (2 if self._topology.layout.moving else 1):
                 return total
         raise TargetAway(f"the Cluster was never at rest in {_PASSES} passes")
 
@@ -97,7 +99,7 @@ class Sweeper:
         progress = _Progress(self._log)
         existed = 0
         for _, connection in await self._line.nodes():
-            pages = _Pages(connection, filtered, by_slot=isinstance(self._places, Cluster))
+            pages = _Pages(connection, filtered, by_slot=isinstance(self._topology, Cluster))
 
             async def look_at(keys: list[bytes], pages: _Pages = pages) -> int:
                 removed = 0

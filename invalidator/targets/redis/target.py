@@ -19,17 +19,17 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from invalidator.config.redis_url import Endpoint
-from invalidator.core import glob
-from invalidator.core.eviction import Eviction, Evictions, Kind
-from invalidator.core.matcher import Matcher
-from invalidator.core.nearest import Difference, difference
+from invalidator.core.rules import glob
+from invalidator.core.rules.eviction import Eviction, Evictions, Kind
+from invalidator.core.rules.matcher import Matcher
+from invalidator.core.rules.nearest import Difference, difference
 from invalidator.errors import TargetAway
-from invalidator.targets.redis.board import Board
-from invalidator.targets.redis.line import Line, Met, all_of, noted
-from invalidator.targets.redis.places import Places, Single
+from invalidator.targets.redis.connection import Command, Connection
+from invalidator.targets.redis.node_connections import Met, NodeConnections, all_of, noted
+from invalidator.targets.redis.peer_store import PeerStore
 from invalidator.targets.redis.replies import Reply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
-from invalidator.targets.redis.wire import Command, Connection
+from invalidator.targets.redis.topology import Single, Topology
 
 _WAIT: Final = 1000
 """Milliseconds for which replicas are waited for."""
@@ -71,12 +71,12 @@ class RedisTarget:
     """
 
     overtakes = True
-    patience = math.inf
+    give_up_after = math.inf
 
     def __init__(
         self,
         name: str,
-        places: Places | Endpoint,
+        places: Topology | Endpoint,
         *,
         prefix: str = "",
         installation: str = "default",
@@ -88,11 +88,11 @@ class RedisTarget:
     ) -> None:
         self.name = name
         self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
-        self._places: Places = Single(places) if isinstance(places, Endpoint) else places
+        self._topology: Topology = Single(places) if isinstance(places, Endpoint) else places
         self._met = Met()
-        self._exact, self._wide, self._side = (Line(self._places, self._met) for _ in range(3))
+        self._exact, self._wide, self._side = (NodeConnections(self._topology, self._met) for _ in range(3))
         place = f"invalidator:{{{installation}.{name}}}"
-        self.board = Board(
+        self.peer_store = PeerStore(
             self._side,
             self._met,
             _now,
@@ -101,7 +101,7 @@ class RedisTarget:
             alive_key=alive_key,
             stale_after=stale_after,
         )
-        self._sweeper = Sweeper(name, self._wide, self._places, self.board.renew)
+        self._sweeper = Sweeper(name, self._wide, self._topology, self.peer_store.renew)
 
     async def __aenter__(self) -> RedisTarget:
         return self
@@ -109,14 +109,14 @@ class RedisTarget:
     async def __aexit__(self, *exc_info: object) -> None:
         with suppress(TargetAway, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
-                await self.board.end()
+                await self.peer_store.end()
         for line in self._lines:
             line.close()
-        self._places.close()
+        self._topology.close()
         await asyncio.sleep(0)  # asyncio closes the sockets in its next turn
 
     @property
-    def _lines(self) -> tuple[Line, ...]:
+    def _lines(self) -> tuple[NodeConnections, ...]:
         return self._exact, self._wide, self._side
 
     # What it is told
@@ -199,14 +199,14 @@ class RedisTarget:
         if not self._whole_database:
             return await self._evict(Evictions.of(owned))
         counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
-        await self._sweeper.at_rest(lambda: self.board.flush_all(counters))
+        await self._sweeper.at_rest(lambda: self.peer_store.flush_all(counters))
         await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
         return 0
 
     async def _carry_out_wide(self, kind: Kind, field: str, keys: list[bytes]) -> int:
         return await self._carry_out(self._wide, kind, field, keys)
 
-    async def _carry_out(self, line: Line, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
+    async def _carry_out(self, line: NodeConnections, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
         """What this kind of eviction means for these keys; those of another type than it is about are left alone."""
         if kind == "key":
             return await line.unlink(keys)
@@ -220,11 +220,11 @@ class RedisTarget:
             return sum(reply for reply in replies if not isinstance(reply, Reply))
         return 0
 
-    async def _untag(self, line: Line, key: bytes) -> int:
+    async def _untag(self, line: NodeConnections, key: bytes) -> int:
         """Remove the members of a tag's set."""
         return sum([await line.unlink(members) async for members in self._members(line, key)])
 
-    async def _members(self, line: Line, key: bytes) -> AsyncIterator[list[bytes]]:
+    async def _members(self, line: NodeConnections, key: bytes) -> AsyncIterator[list[bytes]]:
         """The members of a tag's set, a page at a time; a tag that is something else, or not there, has none."""
         scan, cursor = "SSCAN", b"-1"
         while cursor != b"0":
@@ -250,9 +250,9 @@ class RedisTarget:
             )
 
     async def _beat(self) -> None:
-        await self._places.find()
+        await self._topology.find()
         await self._side.meet_again()
-        self._met.are(self._places.primaries)
+        self._met.are(self._topology.primaries)
 
     async def _count(self, evictions: Evictions) -> int:
         sweep, known = self._sorted(evictions)
@@ -282,7 +282,7 @@ class RedisTarget:
         found: list[str] = []
         commands: list[Command] = [("UNLINK", self._key("x")), ("SCAN", "0"), ("EVAL", "return 1", "0")]
         commands += [("FLUSHDB",)] if self._whole_database else [("SSCAN", self._key("x"), "0"), ("HDEL", "x", "x")]
-        await self._places.find()
+        await self._topology.find()
         for _, connection in await self._wide.nodes():
             me, *_ = await connection.exchange([[("ACL", "WHOAMI")]])
             dry: list[Command] = [("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, Reply)]
@@ -303,7 +303,7 @@ class RedisTarget:
         async for page in self._sweeper.sample(_COMPARING):
             if any(map(matcher.accepts, page)):
                 return None
-            others = [key for key in page if not (self.board.is_own(key) or counting.accepts(key))]
+            others = [key for key in page if not (self.peer_store.is_own(key) or counting.accepts(key))]
             seen += len(others)
             keys += others[: max(_COMPARED - len(keys), 0)]
         return difference(keys, patterns, seen) if keys and patterns else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from invalidator.core.told import Told
+from invalidator.core.delivery.message import Message
 
 EVENTS: Final = 10_000
 SIZE: Final = 8 << 20
@@ -24,7 +24,7 @@ class Event:
     """`told` is None for a flush."""
 
     seq: int
-    told: Told | None
+    told: Message | None
     frame: bytes
 
 
@@ -37,7 +37,7 @@ class Ring:
         self._kept: deque[Event] = deque()
         self._bytes = 0
 
-    def evict(self, told: Told) -> None:
+    def evict(self, told: Message) -> None:
         self.newest += 1
         self._keep(Event(self.newest, told, self._evicting(self.newest, told)))
 
@@ -56,9 +56,9 @@ class Ring:
         if epoch != self.epoch or not (text.isascii() and text.isdigit()) or len(text) > 18:
             return None
         seq = int(text)
-        return seq if self.reaches(seq) and seq <= self.newest else None
+        return seq if self.can_send(seq) and seq <= self.newest else None
 
-    def reaches(self, seq: int) -> bool:
+    def can_send(self, seq: int) -> bool:
         """Whether all that a reader at this number still needs is here."""
         first = self._kept[0] if self._kept else None
         return seq >= self.newest or (first is not None and (first.seq <= seq + 1 or first.told is None))
@@ -82,7 +82,7 @@ class Ring:
             return event.frame
         return self._evicting(event.seq, event.told.about(prefixes))
 
-    def _evicting(self, seq: int, told: Told) -> bytes:
+    def _evicting(self, seq: int, told: Message) -> bytes:
         """The event that says these names; nothing for none."""
         lists = {name: listed for name, listed in told.lists().items() if listed}
         return frame("evict", self.id(seq), lists) if lists else b""

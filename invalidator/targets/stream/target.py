@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from invalidator.cancellation import stop_if_cancelled
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.told import messages
+from invalidator.core.delivery.message import messages
+from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.targets.stream.ring import Ring, frame
@@ -76,8 +76,8 @@ class StreamTarget:
     """Holds the readers while it is open; when it closes they are let go, to come back to whoever is next."""
 
     overtakes = False
-    board: None = None
-    patience = float("inf")
+    peer_store: None = None
+    give_up_after = float("inf")
 
     def __init__(
         self, name: str, *, stale_after: float = 6.0, ring: Ring | None = None, errors: InternalErrors | None = None
@@ -203,13 +203,13 @@ class StreamTarget:
             return False
         if reader.behind() > BEHIND:
             seat.blocked = now if seat.blocked is None else seat.blocked
-            if now - seat.blocked > STALLED or not ring.reaches(seat.at):
+            if now - seat.blocked > STALLED or not ring.can_send(seat.at):
                 self._log.info("reader_cut", "a reader of the stream was too slow; it is cut off")
                 self._let_go(seat, cut=True)
                 return False
             return True
         seat.blocked = None
-        if not ring.reaches(seat.at):
+        if not ring.can_send(seat.at):
             self._let_go(seat, cut=True)
             return False
         data = b""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from invalidator.config.compile import compile_rules, follows
 from invalidator.config.parse import parse
-from invalidator.core.change import Change, Table
+from invalidator.core.rules.change import Change, Table
 from invalidator.errors import ConfigError
 
 HEAD = """\

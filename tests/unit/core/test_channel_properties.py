@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.channel import Channel, parse_text
+from invalidator.core.protocol.channel import Channel, parse_text
 from tests.strategies import COLUMNS, TABLE, covers, evicted, known, rules
 
 OPERATIONS = st.sampled_from(["INSERT", "UPDATE", "DELETE", "insert", "Delete", ""])

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from invalidator.core.cover import Debtor, Seen, Step
-from invalidator.core.eviction import Evictions
-from invalidator.core.lane import LaneState, State
+from invalidator.core.coordination.coverage import FlushDecision, Seen, Step
+from invalidator.core.delivery.lane import LaneState, State
+from invalidator.core.rules.eviction import Evictions
 from tests.support.explore import Violation, copied, explore
 
 KEY = Evictions({"row": None})
@@ -56,7 +56,7 @@ class Target:
     """What the application reads, and what the sidecars leave there for each other."""
 
     def __init__(self):
-        self.value, self.identity, self.lock, self.covers, self.able = None, 0, None, frozenset(), frozenset()
+        self.value, self.identity, self.lock, self.covers, self.in_sync = None, 0, None, frozenset(), frozenset()
         self.flushed = 0
 
 
@@ -64,7 +64,7 @@ class Sidecar:
     def __init__(self, setting, which):
         self.which, self.version, self.number = which, setting.versions[which], 0
         self.lane = LaneState(setting.repeat_after)
-        self.hears, self.wire, self.triggers = False, (), None
+        self.is_receiving, self.wire, self.triggers = False, (), None
         self.target, self.identity = None, None
         self.debtor, self.nonce, self.holds, self.flushed = None, None, False, False
 
@@ -81,11 +81,11 @@ class Sidecar:
         """Numbers and moments only as far as they are from the last; nonces by the order in which they appear."""
         lane, last = self.lane, self.lane._latest
         debtor = self.debtor and (
-            self.debtor._asked is None, self.debtor._waited_out, self.debtor._flushes == self.board(world).flushed
+            self.debtor._asked is None, self.debtor._waited_out, self.debtor._flushes == self.peer_store(world).flushed
         )  # fmt: skip
-        numbers = (lane._owed_from, lane._flush_from, lane._main.fresh_from, lane._main.again_from)
+        numbers = (lane._pending_from, lane._flush_from, lane._main.fresh_from, lane._main.again_from)
         return (
-            self.hears, ago(world.triggers, self.triggers), debtor, self.holds, self.flushed,
+            self.is_receiving, ago(world.triggers, self.triggers), debtor, self.holds, self.flushed,
             ago(len(world.targets), self.target), ago(self.at(world), self.identity),
             name(self.nonce), tuple((what, *map(name, about)) for what, *about in self.wire),
             lane.state, lane._reason, tuple(number and last - number + 1 for number in numbers),
@@ -94,8 +94,8 @@ class Sidecar:
             tuple((max(last - number, 0), name(nonce)) for number, nonce in lane._asks),
         )  # fmt: skip
 
-    def board(self, world):
-        return world.board(world.targets[self.target])
+    def peer_store(self, world):
+        return world.peer_store(world.targets[self.target])
 
     def at(self, world):
         return world.targets[self.target].identity if self.target is not None else 0
@@ -144,7 +144,7 @@ class World:
         covers = target.covers if self.setting.any_nonce else [one for one in target.covers if one[0] in names]
         return (
             ago(self.row, target.value), self.cache.identity - target.identity, target.lock,
-            frozenset((names.get(nonce, -1), facts) for nonce, facts in covers), target.able,
+            frozenset((names.get(nonce, -1), facts) for nonce, facts in covers), target.in_sync,
         )  # fmt: skip
 
     def moves(self):
@@ -172,7 +172,7 @@ class World:
 
     def say(self, what):
         for one in self.sidecars:
-            if one.hears:
+            if one.is_receiving:
                 one.wire += (what,)
 
     def silent_change(self):
@@ -222,11 +222,11 @@ class World:
         fresh, old = copy.copy(self.saved), self.cache
         fresh.identity = old.identity + 1
         if self.setting.cluster:
-            fresh.lock, fresh.covers, fresh.able, fresh.flushed = old.lock, old.covers, old.able, old.flushed
+            fresh.lock, fresh.covers, fresh.in_sync, fresh.flushed = old.lock, old.covers, old.in_sync, old.flushed
         self.targets += (fresh,)
         return True
 
-    def board(self, target):
+    def peer_store(self, target):
         """Where sidecars leave something for each other: with the data, or on a node that has not failed over."""
         return self.cache if self.setting.cluster else target
 
@@ -245,24 +245,24 @@ class World:
         return True
 
     def lose(self, one):
-        if not one.hears or not self.spend("losses"):
+        if not one.is_receiving or not self.spend("losses"):
             return False
-        one.hears, one.wire = False, ()
+        one.is_receiving, one.wire = False, ()
         return True
 
     def connect(self, one):
         """LISTEN, and then the gap."""
-        if one.hears:
+        if one.is_receiving:
             return False
         if self.setting.early_ask and one.nonce is None:
             self.ask(one)
             return True
-        one.hears, one.triggers = True, self.triggers if one.triggers is None else one.triggers
-        self.owe(one, "reconnect")
+        one.is_receiving, one.triggers = True, self.triggers if one.triggers is None else one.triggers
+        self.require_flush(one, "reconnect")
         return True
 
-    def owe(self, one, reason):
-        one.lane.owe(reason, one.count(), self.now)
+    def require_flush(self, one, reason):
+        one.lane.require_flush(reason, one.count(), self.now)
 
     def ask(self, one):
         self.nonces += 1
@@ -301,7 +301,7 @@ class World:
         if one.debtor or one.lane.state in (State.EVICTING, State.FLUSHING):
             one.lane.fail(self.now)
         one.debtor, one.holds, one.flushed = None, False, False
-        self.owe(one, "target changed")
+        self.require_flush(one, "target changed")
         return None
 
     def notice(self, one):
@@ -325,10 +325,12 @@ class World:
         if work is None:
             return False
         if work.flush and work.flush != "repeat":
-            one.debtor = Debtor(LONG / 2)
+            one.debtor = FlushDecision(LONG / 2)
             if not self.setting.early_ask and not self.setting.old_debt_pays_new:
                 one.nonce = None
-            self.board(target).able = frozenset(entry for entry in self.board(target).able if entry[0] != one.which)
+            self.peer_store(target).in_sync = frozenset(
+                entry for entry in self.peer_store(target).in_sync if entry[0] != one.which
+            )
         else:
             self.evict(one, target)
             one.lane.answer(self.now)
@@ -347,12 +349,14 @@ class World:
         target = self.at(one)
         if target is None:
             return True
-        answers = {nonce for nonce, facts in self.board(target).covers if facts == self.facts(one)}
+        answers = {nonce for nonce, facts in self.peer_store(target).covers if facts == self.facts(one)}
         seen = Seen(
             covered=bool(answers) if self.setting.any_nonce else one.nonce in answers,
-            locked=self.board(target).lock not in (None, one.which),
-            flushes=self.board(target).flushed,
-            able=any(which != one.which and facts == self.facts(one) for which, facts in self.board(target).able),
+            locked=self.peer_store(target).lock not in (None, one.which),
+            flushes=self.peer_store(target).flushed,
+            in_sync=any(
+                which != one.which and facts == self.facts(one) for which, facts in self.peer_store(target).in_sync
+            ),
         )
         step = one.debtor.next(seen, self.now + (LONG if late else 0), holds_lock=one.holds)
         if step is Step.WAIT and self.setting.lock_pays and seen.locked:
@@ -364,9 +368,9 @@ class World:
         elif step is Step.ASK:
             self.ask(one)
         elif step is Step.LOCK:
-            if self.board(target).lock is not None:
+            if self.peer_store(target).lock is not None:
                 return False
-            self.board(target).lock, one.holds = one.which, True
+            self.peer_store(target).lock, one.holds = one.which, True
         elif step is Step.FLUSH:
             self.evict(one, target)
             self.flushes += 1
@@ -388,20 +392,20 @@ class World:
         if target is None:
             return True
         self.pay(one, covered=False)
-        self.board(target).flushed += 1
+        self.peer_store(target).flushed += 1
         self.unlock(one, target)
         return True
 
     def unlock(self, one, target):
         one.holds = False
-        if self.board(target).lock == one.which:
-            self.board(target).lock = None
+        if self.peer_store(target).lock == one.which:
+            self.peer_store(target).lock = None
 
     def pay(self, one, *, covered):
         one.debtor, one.flushed = None, False
         one.lane.answer(self.now, covered=covered)
-        if one.hears and not one.lane.owed:
-            self.board(self.targets[one.target]).able |= {(one.which, self.facts(one))}
+        if one.is_receiving and not one.lane.pending_flush:
+            self.peer_store(self.targets[one.target]).in_sync |= {(one.which, self.facts(one))}
 
     def answer(self, one):
         """Write what others asked for."""
@@ -412,13 +416,13 @@ class World:
             ready = [nonce for _, nonce in lane._asks]
             lane._asks.clear()
         elif self.setting.early_answer:
-            ready = [lane._asks.popleft()[1]] if not lane.owed and lane._asks[0][0] <= lane.answered else []
+            ready = [lane._asks.popleft()[1]] if not lane.pending_flush and lane._asks[0][0] <= lane.answered else []
         else:
             ready = lane.answers()
         target = self.at(one) if ready else None
         if target is None:
             return False
-        self.board(target).covers |= {(nonce, self.facts(one)) for nonce in ready}
+        self.peer_store(target).covers |= {(nonce, self.facts(one)) for nonce in ready}
         return True
 
     # What must hold
@@ -459,8 +463,8 @@ class World:
         if self.cache.value not in (None, self.row):
             raise Violation(f"the cache holds {self.cache.value}, the row is {self.row}")
         for one in self.sidecars:
-            if one.lane.owed or not one.lane.is_idle:
-                raise Violation(f"sidecar {one.which} still owes {one.lane.owed!r}")
+            if one.lane.pending_flush or not one.lane.is_idle:
+                raise Violation(f"sidecar {one.which} still owes {one.lane.pending_flush!r}")
 
 
 def world(setting):

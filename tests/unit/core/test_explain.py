@@ -1,11 +1,11 @@
-from invalidator.core.change import Table, table_wide
-from invalidator.core.explain import change_of, explain, why_nothing
-from invalidator.core.fields import Field
-from invalidator.core.lookup import parse_lookup
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules.change import Table, table_wide
+from invalidator.core.rules.explain import change_of, explain, why_nothing
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.lookup import parse_lookup
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
+from invalidator.core.rules.values import UNKNOWN
 
 T = Table("public", "products")
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core import glob
+from invalidator.core.rules import glob
 from tests.strategies import texts
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from invalidator.core.hashslot import slot
+from invalidator.core.protocol.hashslot import slot
 
 
 @pytest.mark.parametrize(

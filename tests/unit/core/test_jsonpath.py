@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.jsonpath import extract
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules.jsonpath import extract
+from invalidator.core.rules.values import UNKNOWN
 from tests.strategies import texts
 
 documents = st.recursive(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import MARKS, LaneState
+from invalidator.core.delivery.lane import MARKS, LaneState
+from invalidator.core.rules.eviction import Eviction, Evictions
 
 MANY = 5 * MARKS
 
@@ -11,9 +11,9 @@ MANY = 5 * MARKS
 def test_those_of_a_target_that_is_owed_a_flush_are_bounded_and_the_last_is_passed():
     state = LaneState()
     for number in range(1, MANY):
-        state.owe("gap", number, now=number)
-        state.mark(number, as_of=number)
-    assert len(state._marks) <= MARKS
+        state.require_flush("gap", number, now=number)
+        state.watermark(number, as_of=number)
+    assert len(state._watermarks) <= MARKS
     state.take(MANY)
     state.answer(MANY)
     assert state.as_of == state.settled_as_of == MANY - 1
@@ -25,9 +25,9 @@ def test_those_of_a_target_whose_repeats_are_not_answered_are_bounded_too():
     state.take(0)
     state.answer(0)
     for as_of in range(1, MANY):
-        state.mark(1, as_of)
+        state.watermark(1, as_of)
     assert state.as_of == MANY - 1
-    assert len(state._settling) <= MARKS
+    assert len(state._flush_coordinator) <= MARKS
     state.take(MANY)
     state.answer(MANY)
     assert state.settled_as_of == MANY - 1

@@ -1,9 +1,9 @@
 """Every order of changes, losses, answers, failures, reconnects and crashes within a bound, on the real tables.
 
-The world below is a database with one row, a wire that carries notifications, lanes as `core/lane.py` has them, a
-cache behind each, and readers that fill caches, some of them slowly. `explore` walks all that can happen, each state
-once. From every state that it reaches, the world is let come to rest: connections come back, targets answer, repeats
-fall due. Then no cache may hold anything but the row as it is. On the way `as_of` may not claim what is not so.
+The world below is a database with one row, a wire that carries notifications, lanes as `core/delivery/lane.py` has
+them, a cache behind each, and readers that fill caches, some of them slowly. `explore` walks all that can happen, each
+state once. From every state that it reaches, the world is let come to rest: connections come back, targets answer,
+repeats fall due. Then no cache may hold anything but the row as it is. On the way `as_of` may not claim what is not so.
 
 That the model can fail is shown below it: each transition bent, and each of the old mistakes put in, is caught.
 """
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from invalidator.core import lane, link
-from invalidator.core.eviction import Evictions
-from invalidator.core.lane import LaneState, State
-from invalidator.core.ledger import Ledger
-from invalidator.core.link import Link, Phase, Step
+from invalidator.core.delivery import lane
+from invalidator.core.delivery.lane import LaneState, State
+from invalidator.core.delivery.ledger import Ledger
+from invalidator.core.protocol import listen_order as link
+from invalidator.core.protocol.listen_order import Link, Phase, Step
+from invalidator.core.rules.eviction import Evictions
 from tests.support.explore import Violation, copied, explore, lane_key, work_key
 
 FINE = ("send", "perform", "answer", "fail", "give_up", "fill", "load", "store")
@@ -149,13 +150,13 @@ class World:
 
     def say(self, what):
         if self.listening:
-            self.wire += ((what, self.row if what == "mark" else len(self.log)),)
+            self.wire += ((what, self.row if what == "watermark" else len(self.log)),)
         return self.listening
 
     def probe(self):
-        if self.link.phase is not Phase.HEARING or not self.spend("probes"):
+        if self.link.phase is not Phase.RECEIVING or not self.spend("probes"):
             return False
-        return self.say("mark")
+        return self.say("watermark")
 
     def lose(self):
         if not self.connected or not self.spend("losses"):
@@ -175,7 +176,7 @@ class World:
     def connect(self):
         """The next step of coming back."""
         phase = self.link.phase
-        if phase is Phase.HEARING:
+        if phase is Phase.RECEIVING:
             return False
         if phase is Phase.AWAY:
             self.connected, step = True, Step.CONNECTED
@@ -191,10 +192,10 @@ class World:
         if says_gap and not self.setting.no_gap and not (self.setting.durable and self.number + self.confirmed):
             self.number += 1
             for which, one in enumerate(self.lanes):
-                one.owe("gap", self.number, self.now, self.hold(which))
+                one.require_flush("gap", self.number, self.now, self.hold(which))
         if phase is Phase.UNPROVEN:
             # What the canary was sent before is on the wire, or was heard, or is covered by the gap.
-            self.wire += (("mark", before),)
+            self.wire += (("watermark", before),)
         return True
 
     def hold(self, which):
@@ -208,9 +209,9 @@ class World:
             return False
         (what, about), *rest = self.wire
         self.wire = tuple(rest)
-        if what == "mark":
+        if what == "watermark":
             for one in self.lanes:
-                one.mark(self.number, about)
+                one.watermark(self.number, about)
             return True
         self.number += 1
         for which, one in enumerate(self.lanes):
@@ -366,7 +367,7 @@ class World:
         for which, (one, cache) in enumerate(zip(self.lanes, self.caches, strict=True)):
             if cache.value not in (None, self.row):
                 raise Violation(f"cache {which} holds {cache.value}, the row is {self.row}")
-            if one.owed:
+            if one.pending_flush:
                 raise Violation(f"lane {which} owes a flush")
             if one.answered < self.number:
                 raise Violation(f"lane {which} has answered {one.answered} of {self.number}")

@@ -15,13 +15,13 @@ from typing import ClassVar
 
 import pytest
 
-from invalidator.core import lane
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import LaneState
+from invalidator.core.delivery import lane
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.rules.eviction import Eviction, Evictions
 from tests.support.explore import Violation
 
 FLUSH = "flush"
-PATIENCE = 3.0
+GIVE_UP_AFTER = 3.0
 WALKS = int(os.environ.get("INVALIDATOR_TEST_WALKS", "1000"))
 """For each setting; 30,000 take a minute or two."""
 
@@ -62,7 +62,7 @@ class Walk:
         self.lane = LaneState(repeat_after, bound, overtakes, follows)
         self.now, self.number, self.path = 1.0, 0, []
         self.before = [0, 0]  # how far the lane that this one follows has answered, and settled
-        self.things, self.marks, self.asks = [], [], {}
+        self.things, self.watermarks, self.asks = [], [], {}
         self.sent = {"main": None, "exact": None}
 
     # What happens
@@ -75,7 +75,8 @@ class Walk:
         self.check()
 
     OPS: ClassVar = {
-        "put": 6, "put_nothing": 1, "purge": 1, "owe": 0.6, "must": 0.3, "mark": 2, "ask": 1, "release": 5,
+        "put": 6, "put_nothing": 1, "purge": 1, "require_flush": 0.6, "must": 0.3, "watermark": 2, "ask": 1,
+        "release": 5,
         "take": 5, "take_exact": 5, "answer": 5, "answer_exact": 5, "fail": 1, "fail_exact": 1, "collapse": 0.3,
         "tick": 5,
     }  # fmt: skip
@@ -91,7 +92,7 @@ class Walk:
         if not self.follows:
             return None
         self.released()
-        return None if self.before[0] >= self.number else self.now + PATIENCE
+        return None if self.before[0] >= self.number else self.now + GIVE_UP_AFTER
 
     def note(self, what, hold, *, unshared=False):
         thing = Thing(self.number, what, self.now, hold, unshared, None if hold else self.now)
@@ -117,18 +118,18 @@ class Walk:
         number = self.next_number()
         self.lane.put(None, number, self.now, self.hold())
 
-    def owe(self, *, must=False):
+    def require_flush(self, *, must=False):
         number = self.next_number()
         hold = self.hold()
         self.note(FLUSH, hold, unshared=must)
-        self.lane.owe("gap", number, self.now, hold, must=must)
+        self.lane.require_flush("gap", number, self.now, hold, must=must)
 
     def must(self):
-        self.owe(must=True)
+        self.require_flush(must=True)
 
-    def mark(self):
-        self.marks.append((self.number, float(len(self.marks) + 1)))
-        self.lane.mark(*self.marks[-1])
+    def watermark(self):
+        self.watermarks.append((self.number, float(len(self.watermarks) + 1)))
+        self.lane.watermark(*self.watermarks[-1])
 
     def ask(self):
         nonce = f"nonce {len(self.asks)}"
@@ -214,7 +215,7 @@ class Walk:
 
     def answered(self):
         for nonce in self.lane.answers():
-            if self.asks[nonce] > self.truth()[1] or self.lane.owed:
+            if self.asks[nonce] > self.truth()[1] or self.lane.pending_flush:
                 raise Violation(f"{nonce} is answered up to {self.asks[nonce]}, settled is {self.truth()[1]}")
         if self.follows:
             self.released()
@@ -233,7 +234,7 @@ class Walk:
         self.lane.collapse(self.now)
 
     def tick(self):
-        self.now += self.chance.choice((0.5, 1.0, PATIENCE))
+        self.now += self.chance.choice((0.5, 1.0, GIVE_UP_AFTER))
 
     # What must hold
 
@@ -254,9 +255,9 @@ class Walk:
         if state.settled > settled:
             raise Violation(f"{state.settled} is claimed as settled, {settled} is")
         for claim, limit in ((state.as_of, confirmed), (state.settled_as_of, settled)):
-            if claim is not None and self.marks[int(claim) - 1][0] > limit:
-                raise Violation(f"the mark of {self.marks[int(claim) - 1][0]} is passed, {limit} is so")
-        if not state.owed and any(one.what is FLUSH and one.confirmed is None for one in self.things):
+            if claim is not None and self.watermarks[int(claim) - 1][0] > limit:
+                raise Violation(f"the mark of {self.watermarks[int(claim) - 1][0]} is passed, {limit} is so")
+        if not state.pending_flush and any(one.what is FLUSH and one.confirmed is None for one in self.things):
             raise Violation("a flush is missing, and nothing is owed")
 
     def rest(self):
@@ -285,12 +286,12 @@ class Walk:
 
     def check_rest(self):
         state = self.lane
-        if not state.is_idle or state.owed:
+        if not state.is_idle or state.pending_flush:
             raise Violation(f"it does not come to rest: {state}")
         if (state.answered, state.settled) != (self.number, self.number):
             raise Violation(f"at rest with {state.answered} and {state.settled} of {self.number}")
-        if self.marks and state.as_of != self.marks[-1][1]:
-            raise Violation(f"at rest with {state.as_of}, {self.marks[-1]} is the last mark")
+        if self.watermarks and state.as_of != self.watermarks[-1][1]:
+            raise Violation(f"at rest with {state.as_of}, {self.watermarks[-1]} is the last mark")
 
 
 SETTINGS = {
@@ -344,8 +345,8 @@ class TakesTheNewest(LaneState):
 
     def _collapse(self, number, now, *reason):
         super()._collapse(number, now, *reason)
-        for held in self._held:
-            held.oldest = held.number
+        for deferred in self._deferred:
+            deferred.oldest = deferred.number
 
 
 class LetsOthersAnswer(LaneState):
@@ -362,9 +363,9 @@ class TellsLate(LaneState):
         return self._due[0][0] if self._due else None
 
     def _collect(self, now):
-        held, self._held = self._held, deque()
+        deferred, self._deferred = self._deferred, deque()
         super()._collect(now)
-        self._held = held
+        self._deferred = deferred
 
 
 def walked_all(lane_type):

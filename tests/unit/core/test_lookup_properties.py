@@ -6,10 +6,10 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import Change
-from invalidator.core.eviction import Evictions
-from invalidator.core.fields import Field
-from invalidator.core.lookup import Found, parse_lookup
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.lookup import Found, parse_lookup
 from tests.strategies import COLUMNS, TABLE, covers, known, rows, rules
 
 LOOKUP = parse_lookup("select * from t where b = {b}", "wildcard")

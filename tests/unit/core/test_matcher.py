@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core import glob
-from invalidator.core.matcher import Matcher
+from invalidator.core.rules import glob
+from invalidator.core.rules.matcher import Matcher
 from tests.strategies import texts
 
 pieces = st.lists(st.one_of(st.none(), st.none(), texts, st.sampled_from(["p:", "p:1", "x", ":"])), max_size=5)

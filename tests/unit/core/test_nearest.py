@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.nearest import difference
+from invalidator.core.rules.nearest import difference
 
 PATTERNS = ["product:*", "category:*:products", "catalog", r"sale\:\*", "*:page"]
 

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 
-from invalidator.core import lane
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.lane import LaneState
-from invalidator.core.work import older
+from invalidator.core.delivery import lane
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.work import older
+from invalidator.core.rules.eviction import Eviction, Evictions
 from tests.support.explore import Violation, copied, explore, lane_key
 
 KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
@@ -18,10 +18,12 @@ KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
 class World:
     """A lane, and for each thing that was put, how often the target was told of it and has answered since."""
 
-    def __init__(self, *, repeat_after=1.0, size=100, puts=3, debts=1, marks=1, ticks=2, fails=1, lane_type=LaneState):
+    def __init__(
+        self, *, repeat_after=1.0, size=100, puts=3, debts=1, watermarks=1, ticks=2, fails=1, lane_type=LaneState
+    ):
         self.repeat_after = repeat_after
         self.lane = lane_type(repeat_after, size, overtakes=True)
-        self.left = {"puts": puts, "debts": debts, "marks": marks, "ticks": ticks, "fails": fails}
+        self.left = {"puts": puts, "debts": debts, "watermarks": watermarks, "ticks": ticks, "fails": fails}
         self.number, self.now = 0, 1.0
         self.things = ()  # (number, what, when it was first answered, when it was answered again)
         self.way = {"main": None, "exact": None}  # what is on its way: the things it is about
@@ -38,7 +40,18 @@ class World:
         )  # fmt: skip
 
     def moves(self):
-        for name in ("key", "pattern", "both", "owe", "mark", "tick", "main", "exact", "fail_main", "fail_exact"):
+        for name in (
+            "key",
+            "pattern",
+            "both",
+            "require_flush",
+            "watermark",
+            "tick",
+            "main",
+            "exact",
+            "fail_main",
+            "fail_exact",
+        ):
             yield name, None
 
     def make(self, name, _):
@@ -63,18 +76,18 @@ class World:
     def do_both(self):
         return self.spend("puts") and self.put(KEY, PATTERN)
 
-    def do_owe(self):
+    def do_require_flush(self):
         if not self.spend("debts"):
             return False
         self.number += 1
         self.things += ((self.number, "all", None, False),)
-        self.lane.owe("gap", self.number, self.now)
+        self.lane.require_flush("gap", self.number, self.now)
         return True
 
-    def do_mark(self):
-        if not self.spend("marks"):
+    def do_watermark(self):
+        if not self.spend("watermarks"):
             return False
-        self.lane.mark(self.number, self.number)
+        self.lane.watermark(self.number, self.number)
         return True
 
     def do_tick(self):
@@ -149,8 +162,10 @@ class World:
             if self.way == {"main": None, "exact": None} and self.lane.due() is not None:
                 self.now = self.lane.due()
             if self.lane.is_idle:
-                if self.lane.settled != self.number or self.lane.owed:
-                    raise Violation(f"at rest with {self.lane.settled} of {self.number}, owed {self.lane.owed!r}")
+                if self.lane.settled != self.number or self.lane.pending_flush:
+                    raise Violation(
+                        f"at rest with {self.lane.settled} of {self.number}, owed {self.lane.pending_flush!r}"
+                    )
                 return
         raise Violation("it does not come to rest")
 
@@ -162,7 +177,7 @@ class World:
         {"puts": 2, "debts": 0, "fails": 0, "ticks": 1},
         {"puts": 1, "ticks": 1, "fails": 0},
         {"repeat_after": 0.0, "ticks": 0, "size": 1, "debts": 0},
-        {"size": 0, "puts": 2, "debts": 0, "marks": 0, "fails": 0},
+        {"size": 0, "puts": 2, "debts": 0, "watermarks": 0, "fails": 0},
     ],
     ids=["no repeats", "repeats", "repeats and a debt", "some collapses", "collapses of repeats"],
 )
@@ -175,7 +190,7 @@ class Forgets(LaneState):
 
     @property
     def answered(self):
-        waiting = (self._owed_from, self._main.fresh_from, self._main.sent.oldest if self._main.sent else 0)
+        waiting = (self._pending_from, self._main.fresh_from, self._main.sent.oldest if self._main.sent else 0)
         return min(self._latest, (older(*waiting) or self._latest + 1) - 1)
 
 
@@ -199,7 +214,7 @@ class Drops(LaneState):
 
     def _collapse(self, number, now, *reason):
         super()._collapse(number, now, *reason)
-        self._owed_from = number
+        self._pending_from = number
 
 
 @pytest.mark.parametrize("broken", [Forgets, Hurries, Jumps, Drops])
@@ -207,7 +222,7 @@ def test_each_mistake_is_caught(broken):
     bounds = (
         {"repeat_after": 0.0, "ticks": 0, "puts": 2, "debts": 0, "fails": 0},
         {"repeat_after": 0.0, "ticks": 0, "puts": 2, "size": 1, "debts": 0},
-        {"puts": 2, "debts": 0, "fails": 0, "marks": 0, "ticks": 1},
+        {"puts": 2, "debts": 0, "fails": 0, "watermarks": 0, "ticks": 1},
     )
     with pytest.raises(Violation):
         sum(explore(World(lane_type=broken, **bound)) for bound in bounds)
@@ -215,8 +230,8 @@ def test_each_mistake_is_caught(broken):
 
 def test_a_flush_that_somebody_asked_for_stays_one_that_must_be():
     state = LaneState()
-    state.owe("reconnect", 1, 0.0)
-    state.owe("asked", 2, 0.0, must=True)
+    state.require_flush("reconnect", 1, 0.0)
+    state.require_flush("asked", 2, 0.0, must=True)
     work = state.take(0.0)
     assert work.must
     state.fail(0.0)
@@ -225,7 +240,7 @@ def test_a_flush_that_somebody_asked_for_stays_one_that_must_be():
 
 def test_a_debt_that_is_covered_is_not_repeated():
     state = LaneState(repeat_after=1.0)
-    state.owe("start", 1, 0.0)
+    state.require_flush("start", 1, 0.0)
     state.take(0.0)
     state.answer(0.0, covered=True)
     assert state.is_idle
@@ -241,7 +256,7 @@ def test_an_ask_is_answered_when_all_before_it_is_settled_and_nothing_is_owed():
     state.answer(0.0)
     assert state.answers() == []  # the repeat is missing
     state.take(1.0)
-    state.owe("gap", 2, 1.0)
+    state.require_flush("gap", 2, 1.0)
     state.answer(1.0)
     assert state.answers() == []  # a debtor excuses nobody
     state.take(1.0)
@@ -254,10 +269,10 @@ def test_a_collapse_does_not_take_for_repeated_what_others_were_to_repeat_first(
     state.put(Evictions({"k": None}), 1, 0.0)
     state.take(0.0)
     state.answer(0.0)
-    state.mark(1, 0.5)
+    state.watermark(1, 0.5)
     assert (state.answered, state.settled) == (1, 0)
     state.put(Evictions({"l": None, "m": None}), 2, 0.0)
-    assert state.owed == "backlog"
+    assert state.pending_flush == "backlog"
     assert state.take(0.0).flush
     state.answer(0.0)
     assert (state.answered, state.settled, state.settled_as_of) == (2, 0, None)

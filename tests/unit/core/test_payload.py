@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import OPS, Change, Table, table_wide
-from invalidator.core.payload import BUDGET, UnreadableError, decode, encode
-from invalidator.core.values import UNKNOWN
+from invalidator.core.protocol.payload import BUDGET, UnreadableError, decode, encode
+from invalidator.core.rules.change import OPS, Change, Table, table_wide
+from invalidator.core.rules.values import UNKNOWN
 from tests.strategies import TABLE, changes, rows, texts
 
 T = Table("public", "products")

@@ -1,13 +1,13 @@
 import pytest
 
-from invalidator.core.change import Change, Table, table_wide
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.fields import Field
-from invalidator.core.lookup import Found, parse_lookup
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules.change import Change, Table, table_wide
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.lookup import Found, parse_lookup
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
+from invalidator.core.rules.values import UNKNOWN
 
 T = Table("public", "products")
 

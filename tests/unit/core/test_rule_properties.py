@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import OPS, table_wide
-from invalidator.core.eviction import Evictions
-from invalidator.core.fields import Field
-from invalidator.core.rule import Rule, TablePattern
+from invalidator.core.rules.change import OPS, table_wide
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.fields import Field
+from invalidator.core.rules.rule import Rule, TablePattern
 from tests.strategies import TABLE, blurred, changes, covers, evicted, evicts, known, rows, rules
 
 

@@ -2,13 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.backoff import Backoff
-from invalidator.core.digest import digest
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.fields import Field, parse_field
-from invalidator.core.lane import LaneState
-from invalidator.core.suggest import did_you_mean, nearest
-from invalidator.core.values import UNKNOWN, encodable
+from invalidator.core.coordination.digest import digest
+from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.delivery.lane import LaneState
+from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.fields import Field, parse_field
+from invalidator.core.rules.suggest import did_you_mean, nearest
+from invalidator.core.rules.values import UNKNOWN, encodable
 from tests.strategies import texts
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import Change, Table
-from invalidator.core.template import Rendered, TemplateError, parse
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.template import Rendered, TemplateError, parse
+from invalidator.core.rules.values import UNKNOWN
 from tests.strategies import texts
 
 T = Table("public", "products")

@@ -7,8 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.eviction import Eviction, Evictions
-from invalidator.core.told import MOST, Told, messages
+from invalidator.core.delivery.message import MOST, Message, messages
+from invalidator.core.rules.eviction import Eviction, Evictions
 
 
 def test_every_kind_has_its_list():
@@ -24,7 +24,7 @@ def test_every_kind_has_its_list():
             ]
         )
     )
-    assert made == [Told(["k", "v", "h#f"], ["p:*", r"h:*#f\*"], ["t"])]
+    assert made == [Message(["k", "v", "h#f"], ["p:*", r"h:*#f\*"], ["t"])]
 
 
 def test_an_unknown_tag_can_only_be_said_by_a_flush():

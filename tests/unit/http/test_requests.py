@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.change import Change
-from invalidator.core.eviction import Evictions
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.rules.change import Change
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.http.requests import explain_of, purge_of
 from tests.strategies import TABLE, covers, evicted
 

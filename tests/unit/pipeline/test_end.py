@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from invalidator.core.ruleset import RuleSet
+from invalidator.core.rules.ruleset import RuleSet
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
-from invalidator.targets.memory import MemoryTarget
 from tests.support import eventually
 from tests.support.clock import run_jumping
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 from tests.unit.pipeline.test_lookups_under_traffic import RULE, Slow, change
 
 

@@ -11,21 +11,21 @@ from contextlib import suppress
 
 import pytest
 
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
-from invalidator.targets.memory import MemoryTarget
 from tests.support import eventually
 from tests.support.clock import run_jumping
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 
 T = Table("public", "products")
 KEY, PATTERN = "p:{id}", "list:*:{id}"
 REPEAT = 0.2
-PATIENCE = 0.3
+GIVE_UP_AFTER = 0.3
 
 
 class Overtaken(MemoryTarget):
@@ -33,7 +33,7 @@ class Overtaken(MemoryTarget):
 
     def __init__(self, name, latency=lambda: 0.0):
         super().__init__(name)
-        self.overtakes, self.patience, self.latency = True, 2.0, latency
+        self.overtakes, self.give_up_after, self.latency = True, 2.0, latency
         self.flowing = asyncio.Event()
         self.flowing.set()
 
@@ -62,7 +62,7 @@ class World:
             [self.a, self.b],
             repeat_after={"a": REPEAT, "b": REPEAT},
             after={"b": ["a"]},
-            patience=PATIENCE,
+            give_up_after=GIVE_UP_AFTER,
             **options,
         )
 
@@ -127,7 +127,7 @@ def test_with_the_first_stalled_the_one_that_follows_is_told_when_its_patience_i
             world.a.flowing.clear()
             world.b.store |= dict.fromkeys(world.keys(1), "old")
             world.write(1)
-            await asyncio.sleep(PATIENCE * 1.1)
+            await asyncio.sleep(GIVE_UP_AFTER * 1.1)
             assert not world.b.store
             world.a.flowing.set()
             await world.rests()

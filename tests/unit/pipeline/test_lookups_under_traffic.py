@@ -7,19 +7,19 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from invalidator.core.batch import Ask, Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.cover import Claims, Seen
-from invalidator.core.eviction import Evictions
-from invalidator.core.lookup import Found, parse_lookup
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.coordination.coverage import Claims, Seen
+from invalidator.core.protocol.batch import Ask, Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.lookup import Found, parse_lookup
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
-from invalidator.targets.memory import MemoryTarget
 from tests.support import eventually
 from tests.support.clock import run_jumping
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 
 T = Table("public", "tags")
 LOOKUP = parse_lookup("select slug from products where id = {id}", "skip")
@@ -84,7 +84,7 @@ def test_so_is_a_barrier():
     run_jumping(main())
 
 
-class Board:
+class PeerStore:
     """Where a sidecar answers others."""
 
     def __init__(self):
@@ -113,8 +113,8 @@ def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a
     """What the gap evicts is looked up in a later round than the question waits for."""
 
     async def main():
-        source, target, board = MemorySource(), MemoryTarget(), Board()
-        target.board = board
+        source, target, peer_store = MemorySource(), MemoryTarget(), PeerStore()
+        target.peer_store = peer_store
         claims = Claims("same")
         pipeline = Pipeline(source, RuleSet([RULE], ["memory"]), [target], lookups=Slow(), claims=lambda _: claims)
         run = asyncio.create_task(pipeline.run())
@@ -130,6 +130,6 @@ def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a
         run.cancel()
         with suppress(asyncio.CancelledError):
             await run
-        assert board.answered == ["none"]
+        assert peer_store.answered == ["none"]
 
     run_jumping(main())

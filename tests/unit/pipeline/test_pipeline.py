@@ -7,18 +7,18 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from invalidator.core.batch import Gap
-from invalidator.core.change import Change, Table
-from invalidator.core.eviction import Evictions
-from invalidator.core.rule import Evict, Rule, TablePattern
-from invalidator.core.ruleset import RuleSet
-from invalidator.core.template import parse
+from invalidator.core.protocol.batch import Gap
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.rule import Evict, Rule, TablePattern
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import parse
 from invalidator.errors import TargetChanged
 from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.pipeline import Pipeline
-from invalidator.sources.memory import MemorySource
-from invalidator.targets.memory import MemoryTarget
 from tests.support import eventually
+from tests.support.memory_source import MemorySource
+from tests.support.memory_target import MemoryTarget
 
 T = Table("public", "products")
 
@@ -138,7 +138,7 @@ async def test_a_target_that_is_another_than_before_is_flushed_and_then_those_th
 
 async def test_a_target_that_follows_is_told_when_the_other_has_answered(source):
     first, second = MemoryTarget("first"), MemoryTarget("second")
-    pipeline = make(source, second, first, after={"second": ["first"]}, patience=60)
+    pipeline = make(source, second, first, after={"second": ["first"]}, give_up_after=60)
     async with running(pipeline):
         await eventually(lambda: "flush" in second.calls)
         assert first.calls == ["flush"]
@@ -153,7 +153,7 @@ async def test_a_target_that_follows_is_told_when_the_other_has_answered(source)
 
 async def test_a_target_that_follows_does_not_wait_for_ever_and_is_told_again(source):
     first, second = MemoryTarget("first"), MemoryTarget("second")
-    pipeline = make(source, second, first, after={"second": ["first"]}, patience=0.05)
+    pipeline = make(source, second, first, after={"second": ["first"]}, give_up_after=0.05)
     async with running(pipeline):
         await eventually(lambda: "flush" in second.calls)
         first.away = True
@@ -183,9 +183,9 @@ async def test_a_barrier_waits_for_every_target_and_gives_up_in_time(source):
 async def test_nothing_is_claimed_while_there_is_a_doubt(source):
     pipeline = make(source, MemoryTarget())
     async with running(pipeline):
-        pipeline.doubts["triggers of public.products"] = "disabled"
+        pipeline.degraded["triggers of public.products"] = "disabled"
         assert not await pipeline.barrier(0.05)
-        pipeline.doubts.clear()
+        pipeline.degraded.clear()
         assert await pipeline.barrier(5)
 
 
@@ -251,7 +251,7 @@ class TestLane:
         lane = Lane(target, [])
         async with running(lane):
             lane.put(keys("a"), 1)
-            lane.owe("reconnect", 2)
+            lane.require_flush("reconnect", 2)
             target.away = False
             await eventually(lambda: lane.state.answered == 2)
         assert target.calls == ["flush", "evict"]
@@ -271,7 +271,7 @@ class TestLane:
         target = MemoryTarget()
         lane = Lane(target, [], repeat_after=0.05)
         async with running(lane):
-            lane.owe("start", 1)
+            lane.require_flush("start", 1)
             await eventually(lambda: target.calls == ["flush", "flush"])
             await eventually(lambda: lane.state.is_idle)
         assert target.calls == ["flush", "flush"]
@@ -280,11 +280,11 @@ class TestLane:
         target = MemoryTarget()
         lane = Lane(target, [], repeat_after=0.05)
         async with running(lane):
-            lane.owe("start", 1)
+            lane.require_flush("start", 1)
             await eventually(lambda: target.calls == ["flush"])
             target.away = True
             await eventually(lambda: lane.why)
-            lane.owe("reconnect", 2)
+            lane.require_flush("reconnect", 2)
             target.away = False
             await eventually(lambda: target.calls.count("flush") == 3)
 
@@ -317,9 +317,9 @@ class TestLane:
         target = Slow()
         lane = Lane(target, [])
         async with running(lane):
-            lane.owe("start", 1)
+            lane.require_flush("start", 1)
             await started.wait()
-            lane.owe("reconnect", 2)
+            lane.require_flush("reconnect", 2)
             go_on.set()
             await eventually(lambda: lane.state.answered == 2)
         assert target.calls == ["flush", "flush"]

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from invalidator.core.lane import BOUND
+from invalidator.core.delivery.lane import BOUND
 from invalidator.service.limits import allow_many_files, backlog, memory_limit
 
 MIB = 1 << 20

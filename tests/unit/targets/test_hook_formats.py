@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from invalidator.core import glob
-from invalidator.core.change import Change, Table
-from invalidator.core.eviction import Eviction, eviction
-from invalidator.core.template import parse
-from invalidator.core.values import UNKNOWN
+from invalidator.core.rules import glob
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.eviction import Eviction, eviction
+from invalidator.core.rules.template import parse
+from invalidator.core.rules.values import UNKNOWN
 from invalidator.targets.hook import formats
 from invalidator.targets.hook.formats import EVERYTHING, Names, names
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.told import Told
+from invalidator.core.delivery.message import Message
 from invalidator.targets.stream.ring import Ring, frame
 
 
@@ -29,7 +29,7 @@ def parsed(data):
 def filled(number, **limits):
     ring = Ring("e", **limits)
     for count in range(1, number + 1):
-        ring.evict(Told([f"k{count}"]))
+        ring.evict(Message([f"k{count}"]))
     return ring
 
 
@@ -69,7 +69,7 @@ def test_what_the_ring_no_longer_has_resumes_nothing():
 def test_a_flush_makes_all_before_it_needless():
     ring = filled(10, events=3)
     ring.flush("gap")
-    ring.evict(Told(["k12"]))
+    ring.evict(Message(["k12"]))
     assert told(ring, ring.resume("e-1")) == [None, "k12"]
     assert told(ring, ring.resume("e-11")) == ["k12"]
 
@@ -78,7 +78,7 @@ def test_a_flush_makes_all_before_it_needless():
 def test_whatever_is_said_a_reader_that_resumes_misses_nothing(said, seen, size):
     ring = Ring("e", events=size)
     for name in said:
-        ring.flush("gap") if name is None else ring.evict(Told([name]))
+        ring.flush("gap") if name is None else ring.evict(Message([name]))
     at = ring.resume(f"e-{seen}")
     if at is None:
         assert seen > len(said) or len(said) - seen > size
@@ -97,12 +97,12 @@ def test_no_name_can_begin_another_field_or_event(name):
 
 def test_a_reader_that_asks_for_some_names_is_told_those_and_what_they_may_be_in():
     ring = Ring("e")
-    ring.evict(Told(["p:1", "q:1"], ["p:*:x", "*", "q:*", "p*"], ["p:tag", "q:tag"]))
-    ring.evict(Told(["q:2"]))
+    ring.evict(Message(["p:1", "q:1"], ["p:*:x", "*", "q:*", "p*"], ["p:tag", "q:tag"]))
+    ring.evict(Message(["q:2"]))
     ring.flush("gap")
     ring = Ring("e")
-    ring.evict(Told(["p:1", "q:1"], ["p:*:x", "*", "q:*", "p*"], ["p:tag", "q:tag"]))
-    ring.evict(Told(["q:2"]))
+    ring.evict(Message(["p:1", "q:1"], ["p:*:x", "*", "q:*", "p*"], ["p:tag", "q:tag"]))
+    ring.evict(Message(["q:2"]))
     data, at = ring.since(0, 10_000, ("p:",))
     assert at == 2
     (event,) = parsed(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from invalidator.core.eviction import Evictions
+from invalidator.core.rules.eviction import Evictions
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream.ring import Ring
 from tests.support import eventually

@@ -1,0 +1,1 @@
+"""How the sidecars of one name agree on who flushes a target that they share."""

@@ -1,0 +1,1 @@
+"""What arrives from a database: payloads, channels, batches and gaps."""

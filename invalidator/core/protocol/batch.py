@@ -1,0 +1,53 @@
+"""What a feed yields: batches of changes, and gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from invalidator.core.rules.change import Change, Table
+
+Position = str
+"""Where a source stands, in the source's own words; opaque to everybody else."""
+
+
+START: Final = "start"
+UNREADABLE: Final = "unreadable payload"
+"""The reason of the gap that every start of a source that keeps nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes that are confirmed together.
+
+    `position` is what to confirm once every target has answered for them; None where the source keeps none.
+    `as_of` is a reading of our own monotonic clock: everything committed before it is in this batch or an earlier one.
+    """
+
+    changes: Sequence[Change]
+    position: Position | None = None
+    as_of: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch in which changes may have been missed; `tables` None means any table."""
+
+    reason: str
+    tables: frozenset[Table] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Why not everything is heard, by what it is about, in place of what was said before; none when everything is."""
+
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A sidecar asks the others whether everything committed before this is evicted from a target."""
+
+    target: str
+    nonce: str

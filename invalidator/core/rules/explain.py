@@ -1,0 +1,135 @@
+"""What the rules make of one change, with the reasons: what `explain` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from invalidator.core.rules.change import Change, Op, Table, table_wide
+from invalidator.core.rules.eviction import Eviction, Evictions, prefixed
+from invalidator.core.rules.lookup import Found
+from invalidator.core.rules.rule import Evict, Rule
+from invalidator.core.rules.ruleset import RuleSet
+from invalidator.core.rules.template import Hole
+from invalidator.core.rules.values import UNKNOWN, Row, Value
+
+
+class Made(NamedTuple):
+    """What one template of a rule made; `notes` say what was skipped and what is a wildcard for want of a value."""
+
+    source: str
+    evictions: tuple[Eviction, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one rule made of the change; `why_not` is set when it did not select it."""
+
+    rule: Rule
+    why_not: str | None
+    made: tuple[Made, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`targets` has what each is really told: its prefix is before each key. What a rule made has none."""
+
+    change: Change
+    verdicts: tuple[Verdict, ...]
+    targets: Mapping[str, tuple[Eviction, ...]] = field(default_factory=dict)
+
+
+def explain(rules: RuleSet, change: Change) -> Explanation:
+    """Walk the change through every rule of its table."""
+    verdicts = tuple(_verdict(rule, change) for rule in rules.about(change.table))
+    routed = rules.evict([change], {rule.number: _assumed(rule, change) for rule in rules.about(change.table)})
+    shown = {name: prefixed(routed.get(name, ()), rules.prefixes.get(name, "")) for name in rules.targets}
+    return Explanation(change, verdicts, {name: tuple(made) for name, made in shown.items()})
+
+
+def why_nothing(rules: RuleSet, change: Change) -> list[str]:
+    """Why a change evicts nothing at once: what each rule of its table says."""
+    verdicts = explain(rules, change).verdicts
+    if not verdicts:
+        return [f"no rule is about {change.table}"]
+    return [f"rules[{verdict.rule.number}]: {reason}" for verdict in verdicts for reason in _reasons(verdict)]
+
+
+def _reasons(verdict: Verdict) -> Iterable[str]:
+    if verdict.why_not is not None:
+        return [verdict.why_not]
+    if verdict.rule.lookup is not None:
+        return ["its lookup is asked first"]
+    return dict.fromkeys(note for made in verdict.made for note in made.notes)
+
+
+def change_of(
+    table: Table, op: Op, values: Mapping[str, Value], old: Mapping[str, Value], new: Mapping[str, Value]
+) -> Change:
+    """The change that a person describes: `values` hold for both images, `old` and `new` for one.
+
+    Nothing said about any row means every row. Whoever names `pk` says the key without saying its columns.
+    """
+    if not (values or old or new) or op == "truncate":
+        return table_wide(table, op)
+    old_row, new_row = {**values, **old}, {**values, **new}
+    key = ("pk",) if "pk" in old_row or "pk" in new_row else None
+    return Change(table, op, None if op == "insert" else old_row, None if op == "delete" else new_row, key)
+
+
+def _assumed(rule: Rule, change: Change) -> Found:
+    """What a lookup is taken for where it isn't asked: it returns what the change does not have and a template uses."""
+    supplied = (one for one in rule.looked_up if not any(one.is_in(image) for image in change.images()))
+    return Found(columns=frozenset(one.column for one in supplied), tables={change.table: frozenset()})
+
+
+def _verdict(rule: Rule, change: Change) -> Verdict:
+    why_not = rule.why_not(change, _assumed(rule, change).not_in(change.table))
+    if why_not is not None:
+        return Verdict(rule, why_not)
+    return Verdict(rule, None, tuple(_made(rule, entry, change) for entry in rule.evicts))
+
+
+def _made(rule: Rule, entry: Evict, change: Change) -> Made:
+    out = Evictions()
+    notes: dict[str, None] = {}
+    if change.wide:
+        rule.add(entry.cover(change.table.schema, change.table.name), out)
+    else:
+        found = _assumed(rule, change)
+        for row in rule.rows(change, found):
+            eviction = entry.render(change, row)
+            if eviction is not None:
+                rule.add(eviction, out)
+            notes.update(dict.fromkeys(_notes(rule, entry, change, row, found.columns or frozenset())))
+    notes.update(dict.fromkeys(_swept(entry, out)))
+    inner = f"#{entry.inner.source}" if entry.inner else ""
+    return Made(f"{entry.template.source}{inner}", tuple(out), tuple(notes))
+
+
+def _notes(rule: Rule, entry: Evict, change: Change, row: Row, supplied: frozenset[str]) -> Iterable[str]:
+    for template in entry.templates:
+        for hole in template.holes:
+            value, column = hole.read(change, row), hole.field.column if hole.field else None
+            if value is None:
+                yield f"no key: {_named(hole)} is null"
+            elif value is UNKNOWN and hole.scope == "both" and column in supplied:
+                yield f"{_named(hole)} is what the lookup returns, which is not asked here: *"
+            elif value is UNKNOWN:
+                yield f"{_named(hole)} is unknown, so any: *"
+            elif rule.lookup is not None and column is not None:
+                yield f"{_named(hole)} is the change's own"
+
+
+def _named(hole: Hole) -> str:
+    return hole.source.partition("|")[0].strip()
+
+
+def _swept(entry: Evict, out: Evictions) -> Iterable[str]:
+    for made in out:
+        if made.sweeps:
+            yield f'"{made.key}" has no literal text in front: it sweeps every key that it matches'
+    if entry.kind in ("tag", "version") and any(made.glob for made in out):
+        yield f"an unknown {entry.kind} costs a SCAN"

@@ -1,0 +1,101 @@
+"""All rules together: from the changes of a batch to the evictions of each target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from invalidator.core.rules.change import Change, Table
+from invalidator.core.rules.eviction import Eviction, Evictions, Kind
+from invalidator.core.rules.lookup import Found
+from invalidator.core.rules.rule import Rule
+
+_REMEMBERED_TABLES = 10_000  # payloads name tables; a hostile one must not grow us without bound
+
+_table = itemgetter(0)
+
+
+class RuleSet:
+    """The compiled rules of one configuration, for the targets that it names.
+
+    `reach` has what each target can be told, and `prefixes` what it puts before each key, which is for showing alone.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        targets: Iterable[str],
+        reach: Mapping[str, frozenset[Kind]] | None = None,
+        prefixes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.rules = tuple(rules)
+        self.targets = tuple(targets)
+        self.reach = reach or {}
+        self.prefixes = prefixes or {}
+        made = {entry.kind for rule in self.rules for entry in rule.evicts}
+        self._all_reach_all = all(made <= kinds for kinds in self.reach.values())
+        self._by_table: dict[Table, tuple[Rule, ...]] = {}
+
+    def about(self, table: Table) -> tuple[Rule, ...]:
+        """The rules whose table this is."""
+        rules = self._by_table.get(table)
+        if rules is None:
+            if len(self._by_table) >= _REMEMBERED_TABLES:
+                self._by_table.clear()
+            rules = self._by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
+        return rules
+
+    def evict(self, changes: Sequence[Change], found: Mapping[int, Found] | None = None) -> dict[str, Evictions]:
+        """What each target is to evict for these changes; `found` is what lookups found, by rule number."""
+        out: dict[tuple[str, ...], Evictions] = {}
+        for table, group in groupby(changes, _table):
+            rules = self.about(table)
+            if rules:
+                narrow, wide = _split(list(group))
+                for rule in rules:
+                    into = out.setdefault(rule.to, Evictions())
+                    if narrow:
+                        rule.evict(narrow, into, found.get(rule.number) if found else None)
+                    for change in wide:
+                        rule.evict_wide(change, into)
+        return self._routed(out)
+
+    def owned(self) -> dict[str, tuple[Eviction, ...]]:
+        """What a gap flushes on each target: all that its rules can ever evict."""
+        out: dict[tuple[str, ...], Evictions] = {}
+        for rule in self.rules:
+            out.setdefault(rule.to, Evictions()).update(Evictions.of(rule.owned()))
+        routed = self._routed(out)
+        return {target: tuple(routed.get(target, ())) for target in self.targets}
+
+    def within_reach(self, target: str, evictions: Evictions) -> Evictions:
+        """Those that the target can be told."""
+        kinds = self.reach.get(target)
+        if kinds is None or ("key" in kinds and all(one.kind in kinds for one in evictions.others)):
+            return evictions
+        others = {one: None for one in evictions.others if one.kind in kinds}
+        return Evictions(evictions.keys if "key" in kinds else {}, others)
+
+    def _routed(self, by_route: Mapping[tuple[str, ...], Evictions]) -> dict[str, Evictions]:
+        """One set a target; targets that are told the same share it, so nobody may change it."""
+        if len(by_route) == 1 and self._all_reach_all:
+            ((route, evictions),) = by_route.items()
+            return dict.fromkeys(route, evictions) if evictions else {}
+        routed: dict[str, Evictions] = {}
+        for target in self.targets:
+            sets = [self.within_reach(target, told) for route, told in by_route.items() if target in route]
+            merged = sets[0] if len(sets) == 1 else Evictions()
+            for told in sets if len(sets) > 1 else ():
+                merged.update(told)
+            if merged:
+                routed[target] = merged
+        return routed
+
+
+def _split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
+    """Those with a row to render, and those about all rows; one that brings no row at all is about all of them."""
+    wide = [change for change in changes if change.wide or (change.old is None and change.new is None)]
+    if not wide:
+        return changes, []
+    return [change for change in changes if not change.wide and change.images()], wide

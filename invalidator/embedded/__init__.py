@@ -1,0 +1,22 @@
+"""Private servers for the demo and the tests: a PostgreSQL and a Redis or Valkey of our own.
+
+They listen on loopback, on free ports, keep their files in one temporary folder, and are gone when we end. Where we
+are killed before we can stop them, the next start does: see `workspace`.
+"""
+
+from invalidator.embedded.postgres import GivenPostgres, PostgresServer, find_postgres, open_postgres
+from invalidator.embedded.redis import GivenRedis, RedisServer, find_redis, open_redis
+from invalidator.embedded.workspace import ServerError, Workspace
+
+__all__ = [
+    "GivenPostgres",
+    "GivenRedis",
+    "PostgresServer",
+    "RedisServer",
+    "ServerError",
+    "Workspace",
+    "find_postgres",
+    "find_redis",
+    "open_postgres",
+    "open_redis",
+]
