@@ -115,7 +115,7 @@ def test_the_commands_that_ask_a_running_sidecar(home, db, cache):
 
         status = json.loads(home("status", "-o", "json").stdout)
         assert status["ready"]
-        assert status["source"] == {"kind": "notify", "state": "hearing"}
+        assert status["source"] == {"kind": "notify", "state": "receiving"}
         assert status["targets"]["cache"]["up"]
         assert status["triggers"] == {"public.products": "ok"}
         assert "target cache: up" in home("status").stdout

@@ -24,7 +24,7 @@ from invalidator.service import clock, installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
-from invalidator.targets.redis.node_connections import Line, Met
+from invalidator.targets.redis.node_connections import Met, NodeConnections
 from invalidator.targets.redis.topology import Single
 from invalidator.triggers.install import install
 from tests.support import eventually, until
@@ -72,7 +72,7 @@ class TestKey:
 
     @pytest.fixture
     async def entries(self, redis_url):
-        line = Line(Single(parse_redis_url(redis_url)), Met())
+        line = NodeConnections(Single(parse_redis_url(redis_url)), Met())
         yield lambda instance: Entry(line, instance)
         line.close()
         await asyncio.sleep(0)

@@ -278,7 +278,7 @@ async def test_an_app_that_is_dead_is_told_when_it_is_back():
 
 
 async def test_who_was_away_for_long_is_owed_a_flush_which_is_said_first(monkeypatch):
-    monkeypatch.setattr(HookTarget, "patience", HookTarget.give_up_after / 33)
+    monkeypatch.setattr(HookTarget, "give_up_after", HookTarget.give_up_after / 33)
     app = App()
     async with app.serving() as url, told(url) as world:
         await world.settled()
@@ -453,7 +453,7 @@ async def test_a_path_is_sent_as_it_is():
 
 
 async def test_more_than_an_api_takes_in_time_becomes_a_flush(monkeypatch):
-    monkeypatch.setattr(hook_target, "PATIENCE", 0.1)
+    monkeypatch.setattr(hook_target, "GIVE_UP_AFTER", 0.1)
     paths = []
 
     async def api(request):

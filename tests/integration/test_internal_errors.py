@@ -77,7 +77,7 @@ PARTS = {
     "settling": (FlushCoordinator, "pay"),
     "what falls due on a lane": (LaneState, "_collect"),
     "what is put on a lane": (LaneState, "put"),
-    "what a lane owes": (LaneState, "owe"),
+    "what a lane owes": (LaneState, "require_flush"),
     "what it has answered": (LaneState, "_end"),
     "what it repeats": (LaneState, "_repeat_later"),
     "how far it is": (LaneState, "_advance"),
@@ -261,7 +261,7 @@ def provoked(sidecar, fault):
     """Whether it was hit; what happens rarely is made to happen."""
     if fault.name in ("_flush", "pay", "unlock") and not fault.fired:
         sidecar._pipeline.flush(Gap("asked"))
-    if fault.name in ("_listen", "owe") and not fault.fired and sidecar._pipeline._feed is not None:
+    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar._pipeline._feed is not None:
         sidecar._pipeline._feed.lose(SourceLost("the test cuts it"))
     if fault.name == "_compare" and not fault.fired:
         sidecar.look()

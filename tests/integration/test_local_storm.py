@@ -144,7 +144,7 @@ async def test_when_it_is_calm_again_no_cache_holds_what_is_not_so(seed, monkeyp
     monkeypatch.setattr(lane, "BEAT", 0.05)
     async with world(random.Random(seed)) as storm:
         if seed % 3 == 0:
-            monkeypatch.setattr(HookTarget, "patience", 0.3)
+            monkeypatch.setattr(HookTarget, "give_up_after", 0.3)
             storm.faults += FLUSHES
         caches = {"shared": storm.shared.store, "app": storm.app.cache.values, "stream": storm.listener.cache.values}
         tasks = [storm.write(), storm.fail(), storm.come_and_go()]
