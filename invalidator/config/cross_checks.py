@@ -10,11 +10,11 @@ from typing import Final
 from invalidator.config import models
 from invalidator.config.compile import entries, follows, pattern, reach, templates
 from invalidator.config.document import Path
-from invalidator.config.hook_url import parse_hook_url
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
 from invalidator.core.delivery.capabilities import FALLBACKS
 from invalidator.core.protocol.channel import LONGEST_NAME, holes, parse_text
+from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import KINDS
 from invalidator.core.rules.fields import parse_field

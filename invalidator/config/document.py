@@ -1,10 +1,10 @@
-"""A YAML text as plain data that remembers where each part of it stood.
+"""YAML as plain data, with the line and column of each key and value.
 
-Scalars are text or null, and nothing else: the models say what is a number. So `1.50` in a condition stays "1.50",
-`on` is no boolean, `12:30` no number, and a substituted variable means what the same text written out would mean. It
-is substituted after the document is composed, and so can't add a key or end a string.
+Every scalar is text or null; the models decide which text is a number. So `1.50` in a condition stays "1.50", `on` is
+not a boolean, `12:30` is not a number, and a substituted variable means the same as its text written out. Variables are
+substituted after the document is composed, so a value cannot add a key or end a string.
 
-Texts that are small but expand without bound (aliases), or that nest without end, are refused before they are walked.
+A document that nests without end, or whose aliases expand without bound, is refused before it is walked.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class _Loader(_BASE):  # type: ignore[misc]
 
 @dataclass
 class Document:
-    """`data` is the document; `marks` has the line and column of every key and value by its path."""
+    """`data` is the document; `value_at` and `key_at` have the line and column of each value and key, by path."""
 
     data: Data = None
-    watermarks: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    value_at: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    key_at: dict[Path, tuple[int, int]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
     def mistake(self, path: Path, what: str, todo: str = "", *, at_key: bool = False) -> None:
-        """Note a mistake at a path, or at the nearest part of it that is in the text."""
+        """Add a mistake at the path, or at its nearest ancestor that is in the text."""
         known = tuple(path)
-        while known and known not in self.watermarks:
+        while known and known not in self.value_at:
             known = known[:-1]
-        key = self.key_marks.get(known) if at_key else None
-        line, column = key or self.watermarks.get(known, (0, 0))
+        key = self.key_at.get(known) if at_key else None
+        line, column = key or self.value_at.get(known, (0, 0))
         self.mistakes.append(Mistake(line, column, spell(path), what, todo))
 
 
@@ -58,10 +58,10 @@ class _TooMuchError(Exception):
 
 
 def read(text: str, substitute: Callable[[str], str]) -> Document:
-    """Read a document; `substitute` maps each scalar and says with a ValueError what is wrong with it."""
+    """Read a document; `substitute` maps each scalar, or raises ValueError for one that is wrong."""
     document = Document()
     if len(text) > _LARGEST_TEXT:
-        document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "this is no configuration of ours"))
+        document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "name the configuration file"))
         return document
     try:
         _bound_depth(text)
@@ -76,7 +76,7 @@ def read(text: str, substitute: Callable[[str], str]) -> Document:
 
 
 def spell(path: Path) -> str:
-    """`rules[2].evict[0]`."""
+    """The path as users read it: `rules[2].evict[0]`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -92,7 +92,7 @@ def _single(text: str) -> Any:
 
 
 def _bound_depth(text: str) -> None:
-    """Refuse deep nesting from the flat stream of parse events, before anything recurses into it."""
+    """Refuse deep nesting; this reads the flat stream of parse events, because all later steps recurse."""
     depth = 0
     for token in yaml.parse(text, Loader=_Loader):
         if isinstance(token, yaml.CollectionStartEvent):
@@ -111,7 +111,7 @@ class _Walk:
         self.values += 1
         if self.values > _MOST_VALUES or len(path) > _DEEPEST:
             raise _TooMuchError("the document's aliases expand without bound")
-        self.document.watermarks.setdefault(path, _mark(node))
+        self.document.value_at.setdefault(path, _position(node))
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -122,7 +122,7 @@ class _Walk:
         data: dict[str, Data] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                line, column = _mark(key_node)
+                line, column = _position(key_node)
                 self.document.mistakes.append(
                     Mistake(line, column, spell(path), "a key that is not text", 'quote it, if it begins with "{"')
                 )
@@ -130,12 +130,12 @@ class _Walk:
             key = str(key_node.value)
             here = (*path, key)
             if key in data:
-                line, column = _mark(key_node)
-                first = self.document.key_marks[here][0]
+                line, column = _position(key_node)
+                first = self.document.key_at[here][0]
                 what = f"this key is already on line {first}"
                 self.document.mistakes.append(Mistake(line, column, spell(here), what, "keep one of them"))
                 continue
-            self.document.key_marks[here] = _mark(key_node)
+            self.document.key_at[here] = _position(key_node)
             data[key] = self.value(value_node, here)
         return data
 
@@ -150,15 +150,15 @@ class _Walk:
             return str(node.value)
 
 
-def _mark(node: yaml.Node) -> tuple[int, int]:
+def _position(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
-_BRACE = re.compile(r"""^\s*-\s+[^"'#]*\{""")
+_UNQUOTED_TEMPLATE = re.compile(r"""^\s*-\s+[^"'#]*\{""")
 
 
 def _syntax(error: yaml.YAMLError, text: str) -> Mistake:
-    """One line for what PyYAML says in four."""
+    """PyYAML's four-line error as one line, with a remedy where the cause is known."""
     if isinstance(error, yaml.reader.ReaderError):
         return Mistake(0, 0, "", "the file holds a character that YAML does not allow", "save it as plain UTF-8 text")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -170,9 +170,9 @@ def _syntax(error: yaml.YAMLError, text: str) -> Mistake:
     before = lines[mark.line - 1] if 0 < mark.line <= len(lines) else ""
     if "\t" in line[: mark.column + 1] and "token" in what:
         return Mistake(mark.line + 1, mark.column + 1, "", "a tab where YAML wants spaces", "indent with spaces")
-    guilty = next((guess for guess in (line, before) if _BRACE.match(guess)), None)
-    if guilty is not None:
-        quoted = guilty.strip().removeprefix("-").strip()
+    unquoted = next((guess for guess in (line, before) if _UNQUOTED_TEMPLATE.match(guess)), None)
+    if unquoted is not None:
+        quoted = unquoted.strip().removeprefix("-").strip()
         return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", f'quote the template: - "{quoted}"')
     todo = "close what was opened, with ] or }" if "flow" in str(getattr(error, "context", "")) else ""
     return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", todo)

@@ -1,4 +1,4 @@
-"""The reading of the configuration file."""
+"""Load the configuration file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from invalidator.config.parse import parse
 
 
 def load(option: str | None, environ: Mapping[str, str]) -> Config:
-    """Find, read and parse the configuration."""
+    """Find, read and parse the configuration file."""
     file = find(option, environ)
     return parse(read_text(file), environ, lambda path: Path(path).read_text(encoding="utf-8"), file=file)

@@ -13,7 +13,7 @@ from invalidator.config.types import (
     Address,
     FieldName,
     HookSecret,
-    HookUrl,
+    HookUrlText,
     HostName,
     HostPort,
     InstanceName,
@@ -157,7 +157,7 @@ class HookTarget(Model):
     """What is told by HTTP requests of ours: a process of the application, a caching proxy, a CDN."""
 
     kind: Literal["hook"]
-    url: HookUrl = Field(
+    url: HookUrlText = Field(
         description="http://, https://, or unix:/path/of/socket:/path. For purge, xkey and ban the proxy; for fastly "
         "and cloudflare the service or the zone."
     )

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
-from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.config.redis_url import parse_address, parse_redis_url
+from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.rules.fields import parse_field
 from invalidator.core.rules.rule import TablePattern
 
@@ -225,7 +225,7 @@ PostgresDsn = Annotated[
     _connection(_DSN, "/", "not a connection string; write postgresql://user@host/database, or host=... dbname=..."),
     *_SECRET,
 ]
-HookUrl = Annotated[
+HookUrlText = Annotated[
     SecretStr,
     BeforeValidator(_hook_url),
     PlainSerializer(lambda secret: _QUERY.sub(rf"?{MASK}", mask(secret.get_secret_value()))),

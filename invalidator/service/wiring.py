@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import psycopg
 
 from invalidator.config.compile import alive_key, compile_channels, stale_after
-from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.config.models import Config, Tls
 from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.config.models import StreamTarget as StreamConfig
 from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
+from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from invalidator.config.hook_url import parse_hook_url
+from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.targets.hook import HookTarget
 from invalidator.targets.stream import StreamTarget

@@ -15,10 +15,10 @@ from invalidator import __version__
 from invalidator.cli.main import _COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
-from invalidator.config.find import PLACES
-from invalidator.config.hook_url import parse_hook_url
+from invalidator.config.find import DEFAULT_PATHS
 from invalidator.core.delivery import capabilities as reach
 from invalidator.core.delivery.lane import LaneState
+from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules import filters
 from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
@@ -131,7 +131,7 @@ def test_every_command_and_place_is_documented(repo):
     commands = (repo / "docs/commands.md").read_text()
     documented = {match.split()[0] for match in re.findall(r"^\| `([^`]+)` \|", commands, re.MULTILINE)}
     assert set(_COMMANDS) <= documented
-    assert all(f"`{place}`" in commands for place in PLACES)
+    assert all(f"`{place}`" in commands for place in DEFAULT_PATHS)
 
 
 def test_every_exit_code_is_documented(repo):

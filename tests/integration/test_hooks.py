@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
-from invalidator.config.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.protocol.batch import Gap
+from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.rules.change import Change, Table, table_wide
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.core.rules.rule import Evict, Rule, TablePattern

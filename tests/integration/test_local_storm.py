@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
-from invalidator.config.hook_url import parse_hook_url
 from invalidator.core.protocol.batch import Gap
+from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from invalidator.config.hook_url import parse_hook_url
+from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.embedded.workspace import free_port
 from invalidator.errors import TargetAway

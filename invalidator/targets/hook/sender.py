@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from invalidator import __version__
-from invalidator.config.hook_url import HookUrl
+from invalidator.core.protocol.hook_url import HookUrl
 from invalidator.errors import TargetAway
 from invalidator.targets.hook.formats import Call
 
@@ -127,7 +127,7 @@ class HttpSender:
             self._not_before = max(self._not_before, until)
 
     def _away(self, what: str, todo: str = "", reason: str = "away") -> TargetAway:
-        return TargetAway(what, where=self._url.place, todo=todo, reason=reason)
+        return TargetAway(what, where=self._url.address, todo=todo, reason=reason)
 
 
 def _connector(socket: str, tls: ssl.SSLContext | None, at_once: int) -> aiohttp.BaseConnector:

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from invalidator.cancellation import run_all
-from invalidator.config.hook_url import HookUrl
 from invalidator.core.delivery.message import Message, messages
+from invalidator.core.protocol.hook_url import HookUrl
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway, leaf
 from invalidator.targets.hook.formats import EVERYTHING, Call, Format, Names, names

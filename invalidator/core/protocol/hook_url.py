@@ -1,4 +1,4 @@
-"""Where a hook is: `http://`, `https://`, or `unix:/path/of/socket:/path`, the path being `/` when there is none."""
+"""The URL of a hook (`http://`, `https://`, or `unix:/path/of/socket:/path`) and the secret that signs its batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HTTP: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s#]*)?")
 
 
 class HookUrl(NamedTuple):
-    """`origin` is scheme, host and port; `path` what comes behind it. No part of it but `place` is for messages."""
+    """`origin` is scheme, host and port; `path` includes the query. Only `address` may appear in messages."""
 
     origin: str
     path: str
@@ -22,13 +22,13 @@ class HookUrl(NamedTuple):
     password: str = ""
 
     @property
-    def place(self) -> str:
-        """It, without what may be secret."""
+    def address(self) -> str:
+        """The part of the URL that holds no secret."""
         return f"unix:{self.socket}" if self.socket else self.origin
 
 
 def parse_hook_url(text: str) -> HookUrl:
-    """Read it; ValueError says what it should be, and quotes nothing of it."""
+    """Parse the URL of a hook; a ValueError names the accepted forms and quotes nothing of the text."""
     wrong = "not the URL of a hook; write http://host:port/path, https://... or unix:/path/of/socket:/path"
     unix = _UNIX.fullmatch(text)
     if unix is not None:
@@ -53,7 +53,7 @@ def parse_hook_url(text: str) -> HookUrl:
 
 
 def secret_bytes(text: str) -> bytes | None:
-    """The key of a Standard Webhooks secret; None where it is none."""
+    """The key in a Standard Webhooks secret; None when the text is not such a secret."""
     try:
         key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
     except (binascii.Error, ValueError):
