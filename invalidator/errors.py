@@ -16,6 +16,7 @@ A constructor takes facts; `str()` is one sentence: `where: what; what to do`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 
@@ -75,27 +76,51 @@ class AwayError(InvalidatorError):
     exit_code = 4
 
 
+class LossReason(StrEnum):
+    """Why a source's feed ended: a label of `source_reconnects_total`."""
+
+    CONNECTION = "connection"
+    CANARY = "canary"
+    CONNECT = "connect"
+    INTERNAL = "internal"
+
+
+class RetryReason(StrEnum):
+    """Why a call to a target is made again: a label of `target_retries_total`.
+
+    MOVED: another server serves this now. REFUSED: the operator has to change something there.
+    CHANGED: the server is not the one that took the earlier evictions.
+    """
+
+    AWAY = "away"
+    MOVED = "moved"
+    REFUSED = "refused"
+    CHANGED = "changed"
+
+
 class SourceLost(AwayError):
     """The source's feed ended, or could not be opened; what happens until the next one opens is a gap."""
 
-    def __init__(self, what: str, *, where: str = "", todo: str = "", reason: str = "connection") -> None:
+    def __init__(
+        self, what: str, *, where: str = "", todo: str = "", reason: LossReason = LossReason.CONNECTION
+    ) -> None:
         super().__init__(what, where=where, todo=todo)
         self.reason = reason
 
 
 class TargetAway(AwayError):
-    """A target did not answer for what it was given; nothing of it may be taken as evicted.
+    """A target did not answer for what it was given; nothing of it may be taken as evicted."""
 
-    `reason` is away, moved (another server is to be asked), or refused (somebody has to change something there).
-    """
-
-    def __init__(self, what: str, *, where: str = "", todo: str = "", reason: str = "away") -> None:
+    def __init__(self, what: str, *, where: str = "", todo: str = "", reason: RetryReason = RetryReason.AWAY) -> None:
         super().__init__(what, where=where, todo=todo)
         self.reason = reason
 
 
 class TargetChanged(TargetAway):
     """It is another server than before, or the same one come back with what it had saved: it is owed a flush."""
+
+    def __init__(self, what: str, *, where: str = "") -> None:
+        super().__init__(what, where=where, reason=RetryReason.CHANGED)
 
 
 class PayloadError(InvalidatorError):

@@ -12,17 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from invalidator import __version__
-from invalidator.core.delivery.lane import BACKLOG, INTERNAL, REPEAT, LaneState
+from invalidator.core.delivery.lane import LaneState
 from invalidator.core.delivery.work import Work
+from invalidator.core.protocol.reasons import GAP_REASONS, LANE_REASONS, FlushReason, PayloadReason
 from invalidator.core.rules.change import OPS, Op, Table
 from invalidator.core.rules.eviction import KINDS
-from invalidator.errors import TargetAway, TargetChanged
+from invalidator.errors import LossReason, RetryReason, TargetAway
 
-GAPS: Final = ("start", "reconnect", "unreadable payload", "channels changed", "channels unknown", "drift", INTERNAL)
-LOSSES: Final = ("connection", "canary", "connect", "internal")
-FLUSHES: Final = (*GAPS, BACKLOG, "asked", "target changed")
-RETRIES: Final = ("away", "moved", "refused", "changed")
-PAYLOADS: Final = ("ours", "channel")
 Part = Literal[
     "source", "canary", "channels", "rules", "lookups", "lane", "triggers", "stream", "tail", "http", "reload", "other"
 ]
@@ -66,8 +62,8 @@ class Metrics:
         self.counting = frozenset(self._targets if counting is None else counting)
         build = self._gauge("build_info", "the version that runs", "version")
         build.labels(__version__).set(1)
-        self.reconnects = self._counter("source_reconnects", "the source was lost and opened again", reason=LOSSES)
-        self.gaps = self._counter("source_gaps", "stretches in which changes may have been missed", reason=GAPS)
+        self.reconnects = self._counter("source_reconnects", "the source was lost and opened again", reason=LossReason)
+        self.gaps = self._counter("source_gaps", "stretches in which changes may have been missed", reason=GAP_REASONS)
         self.canary_seconds = self._gauge("canary_seconds", "the last canary's way through PostgreSQL")
         self.notifications = self._counter("notifications", "notifications received, our own probes among them")
         self.queue_usage = self._gauge("notify_queue_usage_ratio", "how full PostgreSQL's notification queue is")
@@ -79,7 +75,7 @@ class Metrics:
         self.bulk_collapses = self._counter(
             "bulk_collapses", "changes that came as one about a whole table", table=(*self._tables, UNMATCHED)
         )
-        self.payload_errors = self._counter("payload_errors", "notifications that can't be read", reason=PAYLOADS)
+        self.payload_errors = self._counter("payload_errors", "notifications that can't be read", reason=PayloadReason)
         self.internal_errors = self._counter(
             "internal_errors", "exceptions that nobody expected, by the part that they were in", part=get_args(Part)
         )
@@ -88,12 +84,12 @@ class Metrics:
         )
         self.keys_existed = self._counter("keys_existed", "keys that were there", target=sorted(self.counting))
         self.repeats = self._counter("repeats", "evictions carried out once more", target=self._targets)
-        self.flushes = self._counter("flushes", "flushes answered for", target=self._targets, reason=FLUSHES)
+        self.flushes = self._counter("flushes", "flushes answered for", target=self._targets, reason=LANE_REASONS)
         self.covered = self._counter(
             "flushes_covered", "flushes that another sidecar's answer made needless", target=self._targets
         )
         self.retries = self._counter(
-            "target_retries", "calls that the target did not answer for", target=self._targets, reason=RETRIES
+            "target_retries", "calls that the target did not answer for", target=self._targets, reason=RetryReason
         )
         self.commit_to_evict = Histogram(
             "invalidator_commit_to_evict_seconds",
@@ -165,7 +161,7 @@ class LaneMetrics:
         if work.flush:
             if covered:
                 self._metrics.covered.labels(self._target).inc()
-            elif work.flush == REPEAT:
+            elif work.flush == FlushReason.REPEAT:
                 self._repeats.inc()
             else:
                 self._metrics.flushes.labels(self._target, work.flush).inc()
@@ -179,8 +175,7 @@ class LaneMetrics:
             self._took.observe(now - work.since + self._metrics.canary_took)
 
     def failed(self, error: TargetAway) -> None:
-        reason = "changed" if isinstance(error, TargetChanged) else error.reason
-        self._metrics.retries.labels(self._target, reason).inc()
+        self._metrics.retries.labels(self._target, error.reason).inc()
 
 
 def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Iterator[tuple[str, dict[str, str], float]]:

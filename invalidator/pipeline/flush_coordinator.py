@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from invalidator.core.coordination.coverage import Claims, FlushDecision, Step
-from invalidator.core.delivery.lane import REPEAT
 from invalidator.core.delivery.work import Work
 from invalidator.core.protocol.batch import Ask
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction
-from invalidator.errors import TargetAway, TargetChanged
+from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.ports import PeerStore, Target
 
 _LOOK_EVERY: Final = 0.05
@@ -45,14 +45,14 @@ class FlushCoordinator:
         peer_store = self._target.peer_store
         if peer_store is not None:
             try:
-                if work.must or work.flush == REPEAT:
+                if work.must or work.flush == FlushReason.REPEAT:
                     await peer_store.lock()  # so that others wait for us; where somebody else has it, both may go on
                 elif await self._is_covered(peer_store):
                     return 0, True
             except TargetChanged:
                 raise
             except TargetAway as error:
-                if error.reason != "refused":
+                if error.reason != RetryReason.REFUSED:
                     raise
                 # Evicting may still be allowed where meeting is not; the watch says what is missing.
         return await self._target.flush(self._owned, work.flush), False

@@ -27,11 +27,12 @@ from typing import Final, Literal, NamedTuple
 from invalidator.cancellation import run_all, stop_if_cancelled
 from invalidator.core.coordination.coverage import Claims
 from invalidator.core.delivery.backoff import Backoff
-from invalidator.core.delivery.lane import BOUND, INTERNAL, REPEAT, LaneState
+from invalidator.core.delivery.lane import BOUND, LaneState
 from invalidator.core.delivery.work import Work
 from invalidator.core.protocol.batch import Ask
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
-from invalidator.errors import TargetAway, TargetChanged
+from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
@@ -39,9 +40,6 @@ from invalidator.pipeline.flush_coordinator import FlushCoordinator
 from invalidator.ports import Target
 
 BEAT: Final = 1.0
-CHANGED: Final = "target changed"
-"""The reason of a flush of a target that is another than before."""
-
 _GRACE: Final = 1.0
 _BACKOFF: Final = Backoff()
 
@@ -81,7 +79,7 @@ class Lane:
         bound: int = BOUND,
         metrics: LaneMetrics | None = None,
         on_answer: Callable[[], None] = lambda: None,
-        on_change: Callable[[Lane, str], None] = lambda _, __: None,
+        on_change: Callable[[Lane, FlushReason], None] = lambda _, __: None,
         on_restart: Callable[[], None] = lambda: None,
         claims: Callable[[], Claims] = Claims,
         ask: Callable[[Ask], bool] = lambda _: False,
@@ -132,7 +130,9 @@ class Lane:
         if evictions or hold_until is not None:
             self._wake()
 
-    def require_flush(self, reason: str, number: int, hold_until: float | None = None, *, must: bool = False) -> None:
+    def require_flush(
+        self, reason: FlushReason, number: int, hold_until: float | None = None, *, must: bool = False
+    ) -> None:
         """Owe the target a flush; one that `must` be is never covered by another sidecar."""
         self.state.require_flush(reason, number, _now(), hold_until, must=must)
         self._wake()
@@ -176,7 +176,7 @@ class Lane:
         """Begin anew: nothing is known of what the target was told, nor of what it was still to be told."""
         before = self.state
         self.state = LaneState(before.repeat_after, before.bound, before.overtakes, before.follows)
-        self.state.require_flush(INTERNAL, 1, _now(), must=True)
+        self.state.require_flush(FlushReason.INTERNAL_ERROR, 1, _now(), must=True)
         self._failing.clear()
         self._on_restart()
 
@@ -200,7 +200,7 @@ class Lane:
             except Exception as error:
                 fail(_now())
                 if not isinstance(error, TargetAway):
-                    state.collapse(_now(), INTERNAL)
+                    state.collapse(_now(), FlushReason.INTERNAL_ERROR)
                 self._failed(way, error)
                 since = since if failures else _now()
                 failures += 1
@@ -235,7 +235,7 @@ class Lane:
             return
         try:
             await self._show()  # first, so that those who wait for the lock ask us
-            await self.target.peer_store.unlock(flushed=not outcome.covered and work.flush != REPEAT)
+            await self.target.peer_store.unlock(flushed=not outcome.covered and work.flush != FlushReason.REPEAT)
         except Exception as error:
             self._failed("watch", error)
 
@@ -244,7 +244,7 @@ class Lane:
         self._metrics.answered(work, existed, _now(), covered=covered)
         if covered:
             self._log.info("covered", "another sidecar has evicted everything; no flush is needed", reason=work.flush)
-        elif work.flush == REPEAT:
+        elif work.flush == FlushReason.REPEAT:
             self._log.debug("flush_repeated", "flushed once more", existed=existed)
         elif work.flush:
             self._log.info("flushed", "flushed what the rules own", reason=work.flush, existed=existed)
@@ -311,7 +311,7 @@ class Lane:
             self._log.warning(
                 "target_changed", "what was evicted there may be back; it is owed a flush", why=str(error)
             )
-            self._on_change(self, CHANGED)
+            self._on_change(self, FlushReason.TARGET_CHANGED)
             return
         failure = _Failure(error.reason, error.what, str(error))
         known = {(before.reason, before.what) for before in self._failing.values()}
@@ -320,7 +320,7 @@ class Lane:
         self._failing[way] = failure
         if failure[:2] in known:
             return
-        if error.reason == "refused":
+        if error.reason == RetryReason.REFUSED:
             self._log.error("target_refuses", "the target refuses us, until somebody mends it", why=str(error))
         elif not known:
             self._log.warning(
@@ -329,15 +329,15 @@ class Lane:
 
     def _broke(self, way: Outbox, why: str) -> None:
         known = self._failing.get(way)
-        self._failing[way] = _Failure(INTERNAL, why, f"{self.target.name}: {why}")
-        if way == "watch" and (known is None or known.reason != INTERNAL):
-            self._on_change(self, INTERNAL)
+        self._failing[way] = _Failure(FlushReason.INTERNAL_ERROR, why, f"{self.target.name}: {why}")
+        if way == "watch" and (known is None or known.reason != FlushReason.INTERNAL_ERROR):
+            self._on_change(self, FlushReason.INTERNAL_ERROR)
         self.show_soon()
 
     def _succeeded(self, way: Outbox) -> None:
         before = self._failing.pop(way, None)
-        if way == "watch" and before is not None and before.reason == INTERNAL:
-            self._on_change(self, INTERNAL)
+        if way == "watch" and before is not None and before.reason == FlushReason.INTERNAL_ERROR:
+            self._on_change(self, FlushReason.INTERNAL_ERROR)
         if before is not None and not self._failing:
             self._log.info("target_back", "the target answers again")
             self.show_soon()

@@ -29,14 +29,15 @@ from typing import Any, Final
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.coordination.coverage import Claims
 from invalidator.core.delivery.backoff import Backoff
-from invalidator.core.delivery.lane import BOUND, INTERNAL
+from invalidator.core.delivery.lane import BOUND
 from invalidator.core.delivery.ledger import Ledger
-from invalidator.core.protocol.batch import START, Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.reasons import NEVER_COVERED, FlushReason
 from invalidator.core.rules.change import Change, table_wide
 from invalidator.core.rules.eviction import Evictions
 from invalidator.core.rules.lookup import Found
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.errors import RefusedError, SourceLost
+from invalidator.errors import LossReason, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics
@@ -45,9 +46,6 @@ from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.ports import Feed, Lookups, Source, Target
 
 _KIND: Final = attrgetter("table", "op", "wide")
-
-ASKED: Final = "asked"
-"""The reason of a flush that a person asked for, and no other sidecar can answer for."""
 
 Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
 """Sees what is heard, and what each target is told of it."""
@@ -217,7 +215,7 @@ class Pipeline:
     def gap(self, gap: Gap) -> int:
         """Changes may have been missed; the number that is answered when it is settled."""
         self.metrics.gaps.labels(gap.reason).inc()
-        if gap.reason == START:
+        if gap.reason == FlushReason.START:
             self._log.info("flush_at_start", "nothing is known from before the start: the targets are flushed")
         else:
             self._log.warning(
@@ -240,14 +238,19 @@ class Pipeline:
             return self._number
         self._number += 1
         for lane in self._in_order:
-            lane.require_flush(gap.reason, self._number, self._hold(lane), must=gap.reason in (ASKED, INTERNAL))
+            lane.require_flush(
+                gap.reason,
+                self._number,
+                self._hold(lane),
+                must=gap.reason in NEVER_COVERED,
+            )
         return self._number
 
     def _lost(self) -> None:
         """A part of ours failed, and changes that it had may be lost."""
-        self.gap(Gap(INTERNAL))
+        self.gap(Gap(FlushReason.INTERNAL_ERROR))
 
-    def _changed(self, changed: Lane, reason: str) -> None:
+    def _changed(self, changed: Lane, reason: FlushReason) -> None:
         """A target may be another than before: it is owed a flush, and so are those that may have refilled from it."""
         self._number += 1
         owing = {changed}
@@ -284,7 +287,7 @@ class Pipeline:
                 raise
             except Exception as error:  # what was read and not put is read again, or lies in the gap that is said then
                 self.failures, self.why = self.failures + 1, self._errors.report("source", error)
-                self.metrics.reconnects.labels("internal").inc()
+                self.metrics.reconnects.labels(LossReason.INTERNAL).inc()
             finally:
                 self._feed = None
                 self._ledger.forget()

@@ -20,7 +20,7 @@ from invalidator.core.rules.rule import Rule
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.suggest import did_you_mean
 from invalidator.database import connect, first_line, is_pooled, within
-from invalidator.errors import AwayError, InvalidatorError, RefusedError, TargetAway
+from invalidator.errors import AwayError, InvalidatorError, RefusedError, RetryReason, TargetAway
 from invalidator.service import wiring
 from invalidator.sources.canary import SAMPLE
 from invalidator.sources.channels import Subscriptions
@@ -77,7 +77,9 @@ async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> Async
             found = await target.check()
             differs = None if found else await target.compare(owned)
         except TargetAway as error:
-            level: Literal["finding", "away"] = "finding" if error.reason in ("refused", "moved") else "away"
+            level: Literal["finding", "away"] = (
+                "finding" if error.reason in (RetryReason.REFUSED, RetryReason.MOVED) else "away"
+            )
             todo = error.todo or "start it, or correct its url"
             yield Finding(level, f"target {name}", f"{error.where}: {error.what}", todo)
             return
@@ -113,7 +115,7 @@ async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
     except RefusedError as error:
         yield Finding("finding", where, f"{error.where}: {error.what}", error.todo)
     except TargetAway as error:
-        level: Literal["finding", "away"] = "finding" if error.reason == "refused" else "away"
+        level: Literal["finding", "away"] = "finding" if error.reason == RetryReason.REFUSED else "away"
         yield Finding(level, where, f"{error.where}: {error.what}", error.todo or "start it, or correct its url")
     else:
         yield Finding("note" if said else "ok", where, said or "answers")

@@ -14,8 +14,9 @@ from invalidator.config.compile import compile_rules, coverage, follows, stale_a
 from invalidator.config.models import Config
 from invalidator.core.coordination.coverage import Claims
 from invalidator.core.coordination.digest import digest
-from invalidator.core.protocol.batch import UNREADABLE, Batch, Gap
+from invalidator.core.protocol.batch import Batch, Gap
 from invalidator.core.protocol.listen_order import Phase
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change
 from invalidator.core.rules.eviction import Evictions
 from invalidator.core.rules.explain import why_nothing
@@ -24,7 +25,7 @@ from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.pipeline.lane import Lane
-from invalidator.pipeline.pipeline import ASKED, Pipeline
+from invalidator.pipeline.pipeline import Pipeline
 from invalidator.ports import Target
 from invalidator.service import wiring
 from invalidator.service.limits import backlog, memory_limit
@@ -128,7 +129,8 @@ class Sidecar:
     def _heard(self, item: Batch | Gap) -> None:
         """What names no statement may be DDL, or an install: look at once, and not at the next minute."""
         if isinstance(item, Gap):
-            told = item.reason == UNREADABLE  # as what event triggers send when they don't know better
+            # An event trigger that cannot name the table sends an unreadable payload on purpose.
+            told = item.reason == FlushReason.UNREADABLE_PAYLOAD
         else:
             told = any(
                 change.wide
@@ -290,7 +292,7 @@ class Sidecar:
         """Flush what the rules own; whether all targets have answered within this time."""
         if self._pipeline is None:
             return False
-        return await self._pipeline.answered(self._pipeline.flush(Gap(ASKED)), timeout)
+        return await self._pipeline.answered(self._pipeline.flush(Gap(FlushReason.REQUESTED)), timeout)
 
     @asynccontextmanager
     async def tail(self) -> AsyncIterator[Tail]:

@@ -22,8 +22,8 @@ import psycopg
 from invalidator.config.models import Config
 from invalidator.core.coordination.digest import digest
 from invalidator.core.delivery.backoff import Backoff
-from invalidator.core.delivery.lane import INTERNAL
 from invalidator.core.protocol.batch import Gap
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import disconnect, first_line
@@ -152,7 +152,7 @@ class Watch:
             self._compare(plan)
         except Exception as error:  # what it had found may be noted, and not evicted
             why = self._errors.report("triggers", error)
-            self._gap(Gap(INTERNAL))
+            self._gap(Gap(FlushReason.INTERNAL_ERROR))
             return why
         return ""
 
@@ -221,7 +221,7 @@ class Watch:
         self._degraded.update({f"{_STATE_OF}{table}": standing.state for table, standing in drift.items()})
         self._warn(plan)
         if tables := frozenset(drift) | touched | mended:
-            self._gap(Gap("drift", tables))
+            self._gap(Gap(FlushReason.DRIFT, tables))
 
     def _warn(self, plan: Plan) -> None:
         """Say what somebody could do with what we installed: no matter of what is evicted, but of who may do what."""

@@ -30,7 +30,7 @@ from psycopg import sql
 
 from invalidator.core.protocol.batch import Ask
 from invalidator.database import connect, settings, within
-from invalidator.errors import AwayError, RefusedError, SourceLost
+from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
 
 HEAD: Final = b'{"v":1,"canary":"'
 """What the payload of every canary begins with, ours and those of others."""
@@ -128,7 +128,7 @@ class Canary:
                         return SourceLost(
                             f"no canary could be sent for {self._timeout:g} s: {error.what}",
                             where="postgres",
-                            reason="canary",
+                            reason=LossReason.CANARY,
                         )
                     self.ask(question)
                     await asyncio.sleep(_RETRY)
@@ -184,7 +184,7 @@ class Canary:
         return any(now >= sent + self._timeout for sent in self._sent.values())
 
     def _silence(self) -> SourceLost:
-        return SourceLost(f"no canary came back within {self._timeout:g} s", where="postgres", reason="canary")
+        return SourceLost(f"no canary came back within {self._timeout:g} s", where="postgres", reason=LossReason.CANARY)
 
     async def _wait(self, until: float) -> None:
         moment = min([until, *(sent + self._timeout for sent in self._sent.values())])

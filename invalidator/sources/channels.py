@@ -36,6 +36,7 @@ import psycopg
 from invalidator.core.coordination.digest import digest
 from invalidator.core.protocol.batch import Degraded, Gap
 from invalidator.core.protocol.channel import Channel
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.values import Row
 from invalidator.database import connect, within
@@ -178,9 +179,9 @@ class Subscriptions:
         # The row of a channel that is gone may have been another, while we still read its notifications by the old one.
         tables |= {channel.table for name in gone for channel, row in before[name] if not channel.is_fixed_by_name(row)}
         if tables and not first:
-            feed.say(Gap("channels changed", tables))
+            feed.say(Gap(FlushReason.CHANNELS_CHANGED, tables))
         if not first and (unknown := frozenset(query.channel.table for query in asked if query.failures)):
-            feed.say(Gap("channels unknown", unknown))
+            feed.say(Gap(FlushReason.CHANNELS_UNKNOWN, unknown))
         degraded = {f"channels {query.channel}": query.why for query in self._queries if query.failures}
         if degraded != self._degraded:
             self._degraded = degraded

@@ -15,22 +15,22 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.delivery.lane import INTERNAL
-from invalidator.core.protocol.batch import UNREADABLE, Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
 from invalidator.core.protocol.channel import Channel
 from invalidator.core.protocol.payload import UnreadableError, decode
+from invalidator.core.protocol.reasons import FlushReason, PayloadReason
 from invalidator.core.rules.change import Change, table_wide
 from invalidator.core.rules.values import Row
 from invalidator.database import first_line, within
-from invalidator.errors import SourceLost
+from invalidator.errors import LossReason, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, Part
 from invalidator.sources.canary import HEAD, Canary
 from invalidator.sources.channels import Subscriptions
 
-_UNREADABLE: Final = Gap(UNREADABLE)
-_INTERNAL: Final = Gap(INTERNAL)
+_UNREADABLE: Final = Gap(FlushReason.UNREADABLE_PAYLOAD)
+_INTERNAL: Final = Gap(FlushReason.INTERNAL_ERROR)
 
 
 class NotifyFeed:
@@ -90,7 +90,7 @@ class NotifyFeed:
         self._canary.ask(ask)
         return True
 
-    def begin(self, reason: str, *, says_gap: bool) -> None:
+    def begin(self, reason: FlushReason, *, says_gap: bool) -> None:
         """Say the gap, before all that was heard by now: what the flush covers is evicted twice, at worst."""
         if says_gap:
             self._items.insert(0, Gap(reason))
@@ -117,7 +117,7 @@ class NotifyFeed:
 
     def break_off(self, part: Part, error: Exception) -> None:
         """A failure of our own: what was heard by now is kept, what comes is heard by the next feed, behind its gap."""
-        self.lose(SourceLost(self._errors.report(part, error), where="postgres", reason="internal"))
+        self.lose(SourceLost(self._errors.report(part, error), where="postgres", reason=LossReason.INTERNAL))
 
     async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
         """LISTEN to these channels, and no more to those. Draining goes on: psycopg hands on what comes meanwhile."""
@@ -192,7 +192,7 @@ class NotifyFeed:
     def _read(self, channel: Channel, row: Row, payload: str) -> list[Change]:
         changes, readable = channel.read(payload, row)
         if not readable:
-            self._unreadable("channel", f"not a JSON object, on a channel about {channel.table}")
+            self._unreadable(PayloadReason.CHANNEL, f"not a JSON object, on a channel about {channel.table}")
         return changes
 
     def _decode(self, payload: bytes) -> list[Change]:
@@ -200,7 +200,7 @@ class NotifyFeed:
         try:
             return decode(payload.decode("utf-8", "surrogateescape"))
         except UnreadableError as error:
-            self._unreadable("ours", str(error))
+            self._unreadable(PayloadReason.OWN, str(error))
             if error.table is not None:
                 return [table_wide(error.table)]
             if self._changes or not self._items or self._items[-1] != _UNREADABLE:  # one gap says as much as many
@@ -208,9 +208,9 @@ class NotifyFeed:
             self._subscriptions.changed(None)
             return []
 
-    def _unreadable(self, whose: str, why: str) -> None:
+    def _unreadable(self, reason: PayloadReason, why: str) -> None:
         """Count each, and say it once for all that came at once: whoever may NOTIFY could fill a disk with logs."""
-        self._metrics.payload_errors.labels(whose).inc()
+        self._metrics.payload_errors.labels(reason).inc()
         if not self._complained:
             self._complained = True
             self._log.warning("payload_unreadable", "a notification can't be read", why=why)

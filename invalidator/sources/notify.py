@@ -22,11 +22,12 @@ from typing import Any, Final
 
 import psycopg
 
-from invalidator.core.protocol.batch import START, Position
+from invalidator.core.protocol.batch import Position
 from invalidator.core.protocol.channel import Channel
 from invalidator.core.protocol.listen_order import Link, Step
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.database import adopt, connect, is_pooled, within
-from invalidator.errors import AwayError, RefusedError, SourceLost
+from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.metrics import Metrics
 from invalidator.sources.canary import Canary
@@ -80,7 +81,7 @@ class NotifySource:
         try:
             connection = await connect(self._dsn, self._application_name, self._timeout)
         except AwayError as error:
-            raise SourceLost(error.what, where=error.where, todo=error.todo, reason="connect") from error
+            raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
         except RefusedError as error:
             self._refuse(error)
         self.link.happen(Step.CONNECTED)
@@ -108,7 +109,9 @@ class NotifySource:
         try:
             with feed:
                 await self._listen(connection, feed, canary, subscriptions)
-                feed.begin("reconnect" if self._opened else START, says_gap=self.link.happen(Step.CANARY))
+                feed.begin(
+                    FlushReason.RECONNECT if self._opened else FlushReason.START, says_gap=self.link.happen(Step.CANARY)
+                )
                 self._opened = True
                 async with _beside(feed, canary, subscriptions):
                     yield feed
@@ -141,13 +144,13 @@ class NotifySource:
             todo = "check that postgres.pooled_dsn reaches the same database" if self._pooled_dsn != self._dsn else ""
             raise SourceLost(error.what, where=error.where, todo=todo, reason=error.reason) from error
         except AwayError as error:
-            raise SourceLost(f"can't listen: {error.what}", where="postgres", reason="connect") from error
+            raise SourceLost(f"can't listen: {error.what}", where="postgres", reason=LossReason.CONNECT) from error
         except RefusedError as error:
             self._refuse(error)
 
     def _refuse(self, error: RefusedError) -> None:
         if self._opened:
-            raise SourceLost(error.what, where=error.where, todo=error.todo, reason="connect") from error
+            raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
         raise error
 
 

@@ -19,9 +19,10 @@ from invalidator.config.find import DEFAULT_PATHS
 from invalidator.core.delivery import capabilities as reach
 from invalidator.core.delivery.lane import LaneState
 from invalidator.core.protocol.hook_url import parse_hook_url
+from invalidator.core.protocol.reasons import GAP_REASONS, LANE_REASONS, FlushReason, PayloadReason
 from invalidator.core.rules import filters
 from invalidator.core.rules.eviction import Evictions
-from invalidator.errors import AwayError, ConfigError, InvalidatorError, UsageError
+from invalidator.errors import AwayError, ConfigError, InvalidatorError, LossReason, RetryReason, UsageError
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.targets.hook import HookTarget
 from invalidator.triggers.plan import STATES
@@ -171,6 +172,31 @@ def test_every_metric_is_documented_with_its_labels_and_no_other(repo):
             names = ",".join(name for name in labels if name != "le")
             there.add(family.name.removeprefix("invalidator_") + suffix + (f"{{{names}}}" if names else ""))
     assert there == documented
+
+
+def test_every_reason_is_documented_with_what_counts_it_and_no_other(repo):
+    rows = re.findall(
+        r"^\| `([a-z ]+)` \| ([^|]+) \|", (repo / "docs/http.md").read_text().split("### Reasons")[1], re.MULTILINE
+    )
+    documented = {reason: set(counted.split(", ")) for reason, counted in rows}
+    assert set(documented) == set(FlushReason)
+    assert {reason for reason, counted in documented.items() if "gap" in counted} == set(GAP_REASONS)
+    assert {reason for reason, counted in documented.items() if "flush" in counted} == set(LANE_REASONS)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reasons"),
+    [
+        ("source_reconnects_total{reason}", LossReason),
+        ("payload_errors_total{reason}", PayloadReason),
+        ("target_retries_total{target,reason}", RetryReason),
+    ],
+)
+def test_every_value_of_a_reason_label_is_documented_and_no_other(repo, metric, reasons):
+    (meaning,) = re.findall(
+        rf"^\| `invalidator_{re.escape(metric)}` \| (.*) \|$", (repo / "docs/http.md").read_text(), re.MULTILINE
+    )
+    assert set(re.findall("`([a-z]+)`", meaning)) == set(reasons)
 
 
 def test_every_route_is_documented_and_no_other(repo):

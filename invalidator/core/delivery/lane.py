@@ -50,6 +50,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from invalidator.core.delivery.work import Outbox, Work, older
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Evictions
 
 BOUND: Final = 500_000
@@ -60,15 +61,6 @@ ASKS: Final = 1000
 
 MARKS: Final = 1000
 """Marks that may wait to be passed, which they do while a target is away: of more, every other one is left out."""
-
-BACKLOG: Final = "backlog"
-"""The reason of a flush in place of evictions that were too many, or had waited for too long."""
-
-INTERNAL: Final = "internal error"
-"""The reason of a flush after a failure of our own code: nobody knows what is lost, so no other sidecar covers it."""
-
-REPEAT: Final = "repeat"
-"""The reason of a flush that only repeats another."""
 
 
 class State(Enum):
@@ -227,7 +219,7 @@ class LaneState:
         self._advance()
         return len(self._early) + len(self._deferred) < waited
 
-    def collapse(self, now: float, reason: str = BACKLOG) -> None:
+    def collapse(self, now: float, reason: str = FlushReason.BACKLOG) -> None:
         """Trade all that waits for a flush: the target has not answered for so long."""
         if self.depth:
             self._collapse(self._deferred[-1].number if self._deferred else self._latest, now, reason)
@@ -269,7 +261,7 @@ class LaneState:
         """It has not, and nothing of it may be taken as done."""
         work = self._end(Event.FAIL)
         if work.flush:
-            self._reason = work.flush if self._reason in ("", REPEAT) else self._reason
+            self._reason = work.flush if self._reason in ("", FlushReason.REPEAT) else self._reason
             self._must |= work.must
             self._pending_from = older(work.oldest, self._pending_from)
             self._flush_from = older(work.repeats, self._flush_from)
@@ -342,7 +334,12 @@ class LaneState:
         """Why a flush is owed or on its way; empty when none is. A repeat is no debt."""
         sent = self._main.sent.flush if self._main.sent else ""
         return next(
-            (reason for reason in (self._reason, sent, self._deferred_reason()) if reason not in ("", REPEAT)), ""
+            (
+                reason
+                for reason in (self._reason, sent, self._deferred_reason())
+                if reason not in ("", FlushReason.REPEAT)
+            ),
+            "",
         )
 
     @property
@@ -404,7 +401,7 @@ class LaneState:
         return exact, Evictions({}, {one: None for one in evictions.others if one.glob})
 
     def _require_flush(self, reason: str, number: int, now: float, *, must: bool = False) -> None:
-        if self._reason in ("", REPEAT):
+        if self._reason in ("", FlushReason.REPEAT):
             self._reason = reason
         self._must |= must
         self._pending_from = older(number, self._pending_from)
@@ -435,7 +432,7 @@ class LaneState:
             _, number, evictions = self._due.popleft()
             if evictions is None:
                 self._flush_from = older(number, self._flush_from)
-                self._require_flush(REPEAT, 0, now, must=self._has_unshared())
+                self._require_flush(FlushReason.REPEAT, 0, now, must=self._has_unshared())
             else:
                 self._due_size -= len(evictions)
                 exact, rest = self._parted(evictions)
@@ -464,10 +461,10 @@ class LaneState:
         if self.depth > self.bound:
             self.collapse(now)
 
-    def _collapse(self, number: int, now: float, reason: str = BACKLOG) -> None:
+    def _collapse(self, number: int, now: float, reason: str = FlushReason.BACKLOG) -> None:
         """Trade all that waits for one flush; what is held, for a flush now and one more when it may be told."""
         self.collapses += 1
-        must = reason == INTERNAL or self._has_unshared()
+        must = reason == FlushReason.INTERNAL_ERROR or self._has_unshared()
         oldest = self._deferred[0].oldest if self._deferred else number
         again = (
             self._main.again_from,

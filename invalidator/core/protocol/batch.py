@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change, Table
 
 Position = str
 """Where a source stands, in the source's own words; opaque to everybody else."""
-
-
-START: Final = "start"
-UNREADABLE: Final = "unreadable payload"
-"""The reason of the gap that every start of a source that keeps nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +29,7 @@ class Batch:
 class Gap:
     """A stretch in which changes may have been missed; `tables` None means any table."""
 
-    reason: str
+    reason: FlushReason
     tables: frozenset[Table] | None = None
 
 

@@ -19,7 +19,7 @@ from yarl import URL
 
 from invalidator import __version__
 from invalidator.core.protocol.hook_url import HookUrl
-from invalidator.errors import TargetAway
+from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.hook.formats import Call
 
 _MOST_READ: Final = 65_536
@@ -98,17 +98,16 @@ class HttpSender:
         if 200 <= status < 300:
             if call.method == "POST" and kind == "text/html":
                 todo = "correct its url: a page is no answer to a POST of ours"
-                raise self._away(f"answers {_status(status)} with a page", todo, "refused")
+                raise self._away(f"answers {_status(status)} with a page", todo, RetryReason.REFUSED)
             return
         if status in call.answers:
             return
         if 300 <= status < 400:
-            raise self._away(
-                f"redirects, with {_status(status)}", "write the address that it redirects to as its url", "refused"
-            )
+            todo = "write the address that it redirects to as its url"
+            raise self._away(f"redirects, with {_status(status)}", todo, RetryReason.REFUSED)
         if 400 <= status < 500 and status not in _BUSY:
             raise self._away(
-                f"refuses, with {_status(status)}", "look at its url, token, and what it accepts", "refused"
+                f"refuses, with {_status(status)}", "look at its url, token, and what it accepts", RetryReason.REFUSED
             )
         raise self._away(f"answers {_status(status)}")
 
@@ -126,7 +125,7 @@ class HttpSender:
             until = asyncio.get_running_loop().time() + min(float(after), _LONGEST_WAIT)
             self._not_before = max(self._not_before, until)
 
-    def _away(self, what: str, todo: str = "", reason: str = "away") -> TargetAway:
+    def _away(self, what: str, todo: str = "", reason: RetryReason = RetryReason.AWAY) -> TargetAway:
         return TargetAway(what, where=self._url.address, todo=todo, reason=reason)
 
 

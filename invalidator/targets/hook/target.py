@@ -23,6 +23,7 @@ from typing import Final
 from invalidator.cancellation import run_all
 from invalidator.core.delivery.message import Message, messages
 from invalidator.core.protocol.hook_url import HookUrl
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway, leaf
 from invalidator.targets.hook.formats import EVERYTHING, Call, Format, Names, names
@@ -82,7 +83,7 @@ class HookTarget:
             return 0
         told = messages(evictions)
         if told is None:
-            await self._batch(Message(), flush=True, reason="unknown tag")
+            await self._batch(Message(), flush=True, reason=FlushReason.UNKNOWN_TAG)
         for message in told or ():
             await self._batch(message)
         return 0

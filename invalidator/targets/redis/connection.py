@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from hiredis import Reader, pack_command
 
 from invalidator.config.redis_url import Endpoint
-from invalidator.errors import TargetAway
+from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.replies import Reply, away
 
 TIMEOUT = 3.0
@@ -153,7 +153,7 @@ async def connect(endpoint: Endpoint, timeout: float | None = None) -> Connectio
         raise TargetAway(f"can't connect within {timeout:g} s", where=where) from error
     except ssl.SSLCertVerificationError as error:
         what, todo = f"its certificate is not trusted: {error.verify_message}", "name its authority in ssl_ca_certs"
-        raise TargetAway(what, where=where, todo=todo, reason="refused") from error
+        raise TargetAway(what, where=where, todo=todo, reason=RetryReason.REFUSED) from error
     except OSError as error:
         raise TargetAway(f"can't connect: {_said(error)}", where=where) from error
     try:

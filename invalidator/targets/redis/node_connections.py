@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from invalidator.config.redis_url import Endpoint
 from invalidator.core.protocol.hashslot import slot
-from invalidator.errors import TargetAway, TargetChanged
+from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.targets.redis.connection import Command, Connection, connect
 from invalidator.targets.redis.replies import Reply, away
 from invalidator.targets.redis.topology import Topology, read_info, wrong_mode
@@ -116,7 +116,7 @@ class NodeConnections:
             await self._topology.find()
             endpoint = self._topology.primaries.get(place)
             if endpoint is None:
-                raise TargetAway("it is no part of the target any more", where=place, reason="moved")
+                raise TargetAway("it is no part of the target any more", where=place, reason=RetryReason.MOVED)
         connection = await connect(endpoint)
         try:
             self._met.meet(place, await self._identity(connection))
@@ -132,15 +132,17 @@ class NodeConnections:
         mode = info.get("redis_mode") or info.get("server_mode", "standalone")  # Valkey's name for it
         if wrong := wrong_mode(self._topology.mode, mode):
             what, _, todo = wrong.partition("; ")
-            raise TargetAway(what, where=where, todo=todo, reason="refused")
+            raise TargetAway(what, where=where, todo=todo, reason=RetryReason.REFUSED)
         if info.get("role") != "master":
-            raise TargetAway("it is a replica", where=where, todo="name the primary, or its Sentinels", reason="moved")
+            raise TargetAway(
+                "it is a replica", where=where, todo="name the primary, or its Sentinels", reason=RetryReason.MOVED
+            )
         try:
             return Identity(info["run_id"], info["master_replid"])
         except KeyError as error:
             what = f"its INFO has no {error}: another server would not be noticed"
             todo = "connect to the server itself, not through a proxy that leaves it out"
-            raise TargetAway(what, where=where, todo=todo, reason="refused") from error
+            raise TargetAway(what, where=where, todo=todo, reason=RetryReason.REFUSED) from error
 
     async def nodes(self) -> list[tuple[str, Connection]]:
         """Each place, with a connection to its primary."""

@@ -6,11 +6,9 @@ will not serve us as things are, and somebody has to change them; we go on tryin
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from invalidator.errors import TargetAway
-
-Reason = Literal["away", "moved", "refused"]
+from invalidator.errors import RetryReason, TargetAway
 
 
 class Reply(Exception):
@@ -22,35 +20,35 @@ class Reply(Exception):
 
 
 class _Meaning(NamedTuple):
-    reason: Reason
+    reason: RetryReason
     todo: str = ""
 
 
 _MEANINGS: Final = {
-    "LOADING": _Meaning("away"),
-    "BUSY": _Meaning("away"),
-    "MASTERDOWN": _Meaning("away"),
-    "CLUSTERDOWN": _Meaning("moved"),
-    "TRYAGAIN": _Meaning("away"),
-    "MOVED": _Meaning("moved"),
-    "ASK": _Meaning("moved"),
-    "READONLY": _Meaning("moved", "name the primary, or its Sentinels"),
-    "UNBLOCKED": _Meaning("away"),
-    "OOM": _Meaning("refused", "give it more memory, or a maxmemory-policy that evicts"),
-    "MISCONF": _Meaning("refused", "let it save to its disk, or set stop-writes-on-bgsave-error no"),
-    "NOREPLICAS": _Meaning("refused", "bring its replicas back, or lower min-replicas-to-write"),
-    "NOAUTH": _Meaning("refused", "put the password into the url"),
-    "WRONGPASS": _Meaning("refused", "correct the user or the password in the url"),
-    "NOPERM": _Meaning("refused", "grant it with ACL SETUSER; docs/redis.md has the list"),
-    "CROSSSLOT": _Meaning("refused", "this is a Cluster: set cluster: true"),
+    "LOADING": _Meaning(RetryReason.AWAY),
+    "BUSY": _Meaning(RetryReason.AWAY),
+    "MASTERDOWN": _Meaning(RetryReason.AWAY),
+    "CLUSTERDOWN": _Meaning(RetryReason.MOVED),
+    "TRYAGAIN": _Meaning(RetryReason.AWAY),
+    "MOVED": _Meaning(RetryReason.MOVED),
+    "ASK": _Meaning(RetryReason.MOVED),
+    "READONLY": _Meaning(RetryReason.MOVED, "name the primary, or its Sentinels"),
+    "UNBLOCKED": _Meaning(RetryReason.AWAY),
+    "OOM": _Meaning(RetryReason.REFUSED, "give it more memory, or a maxmemory-policy that evicts"),
+    "MISCONF": _Meaning(RetryReason.REFUSED, "let it save to its disk, or set stop-writes-on-bgsave-error no"),
+    "NOREPLICAS": _Meaning(RetryReason.REFUSED, "bring its replicas back, or lower min-replicas-to-write"),
+    "NOAUTH": _Meaning(RetryReason.REFUSED, "put the password into the url"),
+    "WRONGPASS": _Meaning(RetryReason.REFUSED, "correct the user or the password in the url"),
+    "NOPERM": _Meaning(RetryReason.REFUSED, "grant it with ACL SETUSER; docs/redis.md has the list"),
+    "CROSSSLOT": _Meaning(RetryReason.REFUSED, "this is a Cluster: set cluster: true"),
 }
 _TEXTS: Final = {
     "invalid password": _MEANINGS["WRONGPASS"],
-    "without any password configured": _Meaning("refused", "take the password out of the url"),
-    "DB index is out of range": _Meaning("refused", "name a database that it has; a Cluster has only 0"),
-    "SELECT is not allowed in cluster mode": _Meaning("refused", "a Cluster has only database 0"),
-    "cluster support disabled": _Meaning("refused", "it is no Cluster: take cluster: true out"),
-    "unknown command": _Meaning("refused", "use a Redis from 6.2, or a Valkey"),
+    "without any password configured": _Meaning(RetryReason.REFUSED, "take the password out of the url"),
+    "DB index is out of range": _Meaning(RetryReason.REFUSED, "name a database that it has; a Cluster has only 0"),
+    "SELECT is not allowed in cluster mode": _Meaning(RetryReason.REFUSED, "a Cluster has only database 0"),
+    "cluster support disabled": _Meaning(RetryReason.REFUSED, "it is no Cluster: take cluster: true out"),
+    "unknown command": _Meaning(RetryReason.REFUSED, "use a Redis from 6.2, or a Valkey"),
 }
 
 
@@ -58,5 +56,5 @@ def away(reply: Reply, where: str) -> TargetAway:
     """The error that this reply is for us."""
     meaning = _MEANINGS.get(reply.code)
     if meaning is None:
-        meaning = next((one for text, one in _TEXTS.items() if text in str(reply)), _Meaning("away"))
+        meaning = next((one for text, one in _TEXTS.items() if text in str(reply)), _Meaning(RetryReason.AWAY))
     return TargetAway(str(reply), where=where, todo=meaning.todo, reason=meaning.reason)

@@ -23,7 +23,7 @@ from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.matcher import Matcher
 from invalidator.core.rules.nearest import Difference, difference
-from invalidator.errors import TargetAway
+from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection
 from invalidator.targets.redis.node_connections import Met, NodeConnections, all_of, noted
 from invalidator.targets.redis.peer_store import PeerStore
@@ -157,7 +157,7 @@ class RedisTarget:
         try:
             return await call
         except TargetAway as error:
-            if error.reason == "moved":
+            if error.reason == RetryReason.MOVED:
                 for line in self._lines:
                     line.close()
             raise
@@ -246,7 +246,7 @@ class RedisTarget:
                 f"{replicas} of {self._wait_replicas} replicas have it",
                 where=str(connection.endpoint),
                 todo="bring its replicas back, or lower wait_replicas",
-                reason="refused",
+                reason=RetryReason.REFUSED,
             )
 
     async def _beat(self) -> None:

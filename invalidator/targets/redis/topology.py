@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from invalidator.config.redis_url import Endpoint
 from invalidator.core.protocol.hashslot import SLOTS, slot
-from invalidator.errors import TargetAway
+from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection, connect
 
 SENTINEL_PORT: Final = 26379
@@ -81,7 +81,7 @@ class _QueryConnections:
             else:
                 told[endpoint] = answer
         if not told:
-            raise next((error for error in errors if error.reason == "refused"), errors[0])
+            raise next((error for error in errors if error.reason == RetryReason.REFUSED), errors[0])
         return told
 
     async def _one(self, endpoint: Endpoint, commands: Sequence[Command]) -> list[Any]:
@@ -116,7 +116,7 @@ class Sentinel:
                     f'no Sentinel knows the service "{self._service}"',
                     where=error.where,
                     todo="correct sentinel.service",
-                    reason="refused",
+                    reason=RetryReason.REFUSED,
                 ) from error
             todo = "name the Sentinels under sentinel.nodes" if "unknown command" in what else error.todo
             raise TargetAway(

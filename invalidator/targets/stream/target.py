@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.delivery.message import messages
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
@@ -116,7 +117,7 @@ class StreamTarget:
         """Put it in the ring; how many values there were nobody tells us."""
         told = messages(evictions)
         if told is None:
-            self.ring.flush("unknown tag")
+            self.ring.flush(FlushReason.UNKNOWN_TAG)
         for message in told or ():
             self.ring.evict(message)
         self._news.set()
@@ -160,7 +161,7 @@ class StreamTarget:
         said = frame("hello", "", hello)
         if at is None:
             at = ring.newest
-            said += frame("flush", ring.id(at), {"reason": "no resume" if last else "new reader"})
+            said += frame("flush", ring.id(at), {"reason": FlushReason.NO_RESUME if last else FlushReason.NEW_READER})
         reader.write(said)
         seat = self._seats[reader] = _Seat(reader, at, tuple(prefixes))
         if self._beat:

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from invalidator.core.delivery import lane
 from invalidator.core.delivery.lane import LaneState
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
 from tests.support.explore import Violation
 
@@ -182,7 +182,7 @@ class Walk:
         sent = self.sent["main"]
         if sent is not None:
             work = sent.work
-            coverable = work.flush not in ("", lane.REPEAT) and not work.must
+            coverable = work.flush not in ("", FlushReason.REPEAT) and not work.must
             covered = coverable and self.chance.random() < 0.5
             self.confirmed("main", covered=covered)
             self.lane.answer(self.now, covered=covered)

@@ -9,6 +9,7 @@ import pytest
 from invalidator.core.delivery import lane
 from invalidator.core.delivery.lane import LaneState
 from invalidator.core.delivery.work import older
+from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
 from tests.support.explore import Violation, copied, explore, lane_key
 
@@ -279,7 +280,7 @@ def test_a_collapse_does_not_take_for_repeated_what_others_were_to_repeat_first(
     assert state.due() is None, "the shared cache has not repeated it"
     assert state.release(2, 2, 3.0)
     assert state.due() == 4.0
-    assert state.take(4.0).flush == lane.REPEAT
+    assert state.take(4.0).flush == FlushReason.REPEAT
     state.answer(4.0)
     assert (state.settled, state.settled_as_of) == (2, 0.5)
     assert state.is_idle
