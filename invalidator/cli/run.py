@@ -21,7 +21,7 @@ def run(config_file: str | None, log_level: str, log_format: str, *, observe: bo
     config = load_config(config_file)
     set_up(log_level, "json" if log_format == "json" else "text", fields={"mode": "observe"} if observe else {})
 
-    from invalidator.service import clock
+    from invalidator import clock
     from invalidator.service.run import run as run_service
 
     started()

@@ -19,6 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
+from invalidator import clock
 from invalidator.logs import Log
 
 HEADERS: Final = 5.0
@@ -113,7 +114,7 @@ class Listener:
         return Connection(self)
 
     def _say(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         if not self._said or now > self._said + _SAY_EVERY:
             self._said = now
             _log.warning(

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from invalidator import clock
 from invalidator.core.coordination.coverage import Claims, FlushDecision, Step
 from invalidator.core.delivery.work import Work
 from invalidator.core.protocol.batch import Ask
@@ -65,7 +66,7 @@ class FlushCoordinator:
         self.nonce = ""
         while True:
             seen = await peer_store.look(self.nonce, self._claims().text)
-            step = debtor.next(seen, asyncio.get_running_loop().time(), holds_lock=holds_lock)
+            step = debtor.next(seen, clock.now(), holds_lock=holds_lock)
             if holds_lock and step is not Step.FLUSH:
                 await peer_store.unlock(flushed=False)
                 holds_lock = False

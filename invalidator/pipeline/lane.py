@@ -24,6 +24,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
+from invalidator import clock
 from invalidator.cancellation import run_all, stop_if_cancelled
 from invalidator.core.coordination.coverage import Claims
 from invalidator.core.delivery.backoff import Backoff
@@ -122,7 +123,7 @@ class Lane:
         `unshared` where no other sidecar received what they are for.
         """
         state, collapses = self.state, self.state.collapses
-        state.put(evictions, number, _now(), hold_until, unshared=unshared)
+        state.put(evictions, number, clock.now(), hold_until, unshared=unshared)
         if state.collapses > collapses:
             self._log.warning(
                 "collapsed", "too much waits for the target: it is owed a flush instead", bound=state.bound
@@ -134,7 +135,7 @@ class Lane:
         self, reason: FlushReason, number: int, hold_until: float | None = None, *, must: bool = False
     ) -> None:
         """Owe the target a flush; one that `must` be is never covered by another sidecar."""
-        self.state.require_flush(reason, number, _now(), hold_until, must=must)
+        self.state.require_flush(reason, number, clock.now(), hold_until, must=must)
         self._wake()
         self.show_soon()
 
@@ -145,7 +146,7 @@ class Lane:
 
     def release(self, answered: int, settled: int) -> None:
         """The lanes that this one follows have answered up to here, repeats up to there."""
-        if self.state.release(answered, settled, _now()):
+        if self.state.release(answered, settled, clock.now()):
             self._wake()
 
     def ask(self, number: int, nonce: str) -> None:
@@ -176,7 +177,7 @@ class Lane:
         """Begin anew: nothing is known of what the target was told, nor of what it was still to be told."""
         before = self.state
         self.state = LaneState(before.repeat_after, before.bound, before.overtakes, before.follows)
-        self.state.require_flush(FlushReason.INTERNAL_ERROR, 1, _now(), must=True)
+        self.state.require_flush(FlushReason.INTERNAL_ERROR, 1, clock.now(), must=True)
         self._failing.clear()
         self._on_restart()
 
@@ -190,7 +191,7 @@ class Lane:
         failures, since = 0, 0.0
         while True:
             stop_if_cancelled()
-            work = take(_now())
+            work = take(clock.now())
             self._wake()  # what fell due may be for the other task
             if work is None:
                 await self._sleep(way)
@@ -198,20 +199,20 @@ class Lane:
             try:
                 outcome = await tell(work)
             except Exception as error:
-                fail(_now())
+                fail(clock.now())
                 if not isinstance(error, TargetAway):
-                    state.collapse(_now(), FlushReason.INTERNAL_ERROR)
+                    state.collapse(clock.now(), FlushReason.INTERNAL_ERROR)
                 self._failed(way, error)
-                since = since if failures else _now()
+                since = since if failures else clock.now()
                 failures += 1
-                if _now() - since > self.target.give_up_after:
+                if clock.now() - since > self.target.give_up_after:
                     self._give_up()
                 self._wake()  # a backlog that has collapsed is a flush for the other task
                 await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
             else:
                 failures = 0
                 self._succeeded(way)
-                answer(_now(), covered=outcome.covered)
+                answer(clock.now(), covered=outcome.covered)
                 self._answered(work, outcome)
                 if work.flush:
                     await self._say_flushed(work, outcome)
@@ -220,7 +221,7 @@ class Lane:
         """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
         if not self.state.pending_flush:
             self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
-        self.state.collapse(_now())
+        self.state.collapse(clock.now())
 
     async def _tell_exact(self, work: Work) -> Outcome:
         return Outcome(await self.target.evict(work.evictions))
@@ -241,7 +242,7 @@ class Lane:
 
     def _answered(self, work: Work, outcome: Outcome) -> None:
         existed, covered = outcome
-        self._metrics.answered(work, existed, _now(), covered=covered)
+        self._metrics.answered(work, existed, clock.now(), covered=covered)
         if covered:
             self._log.info("covered", "another sidecar has evicted everything; no flush is needed", reason=work.flush)
         elif work.flush == FlushReason.REPEAT:
@@ -259,13 +260,13 @@ class Lane:
 
     async def _watch(self) -> None:
         """See every second that the target is there, say how we are (news of that at once), and answer who asks."""
-        beat_at = _now()
+        beat_at = clock.now()
         while True:
             stop_if_cancelled()
             self._asked.clear()
             try:
-                if _now() >= beat_at:
-                    beat_at = _now() + BEAT
+                if clock.now() >= beat_at:
+                    beat_at = clock.now() + BEAT
                     await self.target.beat(self.state.as_of)
                     await self._show()
                 elif self._has_news:
@@ -273,7 +274,7 @@ class Lane:
                 await self._answer_asks()
             except Exception as error:
                 self._failed("watch", error)
-                beat_at = _now() + BEAT
+                beat_at = clock.now() + BEAT
             else:
                 self._succeeded("watch")
             alarm = asyncio.get_running_loop().call_at(beat_at, self._asked.set)
@@ -356,7 +357,3 @@ class Lane:
             self._alarms[way] = math.inf
             if alarm is not None:
                 alarm.cancel()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -26,6 +26,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
+from invalidator import clock
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.coordination.coverage import Claims
 from invalidator.core.delivery.backoff import Backoff
@@ -154,7 +155,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(timeout):
                 feed = await self._refreshed()
-                asked = _now()
+                asked = clock.now()
                 feed.probe()
                 await self._until(lambda: all((lane.state.as_of or 0.0) >= asked for lane in self.lanes))
         except TimeoutError:
@@ -367,7 +368,7 @@ class Pipeline:
             return None
         self._release(lane, follows)
         answered = min(one.state.answered for one in follows)
-        return None if answered >= self._number else _now() + self._give_up_after
+        return None if answered >= self._number else clock.now() + self._give_up_after
 
     def _release(self, lane: Lane, follows: Sequence[Lane]) -> None:
         """Let a lane have what those that it follows have answered."""
@@ -448,7 +449,3 @@ def _in_order(lanes: Sequence[Lane], follows: Mapping[Lane, Sequence[Lane]]) -> 
     for lane in lanes:
         add(lane)
     return list(ordered)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from invalidator import __version__
+from invalidator import __version__, clock
 from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
 from invalidator.config.models import Config
 from invalidator.core.coordination.coverage import Claims
@@ -68,7 +68,7 @@ class Sidecar:
 
     async def run(self, stop: asyncio.Event, drain: Callable[[], float] = lambda: DRAIN) -> None:
         """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
-        self._began = _now()
+        self._began = clock.now()
         for name in self.config.targets:
             _log.info("starting", "starting", name=self.config.name, target=name, digest=self._digests[name])
         try:
@@ -190,7 +190,7 @@ class Sidecar:
         """
         waited_for = [lane for lane in self._lanes if not isinstance(lane.target, HookTarget)]
         settled = bool(self._lanes) and all(lane.state.answered for lane in waited_for)
-        return (self.is_receiving and settled) or _now() - self._began > _STARTED
+        return (self.is_receiving and settled) or clock.now() - self._began > _STARTED
 
     def degraded(self) -> list[str]:
         """Why the promise can't be kept now; nothing when it is."""
@@ -248,21 +248,21 @@ class Sidecar:
             "up": not lane.why,
             "why": lane.why,
             "waiting": state.depth,
-            "oldest_seconds": None if oldest is None else round(_now() - oldest, 3),
+            "oldest_seconds": None if oldest is None else round(clock.now() - oldest, 3),
             "owed": state.pending_flush or None,
             "as_of_seconds": _rounded(self._age(state.as_of)),
             "settled_seconds": _rounded(self._age(state.settled_as_of)),
         } | _particulars(lane.target)
 
     def _age(self, moment: float | None) -> float | None:
-        return None if moment is None else _now() - moment
+        return None if moment is None else clock.now() - moment
 
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         yield "source_up", {}, float(self.is_receiving)
         yield "config_reload_success", {}, float(self.reloaded)
         yield "stream_clients", {}, float(sum(stream.readers for stream in (self.streams() or {}).values()))
         for lane in self._lanes:
-            yield from lane_gauges(lane.target.name, lane.state, _now(), up=not lane.why)
+            yield from lane_gauges(lane.target.name, lane.state, clock.now(), up=not lane.why)
         if self._watch is not None:
             yield from self._watch.gauges()
 
@@ -335,7 +335,3 @@ def _particulars(target: Target) -> dict[str, Any]:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
+from invalidator import clock
 from invalidator.config.models import Config
 from invalidator.core.coordination.digest import digest
 from invalidator.core.delivery.backoff import Backoff
@@ -79,7 +80,7 @@ class Watch:
     def look_again(self) -> None:
         """Look at once, and claim nothing about the triggers until that is done."""
         if self._heeded:
-            self._opened, self._known = _now(), False
+            self._opened, self._known = clock.now(), False
             self._doubt("")
         self.ask()
 
@@ -108,7 +109,7 @@ class Watch:
         await self._asked.wait()
         while self._heeded:
             self._asked.clear()
-            began = _now()
+            began = clock.now()
             in_doubt = bool(self._degraded)
             self._judge(began, await self._look())
             if in_doubt is not bool(self._degraded):
@@ -123,7 +124,7 @@ class Watch:
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._asked.wait()
-            await asyncio.sleep(began + AT_MOST_EVERY - _now())
+            await asyncio.sleep(began + AT_MOST_EVERY - clock.now())
 
     async def _look(self) -> str:
         """Look in a thread; where it takes too long, or we are to end, its connection is taken from it.
@@ -132,9 +133,9 @@ class Watch:
         """
         task = asyncio.ensure_future(asyncio.to_thread(self._read))
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be there to ask
-        began = _now()
+        began = clock.now()
         try:
-            while not task.done() and _now() < began + _TIMEOUT:
+            while not task.done() and clock.now() < began + _TIMEOUT:
                 await asyncio.wait({task}, timeout=1.0)
                 self._doubt("a look takes long")
         finally:
@@ -172,7 +173,7 @@ class Watch:
 
     def _doubt(self, why: str) -> None:
         """Nothing can be promised while the last good look is too old, or none was done since the source was opened."""
-        age = _now() - self._looked
+        age = clock.now() - self._looked
         if not self._known:
             self._degraded[_UNSEEN] = f"not looked at since the source was opened{f': {why}' if self._failures else ''}"
         elif age > PERIOD + MARGIN:
@@ -229,10 +230,6 @@ class Watch:
         for finding in sorted(unsafe - self._unsafe):
             self._log.error("installation_unsafe", "what we installed can be replaced by others", why=finding)
         self._unsafe = unsafe
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _drift(seen: dict[Table, Standing]) -> dict[Table, Standing]:

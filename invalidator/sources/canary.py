@@ -28,6 +28,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from invalidator import clock
 from invalidator.core.protocol.batch import Ask
 from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
@@ -90,7 +91,7 @@ class Canary:
             for older in [one for one, at in self._sent.items() if at <= sent]:
                 del self._sent[older]
             self._back.set()
-            self.heard(sent, _now() - sent)
+            self.heard(sent, clock.now() - sent)
         question = _QUESTION.search(payload)
         return Ask(question[1].decode(), question[2].decode()) if question else None
 
@@ -106,9 +107,9 @@ class Canary:
 
     async def run(self, drain: Callable[[], None]) -> SourceLost:
         """Send one each period, until one does not come back; what that means. `drain` hears what waits."""
-        sent, failing = _now(), 0.0
+        sent, failing = clock.now(), 0.0
         while True:
-            now = _now()
+            now = clock.now()
             if self._is_overdue(now):
                 drain()  # after we were frozen ourselves, the answer lies in the socket
                 if self._is_overdue(now):
@@ -124,7 +125,7 @@ class Canary:
                         continue
                 except (AwayError, RefusedError) as error:
                     failing = failing or now
-                    if _now() >= failing + self._timeout:
+                    if clock.now() >= failing + self._timeout:
                         return SourceLost(
                             f"no canary could be sent for {self._timeout:g} s: {error.what}",
                             where="postgres",
@@ -150,7 +151,7 @@ class Canary:
         query = own + b"; " + notify.as_bytes(self._connection)
         try:
             await self._sample(self._connection)
-            self._sent[payload] = _now()
+            self._sent[payload] = clock.now()
             await within(self._timeout, self._connection, self._connection.execute(query))
         except BaseException:
             self._sent.pop(payload, None)
@@ -159,26 +160,26 @@ class Canary:
             raise
 
     async def _sample(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        if _now() < self._sample_due:
+        if clock.now() < self._sample_due:
             return
-        self._sample_due = _now() + SAMPLED
+        self._sample_due = clock.now() + SAMPLED
         cursor = await within(self._timeout, connection, connection.execute(SAMPLE))
         usage, waiting = await cursor.fetchone() or (0.0, 0)
         self.sampled(float(usage), int(waiting))
 
     async def _renew(self) -> None:
         """A second connection that is not older than half a minute."""
-        if self._connection is not None and _now() < self._opened + RENEWED:
+        if self._connection is not None and clock.now() < self._opened + RENEWED:
             return
         try:
             fresh = await connect(self._dsn, self._application_name, self._timeout)
         except (AwayError, RefusedError) as error:
             if self._connection is not None and _is_crowded(error.what):
-                self._opened = _now()  # the server is there and full: no reason to lose what we have
+                self._opened = clock.now()  # the server is there and full: no reason to lose what we have
                 return
             raise
         await self.close()
-        self._connection, self._opened = fresh, _now()
+        self._connection, self._opened = fresh, clock.now()
 
     def _is_overdue(self, now: float) -> bool:
         return any(now >= sent + self._timeout for sent in self._sent.values())
@@ -189,7 +190,7 @@ class Canary:
     async def _wait(self, until: float) -> None:
         moment = min([until, *(sent + self._timeout for sent in self._sent.values())])
         try:
-            async with asyncio.timeout(max(moment - _now(), 0.0)):
+            async with asyncio.timeout(max(moment - clock.now(), 0.0)):
                 await self._asked.wait()
         except TimeoutError:
             pass
@@ -197,7 +198,3 @@ class Canary:
 
 def _is_crowded(text: str) -> bool:
     return any(words in text for words in _TOO_MANY.split("|"))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

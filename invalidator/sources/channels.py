@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from invalidator import clock
 from invalidator.core.coordination.digest import digest
 from invalidator.core.protocol.batch import Degraded, Gap
 from invalidator.core.protocol.channel import Channel
@@ -149,7 +150,7 @@ class Subscriptions:
 
     async def _until_due(self) -> None:
         while not self._waiting:
-            left = min((query.due for query in self._queries), default=float("inf")) - _now()
+            left = min((query.due for query in self._queries), default=float("inf")) - clock.now()
             if left <= 0:
                 return
             self._news.clear()
@@ -159,7 +160,7 @@ class Subscriptions:
 
     async def look(self, feed: NotifyFeed, *, all_queries: bool = False, first: bool = False) -> None:
         """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
-        asked = [query for query in self._queries if all_queries or first or query.due <= _now()]
+        asked = [query for query in self._queries if all_queries or first or query.due <= clock.now()]
         for query in asked:
             await self._ask(query)
         readers = self._wanted()
@@ -187,7 +188,7 @@ class Subscriptions:
             self._degraded = degraded
             feed.say(Degraded(degraded))
         if not self._proven:
-            self._proven_by = _now()
+            self._proven_by = clock.now()
             if not first:
                 feed.probe()
 
@@ -203,7 +204,7 @@ class Subscriptions:
 
     async def _ask(self, query: _Query) -> None:
         """Ask a query anew; what it found before is kept where it fails."""
-        query.asked = _now()
+        query.asked = clock.now()
         query.due = query.asked + query.channel.interval  # a change that comes meanwhile moves it forward
         try:
             query.found = await self.find(query.channel, query)
@@ -246,7 +247,3 @@ def _answer(waiting: Sequence[asyncio.Future[bool]], *, done: bool) -> None:
     for one in waiting:
         if not one.done():
             one.set_result(done)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

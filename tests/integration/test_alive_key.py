@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import redis
 
+from invalidator import clock
 from invalidator.config.compile import compile_rules, stale_after
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url
@@ -20,7 +21,7 @@ from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
 from invalidator.pipeline import lane
-from invalidator.service import clock, installation
+from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
@@ -370,11 +371,11 @@ def test_a_sidecar_whose_machine_slept_says_so_at_once(dsn, db, redis_url, tmp_p
     config, _ = installed(db, tmp_path, dsn, int(redis_url.rpartition(":")[2].partition("/")[0]))
 
     async def live():
-        stop, clock_now = asyncio.Event(), clock.now
+        stop, boot_time = asyncio.Event(), clock.boot_time
         sidecar = Sidecar(config)
         task = asyncio.create_task(sidecar.run(stop))
         await eventually(lambda: sidecar.barrier(5) if not sidecar.degraded() else False, 30)
-        monkeypatch.setattr(clock, "now", lambda: clock_now() + 3600.0)
+        monkeypatch.setattr(clock, "boot_time", lambda: boot_time() + 3600.0)
         (doubt,) = sidecar.degraded()
         assert "may not be evicted" in doubt
         assert sidecar.status()["targets"]["cache"]["as_of_seconds"] > 3590

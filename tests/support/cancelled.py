@@ -6,8 +6,8 @@ import asyncio
 import sys
 from contextlib import suppress
 
+from invalidator.clock import run
 from invalidator.database import connect, within
-from invalidator.service.clock import run
 
 
 async def main(dsn: str, turns: int) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from invalidator import __version__
+from invalidator import __version__, clock
 from invalidator.core.protocol.hook_url import HookUrl
 from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.hook.formats import Call
@@ -122,7 +122,7 @@ class HttpSender:
     def _heed(self, after: str) -> None:
         """Wait as long as the other side asks us to; a date it may write there is not read."""
         if after.isdigit():
-            until = asyncio.get_running_loop().time() + min(float(after), _LONGEST_WAIT)
+            until = clock.now() + min(float(after), _LONGEST_WAIT)
             self._not_before = max(self._not_before, until)
 
     def _away(self, what: str, todo: str = "", reason: RetryReason = RetryReason.AWAY) -> TargetAway:

@@ -12,7 +12,6 @@ with nothing, or with what it read after the change was committed and evicted in
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import ssl
@@ -20,6 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from invalidator import clock
 from invalidator.cancellation import run_all
 from invalidator.core.delivery.message import Message, messages
 from invalidator.core.protocol.hook_url import HookUrl
@@ -126,7 +126,7 @@ class HookTarget:
 
     async def _batch(self, told: Message, *, flush: bool = False, reason: str = "") -> None:
         self.seq += 1
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         said = {
             "epoch": self.epoch,
             "seq": self.seq,

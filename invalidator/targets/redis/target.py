@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+from invalidator import clock
 from invalidator.config.redis_url import Endpoint
 from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
@@ -95,7 +96,7 @@ class RedisTarget:
         self.peer_store = PeerStore(
             self._side,
             self._met,
-            _now,
+            clock.now,
             place=place,
             instance=instance,
             alive_key=alive_key,
@@ -313,7 +314,3 @@ class RedisTarget:
 
     def _pattern(self, pattern: str) -> str:
         return glob.escape(self._prefix) + pattern
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

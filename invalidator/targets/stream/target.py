@@ -21,6 +21,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from invalidator import clock
 from invalidator.cancellation import stop_if_cancelled
 from invalidator.core.delivery.message import messages
 from invalidator.core.protocol.reasons import FlushReason
@@ -157,7 +158,7 @@ class StreamTarget:
             return
         ring = self.ring
         at = ring.resume(last)
-        hello = {"epoch": ring.epoch, "seq": ring.newest, "stale_after": self.stale_after, "now": round(_now(), 3)}
+        hello = {"epoch": ring.epoch, "seq": ring.newest, "stale_after": self.stale_after, "now": round(clock.now(), 3)}
         said = frame("hello", "", hello)
         if at is None:
             at = ring.newest
@@ -165,7 +166,7 @@ class StreamTarget:
         reader.write(said)
         seat = self._seats[reader] = _Seat(reader, at, tuple(prefixes))
         if self._beat:
-            self._write(seat, {}, _now())
+            self._write(seat, {}, clock.now())
         self._news.set()
 
     def leave(self, reader: Reader) -> None:
@@ -181,7 +182,7 @@ class StreamTarget:
             spent, left = 0.0, list(self._seats.values())
             some_behind = False
             while left:
-                began = _now()
+                began = clock.now()
                 said: dict[tuple[int, int], tuple[bytes, int]] = {}
                 some, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
                 for seat in some:
@@ -190,7 +191,7 @@ class StreamTarget:
                     except Exception as error:  # it comes back, and resumes or is told to flush
                         self._errors.report("stream", error)
                         self._let_go(seat, cut=True)
-                spent += _now() - began
+                spent += clock.now() - began
                 await asyncio.sleep(0)
             await asyncio.sleep(max(min(spent * _REST, _LONGEST_REST), _POLL if some_behind else 0.0))
             if not some_behind:
@@ -231,12 +232,8 @@ class StreamTarget:
 
     def _heartbeat(self) -> bytes:
         as_of = None if self._as_of is None else round(self._as_of, 3)
-        return frame("heartbeat", self.at, {"as_of": as_of, "now": round(_now(), 3)})
+        return frame("heartbeat", self.at, {"as_of": as_of, "now": round(clock.now(), 3)})
 
     def _let_go(self, seat: _Seat, *, cut: bool = False) -> None:
         self.leave(seat.reader)
         seat.reader.end(cut=cut)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ ASKED = """
 import asyncio, sys, time
 if sys.argv[1] == "asyncio":
     sys.modules["uvloop"] = None
-from invalidator.service import clock
+from invalidator import clock
 
 async def main():
     loop = asyncio.get_running_loop()

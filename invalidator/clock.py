@@ -1,0 +1,63 @@
+"""The clock that every age and deadline is measured by, and the event loop that runs on it.
+
+asyncio's own clock is CLOCK_MONOTONIC. On Linux it stands still while the machine sleeps, as `time.monotonic` does on
+macOS. After an hour of sleep `as_of` would look one second old until the pending canary times out: readyz, heartbeats
+of the stream and messages to hooks would report that everything is evicted. This clock counts the sleep, so they report
+the real age at once.
+
+The kernel measures timers by the clock that stands still. A timer may therefore fire late by the time that it had left
+when the machine fell asleep: one or two seconds.
+
+A hypervisor that pauses a virtual machine without telling the guest stops this clock too, and nothing inside the guest
+can detect it. Two mechanisms do not depend on it: the alive key (`targets/redis/alive.py`) has expired by then, and a
+reader of the stream on another machine has received no heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+_Base: type = asyncio.SelectorEventLoop
+with suppress(ImportError):  # the extra `fast`
+    import uvloop
+
+    _Base = uvloop.Loop
+
+_T = TypeVar("_T")
+
+if sys.platform == "darwin":
+    _CLOCK: int | None = time.CLOCK_MONOTONIC
+else:
+    _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def now() -> float:
+    """The time of the running event loop, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def boot_time() -> float:
+    """Seconds since an arbitrary moment, including those for which the machine slept."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+class _Clock:
+    def time(self) -> float:
+        return boot_time()
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop on this clock: uvloop's where it is installed."""
+    loop: asyncio.AbstractEventLoop = type("Loop", (_Clock, _Base), {})()
+    return loop
+
+
+def run(main: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run` on this loop."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main)
