@@ -11,13 +11,13 @@ leave the deleted row's key. That a column really was null costs a wildcard.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from invalidator.core.rules.change import OPS, Change, Op, Table, table_wide
+from invalidator.core.rules.json_text import DECODER
 from invalidator.core.rules.values import UNKNOWN, Row, Unknown, encodable
 
 LONGEST_NAME: Final = 63
@@ -28,7 +28,6 @@ Path = tuple[str, ...]
 Parts = tuple[str | Path, ...]
 
 _PIECE: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
-_decoder: Final = json.JSONDecoder(parse_int=str, parse_float=str)
 _TEXT_OF: Final = {True: "true", False: "false"}
 _BROKEN: Final = object()
 
@@ -122,7 +121,7 @@ def _column(hole: Path, row: Row) -> str:
 
 def _parsed(payload: str) -> object:
     try:
-        return _decoder.decode(payload)
+        return DECODER.decode(payload)
     except (ValueError, RecursionError):
         return _BROKEN
 

@@ -30,13 +30,13 @@ from itertools import groupby, repeat
 from typing import Any, Final
 
 from invalidator.core.rules.change import OPS, Change, Op, Table, table_wide
+from invalidator.core.rules.json_text import DECODER
 from invalidator.core.rules.values import UNKNOWN, Row, Value, encodable
 from invalidator.errors import PayloadError
 
 VERSION: Final = 1
 BUDGET: Final = 7800
 
-_decoder = json.JSONDecoder(parse_int=str, parse_float=str)
 _TEXT_OF = {True: "true", False: "false"}
 _TEXT = frozenset((str, type(None)))
 _NAMES = frozenset((str,))
@@ -55,7 +55,7 @@ def decode(text: str) -> list[Change]:
     """The changes in a payload; UnreadableError says what was wrong with it."""
     text = text.strip()
     try:
-        message, end = _decoder.raw_decode(text)  # `decode` looks for white space at a greater cost
+        message, end = DECODER.raw_decode(text)  # `decode` looks for white space at a greater cost
     except (ValueError, RecursionError) as error:
         raise UnreadableError("not JSON") from error
     if end != len(text):

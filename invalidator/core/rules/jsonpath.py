@@ -6,29 +6,23 @@ just as the server would give it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
+from invalidator.core.rules.json_text import STRICT_DECODER
 from invalidator.core.rules.values import UNKNOWN, Value, encodable
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _INDEX = re.compile(r"[+-]?\d{1,9}")
 
 
-def _not_json(word: str) -> str:
-    raise ValueError(f"{word} is not JSON")
-
-
-# Numbers stay text: nothing is rounded, and no number is too long.
-_decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_not_json)
-_value = _decoder.raw_decode
+_value = STRICT_DECODER.raw_decode
 
 
 def extract(document: str, path: tuple[str, ...]) -> Value:
     """The text at the path, None where there is nothing or a JSON null, UNKNOWN where the document is not JSON."""
     try:
-        _decoder.decode(document)
+        STRICT_DECODER.decode(document)
         start, end = _skip(document, 0), len(document)
         for step in path:
             found = _step(document, start, step)
@@ -38,7 +32,7 @@ def extract(document: str, path: tuple[str, ...]) -> Value:
         raw = document[start:end].strip(" \t\n\r")
         if raw == "null":
             return None
-        text = _decoder.decode(raw) if raw.startswith('"') else raw
+        text = STRICT_DECODER.decode(raw) if raw.startswith('"') else raw
         return text if encodable(text) else UNKNOWN
     except (ValueError, RecursionError):
         return UNKNOWN
