@@ -1,12 +1,17 @@
-"""The life of `run`: signals, reloads, and what listens while it lasts."""
+"""The life of `run`: one sidecar after another, until a signal stops the process.
+
+SIGTERM and SIGINT stop it. SIGHUP reads the configuration again: a valid one that differs replaces the running sidecar
+by one of its own. The HTTP listeners stay open meanwhile, unless their addresses change.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 from invalidator.config.models import Config, Listen
 from invalidator.errors import ConfigError, RefusedError, UsageError
@@ -18,65 +23,109 @@ from invalidator.service.observe import Observation
 from invalidator.service.sidecar import DRAIN, Sidecar
 from invalidator.service.systemd import Systemd
 
+RESTART_AFTER = 1.0
+"""Seconds between a configuration that ended by an internal error and the next attempt."""
+
 _RELOAD_DRAIN: Final = 2.0
-_PAUSE: Final = 1.0
 _log: Final = Log()
 
 
+ReadConfig = Callable[[], Config]
+"""Reads the configuration from its file."""
+
 Report = Callable[[list[str]], None]
-"""Takes the lines of what was counted."""
+"""Prints the lines of an observation."""
 
 
-async def run(config: Config, read_again: Callable[[], Config], report: Report | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The process ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The process goes on with this configuration."""
+
+    config: Config
+
+
+Outcome = Stop | Reload
+"""Why a sidecar ended."""
+
+
+class Signals:
+    """The signals that have arrived. `reload` is cleared when one is acted on."""
+
+    def __init__(self) -> None:
+        self.stop, self.reload = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+
+
+class _Listeners:
+    """The HTTP server of the process, opened again only when a configuration names other addresses."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._server: Server | None = None
+        self._listen: Listen | None = None
+
+    async def show(self, sidecar: Sidecar) -> None:
+        """Answer requests about this sidecar."""
+        listen = sidecar.config.listen
+        if self._server is None or listen != self._listen:
+            self._server = None
+            await self._stack.aclose()
+            self._server = await self._stack.enter_async_context(Server(listen))
+            self._listen = listen
+        self._server.show(sidecar)
+
+
+async def run(config: Config, read_config: ReadConfig, report: Report | None = None) -> None:
     """Keep the configured caches right until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
-    With `report`, nothing is evicted: what would have been is counted, and reported when a configuration ends.
+    With `report`, nothing is evicted: the sidecar counts what it would evict, and reports it when a configuration ends.
+    A configuration that is refused, or that ends by an internal error before it has received anything, is replaced by
+    `last_good`; without one, the error ends the process.
     """
     allow_many_files()
-    loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    signals = Signals()
+    last_good: Config | None = None
     async with AsyncExitStack() as stack:
-        last_good: Config | None = None
-        listening: Listen | None = None
-        while not stop.is_set():
+        listeners = _Listeners(stack)
+        while not signals.stop.is_set():
             sidecar: Sidecar | None = None
             try:
                 observation = Observation(config) if report else None
                 sidecar = Sidecar(config, observation)
-                if config.listen != listening:
-                    listening = None
-                    await stack.aclose()
-                    server, listening = await stack.enter_async_context(Server(config.listen)), config.listen
-                server.show(sidecar)
-                loop.set_exception_handler(sidecar.on_loop_exception)
+                await listeners.show(sidecar)
+                asyncio.get_running_loop().set_exception_handler(sidecar.on_loop_exception)
                 with reported(observation, report):
-                    following = await _generation(sidecar, stop, reload, read_again)
+                    outcome = await _run_sidecar(sidecar, signals, read_config)
             except RefusedError as error:
                 if last_good is None:
                     raise
-                _log.error(
-                    "reload_refused", "the new configuration can't be served; the old one is kept", why=str(error)
-                )
+                _log.error("reload_refused", "the new configuration is refused; the old one goes on", why=str(error))
                 config, last_good = last_good, None
-                continue
-            except Exception as error:  # the last resort: each part deals with its own
+            except Exception as error:  # the last resort: each part handles its own errors
                 (sidecar.errors if sidecar else InternalErrors()).report("other", error)
                 if sidecar is not None and sidecar.has_received:
                     last_good = config
                 elif last_good is None:
                     raise
                 config = last_good
-                await asyncio.sleep(_PAUSE)
-                continue
-            last_good, config = config, following or config
+                await asyncio.sleep(RESTART_AFTER)
+            else:
+                if isinstance(outcome, Reload):
+                    last_good, config = config, outcome.config
     _log.info("stopped", "stopped")
 
 
 @contextmanager
 def reported(observation: Observation | None, report: Report | None) -> Iterator[None]:
-    """Report what was counted, however it ends; what was refused at its start has counted nothing."""
+    """Report the counts of an observation, however it ends; one that was refused at its start has counted nothing."""
     refused = False
     try:
         yield
@@ -88,50 +137,46 @@ def reported(observation: Observation | None, report: Report | None) -> Iterator
             report(observation.lines())
 
 
-async def _generation(
-    sidecar: Sidecar, stop: asyncio.Event, reload: asyncio.Event, read_again: Callable[[], Config]
-) -> Config | None:
-    """Run one configuration until it ends; the one to go on with, None to end."""
-    following: list[Config] = []
-    ending = asyncio.Event()
+async def _run_sidecar(sidecar: Sidecar, signals: Signals, read_config: ReadConfig) -> Outcome:
+    """Run one sidecar until a signal ends it. A stop that arrives while it drains for a reload wins."""
     systemd = Systemd()
-
-    async def await_stop() -> None:
-        await stop.wait()
-        systemd.stopping()
-        ending.set()
-
-    async def await_reload() -> None:
-        while not following:
-            await reload.wait()
-            reload.clear()
-            systemd.reloading()
-            read = _read_again(sidecar, read_again)
-            if read is None:
-                systemd.ready()
-            else:
-                following.append(read)  # which says that it is ready when it is
-        ending.set()
-
-    tasks = (await_stop(), await_reload(), systemd.run(sidecar.started))
-    waiting = [asyncio.ensure_future(task) for task in tasks]
-    try:
-        await sidecar.run(ending, lambda: _RELOAD_DRAIN if following else DRAIN)
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-    return following[0] if following and not stop.is_set() else None
+    async with (
+        _background(_wait_for_stop(signals, systemd)) as stop,
+        _background(_wait_for_reload(sidecar, signals, read_config, systemd)) as reload,
+        _background(systemd.run(sidecar.started)),
+    ):
+        ending = asyncio.Event()
+        for task in (stop, reload):
+            task.add_done_callback(lambda _: ending.set())
+        await sidecar.run(ending, lambda: _RELOAD_DRAIN if reload.done() else DRAIN)
+        return Stop() if signals.stop.is_set() else Reload(reload.result())
 
 
-def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | None:
-    """The configuration when it is another and right; else what is there goes on."""
+async def _wait_for_stop(signals: Signals, systemd: Systemd) -> None:
+    await signals.stop.wait()
+    systemd.stopping()
+
+
+async def _wait_for_reload(sidecar: Sidecar, signals: Signals, read_config: ReadConfig, systemd: Systemd) -> Config:
+    """The first valid and new configuration that SIGHUP brings; its own sidecar reports ready to systemd."""
+    while True:
+        await signals.reload.wait()
+        signals.reload.clear()
+        systemd.reloading()
+        config = read_new_config(sidecar, read_config)
+        if config is not None:
+            return config
+        systemd.ready()
+
+
+def read_new_config(sidecar: Sidecar, read_config: ReadConfig) -> Config | None:
+    """The configuration in the file, or None when it is wrong or the running one: then this sidecar goes on."""
     sidecar.look()
     try:
-        config = read_again()
+        config = read_config()
     except (ConfigError, UsageError) as error:
         sidecar.reloaded = False
-        _log.error("reload_refused", "the new configuration is wrong; the old one is kept", why=str(error))
+        _log.error("reload_refused", "the new configuration is wrong; the old one goes on", why=str(error))
         return None
     except Exception as error:
         sidecar.reloaded = False
@@ -141,10 +186,16 @@ def _read_again(sidecar: Sidecar, read_again: Callable[[], Config]) -> Config | 
     if config == sidecar.config:
         _log.info("reload_unchanged", "the configuration is the same as before")
         return None
-    _log.info("reloading", "taking over the new configuration")
+    _log.info("reloading", "the new configuration takes over")
     return config
 
 
-async def serve(config: Config) -> None:
-    """Keep the configured caches right until cancelled; nothing listens."""
-    await Sidecar(config).run(asyncio.Event())
+@asynccontextmanager
+async def _background(call: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    """Run a coroutine beside the block, which cancels it at its end and ignores how it ended."""
+    task = asyncio.ensure_future(call)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -36,7 +36,7 @@ from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.service import installation, run, tail
-from invalidator.service.run import _read_again
+from invalidator.service.run import read_new_config
 from invalidator.service.sidecar import Sidecar
 from invalidator.service.watch import Watch
 from invalidator.sources.canary import Canary
@@ -303,7 +303,7 @@ def test_a_reload_that_fails_inside_keeps_the_configuration(dsn, redis_url, cach
         raise RecursionError("x")
 
     sidecar = Sidecar(World(dsn, redis_url, cache).config)
-    assert _read_again(sidecar, broken) is None
+    assert read_new_config(sidecar, broken) is None
     assert not sidecar.reloaded
     assert counted(sidecar)["reload"] == 1
 
@@ -324,7 +324,7 @@ async def test_what_escapes_all_of_that_ends_a_configuration_and_not_the_process
         await running
 
     monkeypatch.setattr(Pipeline, "run_until", ends)
-    monkeypatch.setattr(run, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "RESTART_AFTER", 0.0)
     config = World(dsn, redis_url, cache).config
     config = config.model_copy(update={"listen": Listen(api="127.0.0.1:0", probes="127.0.0.1:0")})
     task = asyncio.create_task(run.run(config, lambda: config))

@@ -14,7 +14,7 @@ from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
 from invalidator.embedded import PostgresServer, RedisServer, Workspace
 from invalidator.service import installation
-from invalidator.service.run import serve
+from invalidator.service.sidecar import Sidecar
 from invalidator.triggers.install import install
 from tests.support import eventually, names
 
@@ -52,7 +52,7 @@ class World:
     async def serving(self):
         """The service, once the flush of its start and the repeat of that are over."""
         self.cache.set("app:p:marker", "removed by the flush")
-        task = asyncio.create_task(serve(self.config))
+        task = asyncio.create_task(Sidecar(self.config).run(asyncio.Event()))
         try:
             await eventually(lambda: not self.cache.exists("app:p:marker"))
             self.cache.set("app:p:marker", "removed by its repeat")
@@ -133,7 +133,7 @@ async def test_redis_restarting_needs_no_restart_of_ours(world):
 async def test_it_waits_for_servers_that_are_not_there_yet(world):
     world.postgres.stop()
     world.cache.set("app:p:9", "stale")
-    task = asyncio.create_task(serve(world.config))
+    task = asyncio.create_task(Sidecar(world.config).run(asyncio.Event()))
     await asyncio.to_thread(world.postgres.start)
     await eventually(lambda: not world.cache.exists("app:p:9"))
     task.cancel()
