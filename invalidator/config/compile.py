@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from invalidator.config import models
 from invalidator.config.redis_url import parse_redis_url
@@ -127,7 +127,7 @@ def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level
     return Rule(
         number=number,
         table=read_table(rule.table),
-        evicts=tuple(made for entry in rule.evict for made in entries(entry, rule)),
+        evicts=tuple(made for entry in rule.evict for made in _compile_entry(entry, rule)),
         to=targets if rule.to is None else tuple(dict.fromkeys(rule.to)),
         ops=tuple(dict.fromkeys(rule.ops)),
         changed=tuple(map(parse_field, rule.changed)),
@@ -139,24 +139,23 @@ def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level
     )
 
 
-def entries(entry: models.Evict, rule: models.Rule) -> list[Evict]:
-    """What one entry of `evict` stands for: one for each choice of the variables' values."""
-    kind: Kind = entry.kinds()[0]
-    outer, *inner = templates(entry, rule)
+def _compile_entry(entry: models.Evict, rule: models.Rule) -> list[Evict]:
+    kind = entry.kinds()[0]
+    texts = [getattr(entry, kind), *([entry.field] if entry.field is not None else [])]
+    templates = [parse(text, variables=tuple(rule.vars), percent=kind == "url") for text in texts]
+    return variants(kind, templates, rule.vars)
+
+
+def variants(kind: Kind, templates: Sequence[Template], variables: Mapping[str, list[str]]) -> list[Evict]:
+    """One entry of `evict` for each choice of the variables' values; a hash has a second template, of its field."""
+    outer, *inner = templates
     if not inner:
-        return [Evict(kind, bound) for bound in outer.bind(rule.vars)]
-    used = {name: values for name, values in rule.vars.items() if outer.uses(name) or inner[0].uses(name)}
+        return [Evict(kind, bound) for bound in outer.bind(variables)]
+    used = {name: values for name, values in variables.items() if outer.uses(name) or inner[0].uses(name)}
     choices: list[dict[str, list[str]]] = [{}]
     for name, values in used.items():
         choices = [{**choice, name: [value]} for choice in choices for value in values]
     return [Evict(kind, outer.bind(choice)[0], inner[0].bind(choice)[0]) for choice in choices]
-
-
-def templates(entry: models.Evict, rule: models.Rule) -> list[Template]:
-    """The entry's template and, for a hash, that of its field."""
-    kind = entry.kinds()[0]
-    texts = [getattr(entry, kind), *([entry.field] if entry.field is not None else [])]
-    return [parse(text, variables=tuple(rule.vars), percent=kind == "url") for text in texts]
 
 
 def _conditions(conditions: dict[str, list[str | None]]) -> Conditions:
@@ -164,5 +163,5 @@ def _conditions(conditions: dict[str, list[str | None]]) -> Conditions:
 
 
 def pattern(text: str) -> str:
-    """What a user wrote as a pattern, in our own glob language."""
+    """A pattern of the file, in which only `*` is a wildcard, in the glob language of the core."""
     return glob.join(glob.wild(text))

@@ -21,9 +21,9 @@ from invalidator.errors import Mistake
 Path = tuple[str | int, ...]
 Data = dict[str, "Data"] | list["Data"] | str | None
 
-_LARGEST_TEXT: Final = 1 << 20
-_DEEPEST: Final = 50
-_MOST_VALUES: Final = 100_000
+_MAX_LENGTH: Final = 1 << 20
+_MAX_DEPTH: Final = 50
+_MAX_VALUES: Final = 100_000
 _NULLS: Final = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -37,6 +37,8 @@ class _Loader(_BASE):  # type: ignore[misc]
 @dataclass
 class Document:
     """`data` is the document; `value_at` and `key_at` have the line and column of each value and key, by path."""
+
+    text: str = ""
 
     data: Data = None
     value_at: dict[Path, tuple[int, int]] = field(default_factory=dict)
@@ -52,6 +54,23 @@ class Document:
         line, column = key or self.value_at.get(known, (0, 0))
         self.mistakes.append(Mistake(line, column, spell(path), what, todo))
 
+    def mistake_within(self, path: Path, value: str, offset: int, what: str, todo: str) -> None:
+        """Add a mistake at a character of a value, where the text has the value as it is, quoted or not."""
+        self.mistake(path, what, todo)
+        found = self.mistakes[-1]
+        lines = self.text.splitlines()
+        line = lines[found.line - 1] if 0 < found.line <= len(lines) else ""
+        for quote in (0, 1):
+            if line[found.column - 1 + quote :].startswith(value):
+                self.mistakes[-1] = found._replace(column=found.column + quote + offset)
+                return
+
+    def is_wrong(self, path: Path) -> bool:
+        """Whether there is a mistake at the path or below it."""
+        name = spell(path)
+        below = (f"{name}.", f"{name}[")
+        return any(mistake.path == name or mistake.path.startswith(below) for mistake in self.mistakes)
+
 
 class _TooMuchError(Exception):
     pass
@@ -59,8 +78,8 @@ class _TooMuchError(Exception):
 
 def read(text: str, substitute: Callable[[str], str]) -> Document:
     """Read a document; `substitute` maps each scalar, or raises ValueError for one that is wrong."""
-    document = Document()
-    if len(text) > _LARGEST_TEXT:
+    document = Document(text)
+    if len(text) > _MAX_LENGTH:
         document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "name the configuration file"))
         return document
     try:
@@ -97,8 +116,8 @@ def _bound_depth(text: str) -> None:
     for token in yaml.parse(text, Loader=_Loader):
         if isinstance(token, yaml.CollectionStartEvent):
             depth += 1
-            if depth > _DEEPEST:
-                raise _TooMuchError(f"the document nests deeper than {_DEEPEST} levels")
+            if depth > _MAX_DEPTH:
+                raise _TooMuchError(f"the document nests deeper than {_MAX_DEPTH} levels")
         elif isinstance(token, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -109,7 +128,7 @@ class _Walk:
 
     def value(self, node: yaml.Node, path: Path) -> Data:
         self.values += 1
-        if self.values > _MOST_VALUES or len(path) > _DEEPEST:
+        if self.values > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise _TooMuchError("the document's aliases expand without bound")
         self.document.value_at.setdefault(path, _position(node))
         if isinstance(node, yaml.MappingNode):

@@ -16,6 +16,7 @@ from invalidator.config.types import (
     HookUrlText,
     HostName,
     HostPort,
+    InstallationName,
     InstanceName,
     OneOrMany,
     PostgresDsn,
@@ -303,8 +304,7 @@ class Config(Model):
     """The whole file."""
 
     version: Annotated[Literal[1], Version] = Field(description="The version of this format: 1.")
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_]{0,30}$",
+    name: InstallationName = Field(
         description="This installation; part of trigger and channel names.",
     )
     instance: InstanceName = Field(

@@ -122,6 +122,15 @@ def _target_name(name: Any) -> Any:
     return name
 
 
+_INSTALLATION: Final = r"^[a-z][a-z0-9_]{0,30}$"
+
+
+def _installation_name(name: Any) -> Any:
+    if isinstance(name, str) and not re.fullmatch(_INSTALLATION, name):
+        raise ValueError(f'"{name}" is no name for an installation; use up to 31 of a-z, 0-9 and _, a letter first')
+    return name
+
+
 def _instance_name(name: Any) -> Any:
     if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", name):
         raise ValueError("not the name of an instance; use letters, digits, dots, _ and -")
@@ -162,6 +171,9 @@ Address = Annotated[str, BeforeValidator(read_address)]
 FieldName = Annotated[str, BeforeValidator(_field)]
 Site = Annotated[str, BeforeValidator(_site)]
 HookSecret = Annotated[SecretStr, BeforeValidator(_hook_secret)]
+InstallationName = Annotated[
+    str, BeforeValidator(_installation_name), WithJsonSchema({"type": "string", "pattern": _INSTALLATION})
+]
 InstanceName = Annotated[str, BeforeValidator(_instance_name)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 HostName = Annotated[str, BeforeValidator(_host_name)]

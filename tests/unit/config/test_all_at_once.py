@@ -115,6 +115,27 @@ def test_a_wrong_kind_hides_no_key_that_is_unknown(kind, unknown):
     assert {path for path, what in found if what == "unknown key"} == unknown
 
 
+@pytest.mark.parametrize("name", ["each", "columns", "if"])
+def test_a_channel_may_be_named_like_a_key(name):
+    data = copy.deepcopy(BASE)
+    data["channels"] = {name: {"table": "public.told", "columns": {"id": "{id}"}, "tabel": "x"}}
+    assert mistakes(data) == {(f"channels.{name}.tabel", "unknown key")}
+
+
+def test_a_target_whose_format_is_not_known_hides_no_other_mistake_and_causes_none():
+    data = copy.deepcopy(BASE)
+    data["targets"]["app"]["format"] = "bann"
+    data["rules"].append({"table": "public.d", "evict": [{"url": "/d/{id}"}], "to": ["app"]})
+    assert mistakes(data) == {("targets.app.format", '"bann" is not known here')}
+    data["rules"][-1]["evict"] = [{"url": "d/{id|lowr}"}]
+    data["rules"][-1]["ops"] = []
+    assert {path for path, _ in mistakes(data)} == {
+        "targets.app.format",
+        "rules[3].evict[0].url",
+        "rules[3].ops",
+    }
+
+
 def places(data, path=()):
     """Every place in a document."""
     yield path

@@ -150,7 +150,7 @@ def test_a_duplicate_key_names_both_places():
         ("[{hash: x}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
         ("[{tag: x, field: y}]", "c.yaml:7:13: rules[0].evict[0]: hash and field go together; "),
         ("[{tgа: x}]", "c.yaml:7:14: rules[0].evict[0].tgа: unknown key; "),
-        ("[{url: /x}]", "c.yaml:7:13: rules[0].evict[0]: none of the rule's targets can be told a url; "),
+        ("[{url: /x}]", "c.yaml:7:13: rules[0].evict[0]: none of the rule's targets supports a url; "),
         ("[]", "c.yaml:7:12: rules[0].evict: there is nothing in it; add at least one"),
         ("[[x]]", "c.yaml:7:13: rules[0].evict[0]: a list where a mapping should be; "),
         (
@@ -366,18 +366,21 @@ def test_any_text_gives_mistakes_and_never_a_traceback(text):
         ("channels: {c: {table: a.b, op: '{a..b}', columns: {id: x}}}", 'channels.c.op: "{a..b}" names no field; '),
         ("channels: {'c_{t}': {table: a.b, columns: {id: x}}}", "its name has a hole, and nothing to fill it; "),
         ("channels: {c: {table: a.b, each: select 1, columns: {id: x}}}", "`each` fills no hole of its name; "),
-        ("channels: {invalidator_x: {table: a.b, columns: {id: x}}}", "this is the channel of our own triggers; "),
+        (
+            "channels: {invalidator_x: {table: a.b, columns: {id: x}}}",
+            "this is the channel of invalidator's own ",
+        ),
         ("channels: {" + "c" * 64 + ": {table: a.b, columns: {id: x}}}", "this name is too long; "),
         ("channels: {'': {table: a.b, columns: {id: x}}}", "a channel has a name; write the one that is notified"),
         (
             "channels: {c: {table: a.b, each_interval: 1m, columns: {id: x}}}",
-            "each_interval: there is no query to ask; ",
+            "each_interval: there is no query to run; ",
         ),
         (
             "channels: {'c{t}': {table: a.b, each: select 1 as t, each_interval: 1ms, columns: {id: x}}}",
             "each_interval: input should be greater than or equal to 1",
         ),
-        ("channels: {c: {table: 'a*.b', columns: {id: x}}}", 'channels.c.table: "a*.b" is no single table; '),
+        ("channels: {c: {table: 'a*.b', columns: {id: x}}}", 'channels.c.table: "a*.b" is not a single table; '),
         ("listen: {api: here}", "listen.api: not an address; write host:port or unix:/path"),
         ("listen: {probes: 'h:99999'}", "listen.probes: not an address; write host:port or unix:/path"),
         (
@@ -411,11 +414,11 @@ def test_an_api_that_only_this_machine_reaches_needs_no_token(api):
         ("lookup: {sql: '', none: skip}", "lookup.sql: there is nothing in it; add at least one"),
         (
             "lookup: {sql: 'select id from p where c = {id}', none: skip}",
-            'lookup.sql: it returns "id", and the change has one too: {id} could be either; give it another name: ',
+            'lookup.sql: it returns "id", and the change has one, too: {id} could be either; give it another name: ',
         ),
         (
             "lookup: {sql: 'select p.id from p where c = {c}', none: skip}\n    if: {id: ['1']}",
-            'lookup.sql: it returns "id", and the change has one too',
+            'lookup.sql: it returns "id", and the change has one, too',
         ),
         ("lookup: {sql: select 1, none: skip, limit: 0}", "lookup.limit: input should be greater than or equal to 1"),
     ],
@@ -472,20 +475,20 @@ def hook_mistakes(hook, url="/products/{id}"):
         ("kind: hook, url: 'http://x:s3cret/'", "targets.it.url: not the URL of a hook; "),
         ("kind: hook, url: 'http://x/a b'", "targets.it.url: not the URL of a hook; "),
         ("kind: hook, url: http://x, secret: s3cret", "targets.it.secret: not a secret of Standard Webhooks; "),
-        ("kind: hook, url: http://x, format: purge", "a gap is one; name a fallback: ban or wildcard"),
-        ("kind: hook, url: http://u:s3cret@x:6081, format: ban", "asked for those of x:6081; set it, like"),
-        ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is nothing for format xkey; '),
-        ("kind: hook, url: http://x, format: ban, fallback: ban", "the format can say all that it is told"),
+        ("kind: hook, url: http://x, format: purge", "a gap is a flush; name a fallback: ban or wildcard"),
+        ("kind: hook, url: http://u:s3cret@x:6081, format: ban", "would evict those of x:6081; set it, like"),
+        ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is not a fallback of format '),
+        ("kind: hook, url: http://x, format: ban, fallback: ban", "take it out: the format needs none"),
         ("kind: hook, url: http://x, format: ban, secret: whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
          "targets.it.secret: only json batches are signed; take it out"),
         ("kind: hook, url: http://u@x, format: ban, token: t", "the url has a user already; "),
         ("kind: hook, url: http://x, format: ban, tls: {cert: a}", "cert and key go together; name both files"),
-        ("kind: hook, url: http://x, format: fastly", 'target "it" needs to know whose page this is; '),
-        ("kind: hook, url: http://x, format: fastly, site: https://y", "Fastly can't be told a pattern, which"),
+        ("kind: hook, url: http://x, format: fastly", 'target "it" needs the site of this page; '),
+        ("kind: hook, url: http://x, format: fastly, site: https://y", "Fastly has no form for a pattern, which"),
         ("kind: hook, url: http://x, format: ban, site: https://y/z", "targets.it.site: not the address of a site; "),
         ("kind: hook, url: http://x, format: ban, rate: 0", "targets.it.rate: "),
         ("kind: hook, url: http://x, timeout: 0s", "targets.it.timeout: "),
-        ("kind: stream, stale_after: 5s", "as_of moves on by canaries, so it may well be 5 s old; write more than 5s"),
+        ("kind: stream, stale_after: 5s", "it may be 5 s old while all is well; write more than 5s"),
     ],
 )  # fmt: skip
 def test_mistakes_in_hooks_and_streams(hook, said):
@@ -496,11 +499,11 @@ def test_mistakes_in_hooks_and_streams(hook, said):
 
 def test_a_url_is_for_targets_that_purge_by_url():
     assert any(
-        "none of the rule's targets can be told a url; name a hook" in line for line in hook_mistakes("kind: stream")
+        "none of the rule's targets supports a url; name a hook" in line for line in hook_mistakes("kind: stream")
     )
     for url, said in (
         ("products/{id}", "a path begins with /"),
-        ("/a b", "it has characters that can't stand in a URL"),
+        ("/a b", "it has characters that must be encoded in a URL"),
     ):
         assert any(said in line for line in hook_mistakes("kind: hook, url: http://x, format: ban", url))
 
@@ -514,7 +517,7 @@ def test_a_rule_must_have_something_to_tell_a_target_that_it_names():
         """,
         HEAD + "  varnish: {kind: hook, url: http://x, format: ban}\n",
     )
-    assert '"varnish" can be told nothing of what this rule evicts; add a url to evict' in said[-1]
+    assert '"varnish" supports nothing of what this rule evicts; add a url to evict' in said[-1]
 
 
 def test_each_target_is_told_what_it_can_be_told():
