@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
-
-from invalidator.core.delivery.lane import LaneState
-from invalidator.core.delivery.work import Outbox
-from invalidator.core.rules.eviction import Evictions
 
 
 class Violation(AssertionError):
@@ -51,42 +46,22 @@ def told(way):
     return ", ".join(reversed(steps))
 
 
-def copied(lane):
-    """A lane's twin. Written out, because it is most of what exploring takes."""
-    twin = object.__new__(type(lane))
-    for name in LaneState.__slots__:
-        setattr(twin, name, getattr(lane, name))
-    twin._main, twin._exact = copied_way(lane._main), copied_way(lane._exact)
-    for name in ("_early", "_due", "_watermarks", "_flush_coordinator", "_asks"):
-        setattr(twin, name, getattr(lane, name).copy())
-    twin._deferred = deque(replace(deferred) for deferred in lane._deferred)
-    return twin
-
-
-def copied_way(way):
-    sent = way.sent and replace(
-        way.sent, fresh=copied_evictions(way.sent.fresh), again=copied_evictions(way.sent.again)
-    )
-    fresh, again = copied_evictions(way.fresh), copied_evictions(way.again)
-    return Outbox(fresh, again, way.fresh_from, way.again_from, way.since, sent)
-
-
-def copied_evictions(evictions):
-    return Evictions(evictions.keys.copy(), evictions.others.copy())
-
-
 def lane_key(lane, now):
     """What tells a lane's state from others: moments only as far as they are from now."""
+    one = lane.snapshot()
     return (
-        lane.state, lane._latest, lane.as_of, lane.settled_as_of, lane._reason, lane._must, lane._pending_from,
-        lane._flush_from, lane._told,
-        *((bool(way.fresh), bool(way.again), way.fresh_from, way.again_from, work_key(way.sent))
-          for way in (lane._main, lane._exact)),
-        tuple((newest, oldest, what is None) for newest, oldest, what in lane._early),
-        tuple((max(at - now, 0), number, what is None) for at, number, what in lane._due),
-        tuple((h.number, max(h.deadline - now, 0), h.evictions is None, bool(h.evictions)) for h in lane._deferred),
-        *lane._watermarks, *lane._flush_coordinator, *lane._asks,
+        one.state, one.latest, one.as_of, one.settled_as_of, one.pending,
+        *((bool(way.fresh), bool(way.repeats), way.fresh_from, way.repeats_from, in_flight_key(way.in_flight))
+          for way in (one.bulk, one.exact)),
+        one.blocked_repeats,
+        tuple((max(due - now, 0), oldest, is_flush) for due, oldest, is_flush in one.scheduled_repeats),
+        tuple((d.number, max(d.deadline - now, 0), d.is_flush, bool(d.size), d.sent_early) for d in one.deferred),
+        one.unconfirmed_watermarks, one.unsettled_watermarks, one.coverage_requests,
     )  # fmt: skip
+
+
+def in_flight_key(one):
+    return one and (one.flush, bool(one.fresh), bool(one.repeats), one.number, one.fresh_from, one.repeats_from)
 
 
 def work_key(work):

@@ -43,12 +43,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import islice
 from types import MappingProxyType
 from typing import Final, TypeVar
 
+from invalidator.core.delivery.snapshot import (
+    BlockedRepeat,
+    DeferredSnapshot,
+    DeliverySnapshot,
+    LaneSnapshot,
+    OutboxSnapshot,
+    PendingFlushSnapshot,
+    ScheduledRepeat,
+)
 from invalidator.core.delivery.work import Outbox, Work, older
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Evictions
@@ -375,6 +385,39 @@ class LaneState:
             since += [way.since, way.sent.since if way.sent else 0.0]
         return min(filter(None, since), default=None)
 
+    def snapshot(self) -> LaneSnapshot:
+        """All of it at this moment, as plain values."""
+        return LaneSnapshot(
+            self.state.name,
+            self._latest,
+            self.as_of,
+            self.settled_as_of,
+            PendingFlushSnapshot(self._reason, self._must, self._pending_from or None, self._flush_from or None),
+            _outbox(self._exact),
+            _outbox(self._main),
+            tuple(BlockedRepeat(newest, oldest, what is None) for newest, oldest, what in self._early),
+            tuple(ScheduledRepeat(due, oldest, what is None) for due, oldest, what in self._due),
+            tuple(
+                DeferredSnapshot(
+                    one.number, one.deadline, one.evictions is None, len(one.evictions or ()), at < self._told
+                )
+                for at, one in enumerate(self._deferred)
+            ),
+            tuple(self._watermarks),
+            tuple(self._flush_coordinator),
+            tuple(self._asks),
+        )
+
+    def __copy__(self) -> LaneState:
+        twin = object.__new__(type(self))
+        for name in LaneState.__slots__:
+            setattr(twin, name, getattr(self, name))
+        twin._main, twin._exact = copy(self._main), copy(self._exact)
+        for name in ("_early", "_due", "_watermarks", "_flush_coordinator", "_asks"):
+            setattr(twin, name, getattr(self, name).copy())
+        twin._deferred = deque(replace(deferred) for deferred in self._deferred)
+        return twin
+
     # Inside
 
     def _happen(self, event: Event) -> None:
@@ -506,6 +549,22 @@ class LaneState:
         settled = self.settled
         while self._flush_coordinator and self._flush_coordinator[0][0] <= settled:
             self.settled_as_of = self._flush_coordinator.popleft()[1]
+
+
+def _outbox(outbox: Outbox) -> OutboxSnapshot:
+    return OutboxSnapshot(
+        len(outbox.fresh),
+        len(outbox.again),
+        outbox.fresh_from or None,
+        outbox.again_from or None,
+        _delivery(outbox.sent) if outbox.sent else None,
+    )
+
+
+def _delivery(work: Work) -> DeliverySnapshot:
+    return DeliverySnapshot(
+        work.flush, work.must, len(work.fresh), len(work.again), work.number, work.oldest or None, work.repeats or None
+    )
 
 
 def _thinned(watermarks: deque[tuple[int, float]]) -> deque[tuple[int, float]]:

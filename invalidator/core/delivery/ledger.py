@@ -25,6 +25,15 @@ class Ledger:
             _, position = self._taken.popleft()
         return position
 
+    def unconfirmed(self) -> tuple[tuple[int, Position], ...]:
+        """The positions that are not confirmed yet, each with its number."""
+        return tuple(self._taken)
+
+    def __copy__(self) -> Ledger:
+        twin = Ledger()
+        twin._taken = self._taken.copy()
+        return twin
+
     def forget(self) -> None:
         """The feed is lost: what was not confirmed is read again."""
         self._taken.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 from invalidator.core.rules.eviction import Evictions
 
@@ -75,6 +76,11 @@ class Outbox:
     def clear(self) -> None:
         self.fresh, self.again = Evictions(), Evictions()
         self.fresh_from, self.again_from, self.since = 0, 0, 0.0
+
+    def __copy__(self) -> Outbox:
+        """A twin that shares no set of evictions with this one."""
+        sent = self.sent and replace(self.sent, fresh=copy(self.sent.fresh), again=copy(self.sent.again))
+        return replace(self, fresh=copy(self.fresh), again=copy(self.again), sent=sent)
 
     def __len__(self) -> int:
         sent = len(self.sent.fresh) + len(self.sent.again) if self.sent else 0

@@ -78,6 +78,9 @@ class Evictions:
         self.keys.clear()
         self.others.clear()
 
+    def __copy__(self) -> Evictions:
+        return Evictions(self.keys.copy(), self.others.copy())
+
     def __iter__(self) -> Iterator[Eviction]:
         for key in self.keys:
             yield Eviction("key", key)

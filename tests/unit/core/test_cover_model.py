@@ -18,7 +18,7 @@ import pytest
 from invalidator.core.coordination.coverage import FlushDecision, Seen, Step
 from invalidator.core.delivery.lane import LaneState, State
 from invalidator.core.rules.eviction import Evictions
-from tests.support.explore import Violation, copied, explore
+from tests.support.explore import Violation, explore
 
 KEY = Evictions({"row": None})
 MOVES = ("connect", "deliver", "serve", "look", "wait_out", "finish", "answer", "watch", "notice", "crash", "lose")
@@ -74,24 +74,26 @@ class Sidecar:
 
     def copy(self):
         twin = copy.copy(self)
-        twin.lane, twin.debtor = copied(self.lane), copy.copy(self.debtor)
+        twin.lane, twin.debtor = copy.copy(self.lane), copy.copy(self.debtor)
         return twin
 
     def key(self, world, name):
         """Numbers and moments only as far as they are from the last; nonces by the order in which they appear."""
-        lane, last = self.lane, self.lane._latest
+        lane = self.lane.snapshot()
+        last = lane.latest
         debtor = self.debtor and (
             self.debtor._asked is None, self.debtor._waited_out, self.debtor._flushes == self.peer_store(world).flushed
         )  # fmt: skip
-        numbers = (lane._pending_from, lane._flush_from, lane._main.fresh_from, lane._main.again_from)
+        bulk = lane.bulk
+        numbers = (lane.pending.fresh_from, lane.pending.repeats_from, bulk.fresh_from, bulk.repeats_from)
         return (
             self.is_receiving, ago(world.triggers, self.triggers), debtor, self.holds, self.flushed,
             ago(len(world.targets), self.target), ago(self.at(world), self.identity),
             name(self.nonce), tuple((what, *map(name, about)) for what, *about in self.wire),
-            lane.state, lane._reason, tuple(number and last - number + 1 for number in numbers),
-            relative(lane._main.sent, last), bool(lane._main.fresh), bool(lane._main.again),
-            tuple((max(at - world.now, 0), last - number, what is None) for at, number, what in lane._due),
-            tuple((max(last - number, 0), name(nonce)) for number, nonce in lane._asks),
+            lane.state, lane.pending.reason, tuple(number and last - number + 1 for number in numbers),
+            relative(bulk.in_flight, last), bool(bulk.fresh), bool(bulk.repeats),
+            tuple((max(at - world.now, 0), last - number, is_flush) for at, number, is_flush in lane.scheduled_repeats),
+            tuple((max(last - number, 0), name(nonce)) for number, nonce in lane.coverage_requests),
         )  # fmt: skip
 
     def peer_store(self, world):
@@ -107,8 +109,8 @@ def ago(last, one):
 
 
 def relative(work, last):
-    return work and (work.flush, bool(work.fresh), bool(work.again), *(
-        number and last - number + 1 for number in (work.number, work.oldest, work.repeats)))  # fmt: skip
+    return work and (work.flush, bool(work.fresh), bool(work.repeats), *(
+        number and last - number + 1 for number in (work.number, work.fresh_from, work.repeats_from)))  # fmt: skip
 
 
 class World:
@@ -410,13 +412,18 @@ class World:
     def answer(self, one):
         """Write what others asked for."""
         lane = one.lane
-        if not lane._asks or one.triggers is None:
+        if not lane.is_asked or one.triggers is None:
             return False
+        requests = lane.snapshot().coverage_requests
         if self.setting.owing_answers:
-            ready = [nonce for _, nonce in lane._asks]
-            lane._asks.clear()
+            ready = [nonce for _, nonce in requests]
+            lane.ignore_asks()
         elif self.setting.early_answer:
-            ready = [lane._asks.popleft()[1]] if not lane.pending_flush and lane._asks[0][0] <= lane.answered else []
+            ready = [requests[0][1]] if not lane.pending_flush and requests[0][0] <= lane.answered else []
+            if ready:
+                lane.ignore_asks()
+                for number, nonce in requests[1:]:
+                    lane.ask(number, nonce)
         else:
             ready = lane.answers()
         target = self.at(one) if ready else None
@@ -429,7 +436,7 @@ class World:
 
     def check(self):
         for one in self.sidecars:
-            busy = one.lane._main.sent is not None
+            busy = one.lane.snapshot().bulk.in_flight is not None
             if busy != (one.debtor is not None):
                 raise Violation("a debtor without a debt")
 
@@ -451,7 +458,11 @@ class World:
                     self.cache.lock = None  # it runs out
             if not busy:
                 busy = sum(self.wait_out(one) for one in self.sidecars) > 0  # each of them
-            if not busy and self.setting.repeat_after and any(one.lane._due for one in self.sidecars):
+            if (
+                not busy
+                and self.setting.repeat_after
+                and any(one.lane.snapshot().scheduled_repeats for one in self.sidecars)
+            ):
                 self.now += 1
                 busy = True
             if not busy:

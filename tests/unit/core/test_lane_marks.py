@@ -13,7 +13,7 @@ def test_those_of_a_target_that_is_owed_a_flush_are_bounded_and_the_last_is_pass
     for number in range(1, MANY):
         state.require_flush("gap", number, now=number)
         state.watermark(number, as_of=number)
-    assert len(state._watermarks) <= MARKS
+    assert len(state.snapshot().unconfirmed_watermarks) <= MARKS
     state.take(MANY)
     state.answer(MANY)
     assert state.as_of == state.settled_as_of == MANY - 1
@@ -27,7 +27,7 @@ def test_those_of_a_target_whose_repeats_are_not_answered_are_bounded_too():
     for as_of in range(1, MANY):
         state.watermark(1, as_of)
     assert state.as_of == MANY - 1
-    assert len(state._flush_coordinator) <= MARKS
+    assert len(state.snapshot().unsettled_watermarks) <= MARKS
     state.take(MANY)
     state.answer(MANY)
     assert state.settled_as_of == MANY - 1

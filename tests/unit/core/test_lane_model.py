@@ -21,7 +21,7 @@ from invalidator.core.delivery.ledger import Ledger
 from invalidator.core.protocol import listen_order as link
 from invalidator.core.protocol.listen_order import Link, Phase, Step
 from invalidator.core.rules.eviction import Evictions
-from tests.support.explore import Violation, copied, explore, lane_key, work_key
+from tests.support.explore import Violation, explore, lane_key, work_key
 
 FINE = ("send", "perform", "answer", "fail", "give_up", "fill", "load", "store")
 COARSE = ("serve", "refuse", "give_up", "fill")
@@ -105,16 +105,15 @@ class World:
         twin.caches = [copy.copy(cache) for cache in self.caches]
         for cache in twin.caches:
             cache.evicted = cache.evicted.copy()
-        twin.lanes = [copied(one) for one in self.lanes]
+        twin.lanes = [copy.copy(one) for one in self.lanes]
         twin.link, twin.ledger = copy.copy(self.link), copy.copy(self.ledger)
-        twin.ledger._taken = self.ledger._taken.copy()
         return twin
 
     def key(self):
         """What tells this state from others: moments only as far as they are from now."""
         return (
             self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
-            self.link.phase, *self.ledger._taken,
+            self.link.phase, *self.ledger.unconfirmed(),
             *((c.value, c.loading, c.performed, c.exact, self.ages(c), work_key(c.on_its_way)) for c in self.caches),
             *(lane_key(one, self.now) for one in self.lanes),
         )  # fmt: skip
@@ -337,7 +336,7 @@ class World:
         for one, cache in zip(self.lanes, self.caches, strict=True):
             way = cache.on_its_way
             facts = ("FLUSHING" if way.flush else "EVICTING") if way else ""
-            facts = "_".join(filter(None, (facts, "OWING" if one._reason else ""))) or "QUIET"
+            facts = "_".join(filter(None, (facts, "OWING" if one.snapshot().pending.reason else ""))) or "QUIET"
             if self.setting.facts and one.state.name != facts:
                 raise Violation(f"the state is {one.state.name}, the facts are {facts}")
 

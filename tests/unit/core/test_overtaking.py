@@ -11,7 +11,7 @@ from invalidator.core.delivery.lane import LaneState
 from invalidator.core.delivery.work import older
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
-from tests.support.explore import Violation, copied, explore, lane_key
+from tests.support.explore import Violation, explore, lane_key
 
 KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
 
@@ -31,7 +31,7 @@ class World:
 
     def copy(self):
         twin = copy.copy(self)
-        twin.left, twin.way, twin.lane = dict(self.left), dict(self.way), copied(self.lane)
+        twin.left, twin.way, twin.lane = dict(self.left), dict(self.way), copy.copy(self.lane)
         return twin
 
     def key(self):

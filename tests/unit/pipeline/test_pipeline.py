@@ -240,7 +240,7 @@ class TestLane:
         async with running(lane):
             for number in range(100):
                 lane.put(keys(f"p:{number}"), number + 1)
-            assert len(lane.state._main.fresh) <= 10
+            assert lane.state.snapshot().bulk.fresh <= 10
             target.away = False
             await eventually(lambda: lane.state.answered == 100)
         assert target.calls[0] == "flush"
