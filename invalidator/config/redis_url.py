@@ -1,85 +1,104 @@
-"""What a Redis URL says: where a server is, who we are there, and how TLS is spoken.
+"""Redis URLs, as redis-py reads them, so that the URL of the application works here too.
 
-`redis://[user][:password]@host:port/database`, `rediss://` for TLS, `unix://[user][:password]@/path?db=0`. The
-parameters are redis-py's, so that a URL that works for the application works here.
+`redis://[user][:password]@host:port/database`, `rediss://` for TLS, `unix://[user][:password]@/path?db=0`.
+
+redis-py takes its whole configuration from the query. Three kinds of parameters are told apart here: those that say
+where the server is and how to log in are used; those that tune redis-py's pool, timeouts and decoding mean nothing to
+the sidecar, which has its own, and cost one warning; any other is a mistake.
 """
 
 from __future__ import annotations
 
-import ssl
-from dataclasses import dataclass, replace
-from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, cast
+from urllib.parse import parse_qsl, urlsplit
 
+from redis.asyncio.connection import parse_url
+
+from invalidator.core.protocol.redis_endpoint import CLIENT_NAME, PORT, Endpoint, Tls
 from invalidator.core.rules.suggest import did_you_mean
 
-PORT: Final = 6379
-_IN_THE_QUERY: Final = ("db", "username", "password")
-_TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_USED: Final = ("db", "username", "password", "client_name")
+_TLS: Final = (
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_ca_data",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+    "ssl_min_version",
+    "ssl_ciphers",
+    "ssl_include_verify_flags",
+    "ssl_exclude_verify_flags",
+)
+_IGNORED: Final = (
+    "decode_responses",
+    "encoding",
+    "encoding_errors",
+    "health_check_interval",
+    "legacy_responses",
+    "lib_name",
+    "lib_version",
+    "max_connections",
+    "protocol",
+    "retry_on_error",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_read_size",
+    "socket_timeout",
+    "timeout",
+)
+_CERT_REQS: Final = ("required", "optional", "none")
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How TLS is spoken; a file that is empty is the system's own choice."""
+class ParsedUrl(NamedTuple):
+    """A server, and the parameters of its URL that have no effect here."""
 
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-    verify: bool = True
-    check_name: bool = True
-
-    def context(self) -> ssl.SSLContext:
-        """OSError when a file can't be read."""
-        context = ssl.create_default_context(cafile=self.ca or None)
-        if not (self.verify and self.check_name):
-            context.check_hostname = False
-        if not self.verify:
-            context.verify_mode = ssl.CERT_NONE
-        if self.certificate:
-            context.load_cert_chain(self.certificate, self.key or None)
-        return context
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server, and who we are there; `path` is a Unix socket's, and empty elsewhere."""
-
-    host: str = "localhost"
-    port: int = PORT
-    path: str = ""
-    database: int = 0
-    user: str = ""
-    password: str = ""
-    tls: Tls | None = None
-
-    def at(self, host: str, port: int) -> Endpoint:
-        """The same on another server."""
-        return replace(self, host=host, port=port, path="")
-
-    def __str__(self) -> str:
-        return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self})"  # never the password
+    endpoint: Endpoint
+    ignored: Sequence[str]
 
 
 def parse_redis_url(url: str) -> Endpoint:
-    """What the URL says; ValueError for what it can't say, in words that quote no secret."""
+    """The server that the URL names; ValueError, in words that quote no secret, where it names none."""
+    return read_redis_url(url).endpoint
+
+
+def read_redis_url(url: str) -> ParsedUrl:
+    """The server that the URL names, and what of the URL has no effect; ValueError as above."""
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in query:
-        if name not in _IN_THE_QUERY + _TLS:
-            raise ValueError(f'"{name}" is no parameter of a Redis URL; {did_you_mean(name, _IN_THE_QUERY + _TLS)}')
-    unix = parts.scheme == "unix"
-    return Endpoint(
-        host="" if unix else parts.hostname or "localhost",
-        port=parts.port or PORT,
-        path=unquote(parts.path) if unix else "",
-        database=_database(query.get("db", "" if unix else parts.path.strip("/"))),
-        user=unquote(parts.username or "") or query.get("username", ""),
-        password=unquote(parts.password or "") or query.get("password", ""),
-        tls=_tls(query) if parts.scheme == "rediss" else None,
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    known = _USED + _TLS + _IGNORED
+    for name in names:
+        if name not in known:
+            raise ValueError(f'"{name}" is no parameter of a Redis URL; {did_you_mean(name, known)}')
+    database = "" if parts.scheme == "unix" else parts.path.strip("/")
+    if database and not database.isdecimal():  # redis-py takes 0 for a name, and 1 for 0/1
+        raise ValueError("the database is no number; write redis://host:6379/0")
+    given = cast("dict[str, Any]", parse_url(url))
+    tls = {name: given[name] for name in _TLS if name in given}
+    if tls.get("ssl_cert_reqs", "required") not in _CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+    if given.get("db", 0) < 0:
+        raise ValueError("the database is below 0; write redis://host:6379/0")
+    endpoint = Endpoint(
+        host=given.get("host", "" if parts.scheme == "unix" else "localhost"),
+        port=given.get("port", PORT),
+        path=given.get("path", ""),
+        database=given.get("db", 0),
+        user=given.get("username", ""),
+        password=given.get("password", ""),
+        tls=Tls(tuple((name, _hashable(value)) for name, value in tls.items())) if parts.scheme == "rediss" else None,
+        client_name=given.get("client_name", CLIENT_NAME),
     )
+    ignored = [name for name in dict.fromkeys(names) if name in _IGNORED]
+    return ParsedUrl(endpoint, ignored if endpoint.tls else [*ignored, *tls])
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def parse_address(text: str, default_port: int) -> tuple[str, int]:
@@ -88,22 +107,3 @@ def parse_address(text: str, default_port: int) -> tuple[str, int]:
     if not parts.hostname or parts.path or "@" in text:
         raise ValueError("not an address; write host:port")
     return parts.hostname, parts.port or default_port
-
-
-def _database(text: str) -> int:
-    if text and not text.isdecimal():
-        raise ValueError("the database is no number; write redis://host:6379/0")
-    return int(text or 0)
-
-
-def _tls(query: dict[str, str]) -> Tls:
-    verify = query.get("ssl_cert_reqs", "required")
-    if verify not in ("required", "none"):
-        raise ValueError('ssl_cert_reqs is "required" or "none"')
-    return Tls(
-        ca=query.get("ssl_ca_certs", ""),
-        certificate=query.get("ssl_certfile", ""),
-        key=query.get("ssl_keyfile", ""),
-        verify=verify == "required",
-        check_name=query.get("ssl_check_hostname", "true").lower() not in ("false", "no", "0"),
-    )

@@ -11,7 +11,6 @@ import psycopg
 from invalidator.config.compile import compile_channels, compile_rules
 from invalidator.config.models import Config, HookTarget, StreamTarget
 from invalidator.config.types import read_table
-from invalidator.core.protocol.hashslot import has_tag
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.eviction import Eviction
 from invalidator.core.rules.lookup import Found
@@ -24,6 +23,7 @@ from invalidator.errors import AwayError, InvalidatorError, RefusedError, RetryR
 from invalidator.service import wiring
 from invalidator.sources.canary import SAMPLE
 from invalidator.sources.channels import Subscriptions
+from invalidator.targets.redis.topology import has_hash_tag
 from invalidator.triggers.plan import Plan, look
 
 _QUEUE_IS_FULL: Final = 0.5
@@ -69,7 +69,7 @@ async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> Async
         async for finding in _hook(part, name):
             yield finding
         return
-    if part.cluster and has_tag(part.prefix.encode()):
+    if part.cluster and has_hash_tag(part.prefix):
         what = "the prefix has a hash tag, so all keys lie on one node of the Cluster"
         yield Finding("note", f"target {name}", what, "take the braces out of it, if the application can")
     async with wiring.redis(config, name, part) as target:

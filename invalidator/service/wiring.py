@@ -14,8 +14,9 @@ from invalidator.config.models import Config, Tls
 from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
 from invalidator.config.models import StreamTarget as StreamConfig
-from invalidator.config.redis_url import Endpoint, parse_address, parse_redis_url
+from invalidator.config.redis_url import parse_address, parse_redis_url
 from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError

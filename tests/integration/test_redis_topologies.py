@@ -7,11 +7,11 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-import hiredis
 import pytest
 import redis
 
-from invalidator.config.redis_url import Tls, parse_redis_url
+from invalidator.config.redis_url import parse_redis_url
+from invalidator.core.protocol.redis_endpoint import Tls
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.embedded import RedisServer
 from invalidator.errors import TargetAway, TargetChanged
@@ -154,16 +154,14 @@ WRITES = {"UNLINK", "HDEL", "EVAL"}
 @pytest.fixture
 def sent(monkeypatch):
     """The commands that were sent, by connection."""
-    commands, write = {}, wire.Connection._write
+    commands, exchange = {}, wire.Connection.exchange
 
-    def note(connection, data):
-        reader = hiredis.Reader()
-        reader.feed(data)
-        while command := reader.gets():
-            commands.setdefault(connection, []).append(command[0].decode())
-        write(connection, data)
+    async def note(connection, chunks):
+        chunks = [list(chunk) for chunk in chunks]
+        commands.setdefault(connection, []).extend(name for chunk in chunks for name, *_ in chunk)
+        return await exchange(connection, chunks)
 
-    monkeypatch.setattr(wire.Connection, "_write", note)
+    monkeypatch.setattr(wire.Connection, "exchange", note)
     monkeypatch.setattr("invalidator.targets.redis.target._WAIT", 1)
     return commands
 

@@ -14,7 +14,7 @@ from invalidator.embedded import Workspace
 from invalidator.embedded.redis import find_redis
 from invalidator.errors import TargetAway
 from invalidator.targets.redis.connection import connect
-from invalidator.targets.redis.replies import Reply
+from invalidator.targets.redis.replies import ErrorReply
 from tests.support.redises import Keeping
 
 
@@ -38,7 +38,7 @@ async def test_every_reply_in_its_order_errors_among_them(connection):
     chunks = [[("ECHO", str(number)), ("NOSUCH",)] for number in range(50)]
     replies = await connection.exchange(chunks)
     assert replies[::2] == [str(number).encode() for number in range(50)]
-    assert all(isinstance(reply, Reply) and reply.code == "ERR" for reply in replies[1::2])
+    assert all(isinstance(reply, ErrorReply) and reply.code == "ERR" for reply in replies[1::2])
 
 
 async def test_exchanges_at_once_do_not_mix(connection):

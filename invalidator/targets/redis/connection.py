@@ -1,179 +1,245 @@
-"""One connection to one server: RESP by hiredis on an asyncio protocol, and nothing between.
+"""One connection to one server: redis-py's, with commands sent ahead of their replies.
 
-A connection carries one exchange at a time; others wait their turn. Commands go out a chunk at a time, a few chunks
-ahead of the replies, so that neither side waits for the other; every reply is read, errors among them, and handed back
-in order. A connection on which anything went wrong, or whose user was cancelled, may have replies under way that nobody
-awaits: it is closed, and never used again.
+redis-py opens the socket, speaks TLS, logs in and parses replies (`redis.asyncio.connection`, used without its pool and
+its client). Three things are done here:
+
+- Commands are sent a chunk at a time, a few chunks ahead of the replies, so that neither side waits for the other. A
+  connection carries one exchange at a time. Every reply is read, errors among them, and handed back in order.
+- An alarm closes a connection on which no reply arrives in time. redis-py's own `socket_timeout` puts a `wait_for`
+  around each write, which can swallow a cancellation on Python 3.11; it is off.
+- A connection on which anything went wrong, or whose user was cancelled, may have replies under way that nobody awaits:
+  it is closed, and never used again. redis-py would reconnect at the next command, perhaps to another server, whose
+  identity nobody has read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
-from hiredis import Reader, pack_command
+from hiredis import pack_command
+from redis import exceptions
+from redis.asyncio import connection as redis_py
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
-from invalidator.config.redis_url import Endpoint
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.errors import RetryReason, TargetAway
-from invalidator.targets.redis.replies import Reply, away
+from invalidator.targets.redis.credentials import read_credentials
+from invalidator.targets.redis.replies import ErrorReply, away
 
 TIMEOUT = 3.0
-"""Seconds without any answer after which a connection is given up."""
+"""Seconds without any reply after which a connection is given up."""
 
-_AHEAD: Final = 4  # chunks that are sent before the replies to the first are read
+_CHUNKS_AHEAD: Final = 4  # sent before the replies to the first are read; more gains nothing
+_STRICT: Final = ("Missing Authority Key Identifier", "Missing Subject Key Identifier")
 
 Command = tuple[str | bytes | int, ...]
 
 
-class Connection(asyncio.Protocol):
+class _Parser(redis_py.DefaultParser):  # type: ignore[misc, valid-type]
+    """redis-py's, but an error reply keeps its code, and LOADING does not close the connection."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> ErrorReply:
+        return ErrorReply(response)
+
+
+class _OneLife(redis_py.AbstractConnection):
+    """What is added to each of redis-py's connections: it connects once, within `socket_connect_timeout`."""
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if not self.is_connected:
+            raise exceptions.ConnectionError("the connection is closed")
+        await super().send_packed_command(command, check_health)
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        async with asyncio.timeout(self.socket_connect_timeout):
+            await super().on_connect_check_health(check_health)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is connected, as far as the event loop knows: an idle connection may have been closed."""
+        reader, writer = self._reader, self._writer
+        return reader is not None and writer is not None and not (writer.is_closing() or reader.at_eof())
+
+    def abort(self) -> None:
+        """Close it at once; who waits for a reply gets an error."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        self._close()  # type: ignore[no-untyped-call]
+
+
+class _Tcp(_OneLife, redis_py.Connection):
+    pass
+
+
+class _Tls(_OneLife, redis_py.SSLConnection):
+    pass
+
+
+class _Unix(_OneLife, redis_py.UnixDomainSocketConnection):
+    async def on_connect(self) -> None:
+        """Nothing: redis-py would log in here, and then once more as on every connection."""
+
+
+class Connection:
     """Made by `connect`."""
 
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, connection: _OneLife, timeout: float) -> None:
         self.endpoint = endpoint
-        self._timeout = timeout
-        self._reader = Reader(replyError=Reply)
-        self._replies: deque[Any] = deque()
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._lost = ""  # why; an error that is kept would hold on to all that was on its way
+        self._connection, self._timeout = connection, timeout
+        self._closed_because = ""  # a text; an error would hold on to all that was on its way
         self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._progress_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
-        return not self._lost
+        return not self._closed_because and self._connection.is_alive
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Every reply; TargetAway when the server did not answer, or one of the answers is an error."""
+        """Every reply; TargetAway when the server did not answer, or one of the replies is an error."""
         replies = await self.exchange([commands])
         for reply in replies:
-            if isinstance(reply, Reply):
+            if isinstance(reply, ErrorReply):
                 raise away(reply, str(self.endpoint))
         return replies
 
     async def exchange(self, chunks: Iterable[Sequence[Command]]) -> list[Any]:
-        """Every reply to every command of the chunks, errors among them as `Reply`."""
+        """Every reply to every command of the chunks, errors among them as `ErrorReply`."""
         async with self._turn:
             return await self._exchange(chunks)
 
     async def _exchange(self, chunks: Iterable[Sequence[Command]]) -> list[Any]:
         replies: list[Any] = []
-        waiting: deque[int] = deque()
+        unanswered: deque[int] = deque()
+        self._progress_at = self._loop.time()
+        self._alarm = self._loop.call_later(self._timeout, self._close_without_progress)
         try:
             for chunk in chunks:
-                if len(waiting) == _AHEAD:
-                    await self._read(waiting.popleft(), replies)
-                self._write(b"".join(map(pack_command, cast("Any", chunk))))
-                waiting.append(len(chunk))
-            while waiting:
-                await self._read(waiting.popleft(), replies)
+                if len(unanswered) == _CHUNKS_AHEAD:
+                    await self._read(unanswered.popleft(), replies)
+                packed = b"".join(map(pack_command, cast("Any", chunk)))
+                await self._connection.send_packed_command(packed, check_health=False)
+                unanswered.append(len(chunk))
+            while unanswered:
+                await self._read(unanswered.popleft(), replies)
+        except exceptions.RedisError as error:
+            self.close(_said(error))
         except BaseException:
             self.close()
             raise
+        finally:
+            self._alarm.cancel()
+        if self._closed_because:
+            raise TargetAway(self._closed_because, where=str(self.endpoint))
         return replies
-
-    def close(self, why: str = "the connection is closed") -> None:
-        self._lose(why)
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _write(self, data: bytes) -> None:
-        self._check()
-        assert self._transport is not None
-        self._transport.write(data)
 
     async def _read(self, count: int, into: list[Any]) -> None:
         for _ in range(count):
-            if not self._replies:
-                await self._wait()
-            into.append(self._replies.popleft())
+            try:
+                into.append(await self._connection.read_response())
+            except ErrorReply as error:
+                into.append(error.with_traceback(None))  # its frames hold the replies
+            self._progress_at = self._loop.time()
 
-    async def _wait(self) -> None:
-        """Until there is a reply."""
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(self._timeout, self.close, f"no answer within {self._timeout:g} s")
-        try:
-            while not self._replies:
-                self._check()
-                self._waiter = loop.create_future()
-                await self._waiter
-        finally:
-            alarm.cancel()
-            self._waiter = None
+    def _close_without_progress(self) -> None:
+        """Close the connection: an `asyncio.timeout` would cancel the task, which then keeps the frames of the call."""
+        quiet = self._loop.time() - self._progress_at
+        if quiet < self._timeout:
+            self._alarm = self._loop.call_later(self._timeout - quiet, self._close_without_progress)
+        else:
+            self.close(f"no answer within {self._timeout:g} s")
 
-    def _lose(self, why: str) -> None:
-        self._lost = self._lost or why
-        self._wake()
-
-    def _check(self) -> None:
-        if self._lost:
-            raise TargetAway(self._lost, where=str(self.endpoint))
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # What asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
-                self._replies.append(reply)
-        except Exception as error:  # hiredis: not RESP
-            self.close(f"what answers is no Redis: {error}")
-            return
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lose(f"the connection is lost: {exc}" if exc else "the server closed the connection")
+    def close(self, why: str = "the connection is closed") -> None:
+        self._closed_because = self._closed_because or why
+        self._connection.abort()
 
 
 async def connect(endpoint: Endpoint, timeout: float | None = None) -> Connection:
-    """An open connection on which we are who the endpoint says, in the database that it names."""
+    """An open connection, logged in as the endpoint says, in the database that it names."""
     timeout = TIMEOUT if timeout is None else timeout
-    loop = asyncio.get_running_loop()
-    connection = Connection(endpoint, timeout)
+    connection = _prepared(endpoint, await read_credentials(endpoint), timeout)
     where = str(endpoint)
     try:
-        async with asyncio.timeout(timeout):
-            if endpoint.path:
-                await loop.create_unix_connection(lambda: connection, endpoint.path)
-            else:
-                tls = endpoint.tls.context() if endpoint.tls else None
-                transport, _ = await loop.create_connection(lambda: connection, endpoint.host, endpoint.port, ssl=tls)
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    except TimeoutError as error:
-        raise TargetAway(f"can't connect within {timeout:g} s", where=where) from error
-    except ssl.SSLCertVerificationError as error:
-        what, todo = f"its certificate is not trusted: {error.verify_message}", "name its authority in ssl_ca_certs"
-        raise TargetAway(what, where=where, todo=todo, reason=RetryReason.REFUSED) from error
-    except OSError as error:
-        raise TargetAway(f"can't connect: {_said(error)}", where=where) from error
-    try:
-        await connection.ask(*_introduction(endpoint))
-    except BaseException:
-        connection.close()
+        await connection.connect()  # type: ignore[no-untyped-call]
+    except BaseException as error:
+        connection.abort()
+        if isinstance(error, ErrorReply):
+            raise away(error, where) from error
+        if isinstance(error, TimeoutError):
+            raise TargetAway(f"no answer within {timeout:g} s", where=where) from error
+        if isinstance(error, exceptions.TimeoutError):
+            raise TargetAway(f"can't connect within {timeout:g} s", where=where) from error
+        if isinstance(error, exceptions.RedisError):
+            raise _unreachable(error, where) from error
         raise
+    return Connection(endpoint, connection, timeout)
+
+
+def _prepared(endpoint: Endpoint, login: Sequence[str], timeout: float) -> _OneLife:
+    """redis-py's connection for this endpoint, not yet connected."""
+    options: dict[str, Any] = {
+        "db": endpoint.database,
+        "username": login[0] if len(login) > 1 else None,
+        "password": login[-1] if login else None,
+        "client_name": endpoint.client_name,
+        "driver_info": None,  # CLIENT SETINFO, which a user may lack the right to
+        "protocol": 2,  # nothing of RESP3 is needed, and it takes one round trip more
+        "parser_class": _Parser,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout,
+    }
+    if endpoint.path:
+        return _Unix(path=endpoint.path, **options)
+    options |= {"host": endpoint.host, "port": endpoint.port}
+    if endpoint.tls is None:
+        return _Tcp(**options)
+    connection = _Tls(**options, **dict(endpoint.tls.options))
+    try:
+        connection.ssl_context.get()
+    except (OSError, ValueError) as error:
+        what, todo = f"TLS can't be set up: {_os_text(error)}", "correct the ssl_ parameters of the url"
+        raise TargetAway(what, where=str(endpoint), todo=todo, reason=RetryReason.REFUSED) from error
     return connection
 
 
-def _introduction(endpoint: Endpoint) -> list[Command]:
-    commands: list[Command] = []
-    if endpoint.password:
-        commands.append(("AUTH", *([endpoint.user] if endpoint.user else []), endpoint.password))
-    if endpoint.database:
-        commands.append(("SELECT", endpoint.database))
-    return [*commands, ("CLIENT", "SETNAME", "invalidator")]
+def _unreachable(error: exceptions.RedisError, where: str) -> TargetAway:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        todo = "name its authority in ssl_ca_certs"
+        if cause.verify_message in _STRICT:
+            todo = "set ssl_exclude_verify_flags=VERIFY_X509_STRICT, or issue certificates with key identifiers"
+        return TargetAway(
+            f"its certificate is not trusted: {cause.verify_message}",
+            where=where,
+            todo=todo,
+            reason=RetryReason.REFUSED,
+        )
+    return TargetAway(f"can't connect: {_said(error)}", where=where)
 
 
-def _said(error: OSError) -> str:
-    if error.strerror and not error.strerror.startswith("Connect call failed"):
-        return error.strerror.lower()
-    return "connection refused" if isinstance(error, ConnectionRefusedError) else str(error) or type(error).__name__
+def _said(error: exceptions.RedisError) -> str:
+    """What went wrong on a connection, without what redis-py says around it."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):
+        return _os_text(cause)
+    if isinstance(error, exceptions.InvalidResponse):
+        return f"the server is no Redis: {error}"
+    text = str(error)
+    return "the server closed the connection" if text == "Connection closed by server." else text
+
+
+def _os_text(error: OSError | ValueError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return f"TLS: {error.reason.lower().replace('_', ' ')}"
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error) or type(error).__name__).lower()

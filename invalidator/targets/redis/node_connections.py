@@ -17,11 +17,12 @@ from contextvars import ContextVar
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from invalidator.config.redis_url import Endpoint
-from invalidator.core.protocol.hashslot import slot
+from redis.crc import key_slot
+
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.targets.redis.connection import Command, Connection, connect
-from invalidator.targets.redis.replies import Reply, away
+from invalidator.targets.redis.replies import ErrorReply, away
 from invalidator.targets.redis.topology import Topology, read_info, wrong_mode
 
 KEYS_A_COMMAND: Final = 500  # more gains nothing, and stalls the server's other clients
@@ -201,9 +202,9 @@ class NodeConnections:
         else:
             await all_of(ask(place, numbers) for place, numbers in by_place.items())
         for number, reply in enumerate(replies):
-            if isinstance(reply, Reply) and reply.code in REDIRECTED:
+            if isinstance(reply, ErrorReply) and reply.code in REDIRECTED:
                 replies[number] = await self._redirected(commands[number])
-            elif isinstance(reply, Reply) and reply.code != may_fail:
+            elif isinstance(reply, ErrorReply) and reply.code != may_fail:
                 raise away(reply, self._topology.place(_key(commands[number])))
         return replies
 
@@ -221,7 +222,7 @@ class NodeConnections:
             else:
                 connection = await self.node(self._topology.place(_key(command)))
                 (reply,) = await connection.exchange([[command]])
-            if not isinstance(reply, Reply):
+            if not isinstance(reply, ErrorReply):
                 return reply
             asking = str(reply).split()[2] if reply.code == "ASK" else ""
             if reply.code == "TRYAGAIN":
@@ -266,7 +267,7 @@ def by_slot(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
     """The keys that one command may name in a Cluster, in bounded numbers."""
     slots: dict[int, list[bytes]] = defaultdict(list)
     for key in keys:
-        slots[slot(key)].append(key)
+        slots[key_slot(key)].append(key)
     for some in slots.values():
         for start in range(0, len(some), KEYS_A_COMMAND):
             yield some[start : start + KEYS_A_COMMAND]
@@ -274,6 +275,6 @@ def by_slot(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _checked(replies: Sequence[Any], connection: Connection) -> Sequence[int]:
     for reply in replies:
-        if isinstance(reply, Reply):
+        if isinstance(reply, ErrorReply):
             raise away(reply, str(connection.endpoint))
     return replies

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from redis.exceptions import ResponseError
+
 from invalidator.errors import RetryReason, TargetAway
 
 
-class Reply(Exception):
-    """An error as the server sent it."""
+class ErrorReply(ResponseError):
+    """An error reply, its code included, which redis-py takes off."""
 
     @property
     def code(self) -> str:
@@ -52,7 +54,7 @@ _TEXTS: Final = {
 }
 
 
-def away(reply: Reply, where: str) -> TargetAway:
+def away(reply: ErrorReply, where: str) -> TargetAway:
     """The error that this reply is for us."""
     meaning = _MEANINGS.get(reply.code)
     if meaning is None:

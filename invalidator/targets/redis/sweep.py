@@ -26,7 +26,7 @@ from invalidator.errors import TargetAway
 from invalidator.logs import Log
 from invalidator.targets.redis.connection import Command, Connection
 from invalidator.targets.redis.node_connections import REDIRECTED, NodeConnections, by_slot, portions
-from invalidator.targets.redis.replies import Reply, away
+from invalidator.targets.redis.replies import ErrorReply, away
 from invalidator.targets.redis.topology import Cluster, Topology
 
 PAGE: Final = 1000
@@ -159,13 +159,13 @@ class _Pages:
             self._note(command, reply)
         if not scan:
             return b"0", []
-        if isinstance(replies[-1], Reply):
+        if isinstance(replies[-1], ErrorReply):
             raise away(replies[-1], str(self.connection.endpoint))
         cursor, keys = replies[-1]
         return cursor, keys
 
     def _note(self, command: Command, reply: Any) -> None:
-        if not isinstance(reply, Reply):
+        if not isinstance(reply, ErrorReply):
             self.existed += reply
         elif self._by_slot and reply.code in REDIRECTED:
             self.strays += [key for key in command[1:] if isinstance(key, bytes)]

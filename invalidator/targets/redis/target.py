@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from invalidator import clock
-from invalidator.config.redis_url import Endpoint
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.matcher import Matcher
@@ -28,7 +28,7 @@ from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection
 from invalidator.targets.redis.node_connections import Met, NodeConnections, all_of, noted
 from invalidator.targets.redis.peer_store import PeerStore
-from invalidator.targets.redis.replies import Reply
+from invalidator.targets.redis.replies import ErrorReply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
 from invalidator.targets.redis.topology import Single, Topology
 
@@ -218,7 +218,7 @@ class RedisTarget:
         elif kind == "hash":
             name = field.encode("utf-8", "surrogateescape")
             replies = await line.each([("HDEL", key, name) for key in keys], may_fail="WRONGTYPE")
-            return sum(reply for reply in replies if not isinstance(reply, Reply))
+            return sum(reply for reply in replies if not isinstance(reply, ErrorReply))
         return 0
 
     async def _untag(self, line: NodeConnections, key: bytes) -> int:
@@ -231,7 +231,7 @@ class RedisTarget:
         while cursor != b"0":
             start = b"0" if cursor == b"-1" else cursor
             (reply,) = await line.each([(scan, key, start, "COUNT", PAGE)], may_fail="WRONGTYPE")
-            if isinstance(reply, Reply):
+            if isinstance(reply, ErrorReply):
                 if scan == "ZSCAN":
                     return
                 scan = "ZSCAN"
@@ -271,7 +271,7 @@ class RedisTarget:
         if kind == "hash":
             name = field.encode("utf-8", "surrogateescape")
             replies = await self._wide.each([("HEXISTS", key, name) for key in keys], may_fail="WRONGTYPE")
-            return sum(reply for reply in replies if not isinstance(reply, Reply))
+            return sum(reply for reply in replies if not isinstance(reply, ErrorReply))
         return 0  # a version is raised
 
     async def _count_flush(self, owned: Sequence[Eviction]) -> int:
@@ -286,9 +286,11 @@ class RedisTarget:
         await self._topology.find()
         for _, connection in await self._wide.nodes():
             me, *_ = await connection.exchange([[("ACL", "WHOAMI")]])
-            dry: list[Command] = [("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, Reply)]
+            dry: list[Command] = [
+                ("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, ErrorReply)
+            ]
             for command, answer in zip(commands, await connection.exchange([dry]), strict=False):
-                if not isinstance(answer, Reply) and answer != b"OK":  # a server before 7 has no DRYRUN
+                if not isinstance(answer, ErrorReply) and answer != b"OK":  # a server before 7 has no DRYRUN
                     name = str(command[0])
                     found.append(f"this user may not {name}; grant it: ACL SETUSER ... +{name.lower()}")
         return list(dict.fromkeys(found))

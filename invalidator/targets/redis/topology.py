@@ -12,8 +12,10 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from invalidator.config.redis_url import Endpoint
-from invalidator.core.protocol.hashslot import SLOTS, slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
+
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection, connect
 
@@ -169,7 +171,7 @@ class Cluster:
         self.primaries, self.layout = primaries, Layout(epoch, tuple(places), moving)
 
     def place(self, key: bytes) -> str:
-        return self.layout.slots[slot(key)]
+        return self.layout.slots[key_slot(key)]
 
     def close(self) -> None:
         self._query_connections.close()
@@ -180,6 +182,11 @@ def wrong_mode(expected: str, found: str) -> str:
     if found == expected:
         return ""
     return _MODES.get(found, "it is no Cluster; take cluster: true out")
+
+
+def has_hash_tag(prefix: str) -> bool:
+    """Whether all keys with this prefix lie in one slot."""
+    return key_slot(prefix.encode() + b"1") == key_slot(prefix.encode() + b"2")
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[str, str]:

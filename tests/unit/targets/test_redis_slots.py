@@ -1,6 +1,5 @@
 import pytest
-
-from invalidator.core.protocol.hashslot import slot
+from redis.crc import key_slot as slot
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""Passwords that change while the sidecar runs: from a file, a command, or a credential provider of the application.
+
+Each is redis-py's `CredentialProvider`, and is asked before each connect. A server closes no connection when a password
+changes, and a connection that is closed is opened anew with the password of that moment: the server is the same, so no
+flush is pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from redis.credentials import CredentialProvider
+
+from invalidator.core.protocol.redis_endpoint import Credentials, Endpoint
+from invalidator.errors import RefusedError, RetryReason, TargetAway
+
+TIMEOUT: Final = 10.0
+"""Seconds that a password command or a credential provider may take."""
+
+
+class UnreadableError(Exception):
+    """There is no password; the text says why, and never quotes one."""
+
+
+class PasswordFile(CredentialProvider):
+    """The password is what a file holds, without the line end."""
+
+    def __init__(self, user: str, path: str) -> None:
+        self._user, self._path = user, Path(path)
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = self._path.read_text("utf-8")
+        except OSError as error:
+            raise UnreadableError(f"can't read password_file: {(error.strerror or str(error)).lower()}") from error
+        except UnicodeDecodeError:
+            raise UnreadableError("password_file is not text in UTF-8") from None
+        return _login(self._user, password, "password_file is empty")
+
+
+class PasswordCommand(CredentialProvider):
+    """The password is what a program prints, without the line end. What it prints as errors goes to our own stderr."""
+
+    def __init__(self, user: str, command: Sequence[str]) -> None:
+        self._user, self._command = user, command
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise UnreadableError(f"can't run password_command: {(error.strerror or str(error)).lower()}") from error
+        try:
+            printed, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise UnreadableError(f"password_command ended with status {process.returncode}")
+        try:
+            return _login(self._user, printed.decode(), "password_command printed nothing")
+        except UnicodeDecodeError:
+            raise UnreadableError("password_command printed no text in UTF-8") from None
+
+
+def _login(user: str, text: str, empty: str) -> tuple[str] | tuple[str, str]:
+    password = text.rstrip("\r\n")
+    if not password:
+        raise UnreadableError(empty)
+    return (user, password) if user else (password,)
+
+
+def load_provider(dotted: str, where: str) -> Credentials:
+    """Call `package.module:factory`, which returns a credential provider; RefusedError where there is none."""
+    module, _, factory = dotted.partition(":")
+    try:
+        provider = getattr(importlib.import_module(module), factory)()
+    except Exception as error:  # anything may go wrong in code that is not ours
+        raise RefusedError(
+            f'no credential provider from "{dotted}": {type(error).__name__}',
+            where=where,
+            todo="install its package beside invalidator, and correct package.module:factory",
+        ) from error
+    if not isinstance(provider, CredentialProvider):
+        what = f'"{dotted}" returned a {type(provider).__name__}, which is no redis.credentials.CredentialProvider'
+        raise RefusedError(what, where=where, todo="return one from the factory")
+    return provider
+
+
+async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
+    """Nothing, the password, or the user and the password, for a connect now; TargetAway where there is none."""
+    provider = endpoint.credentials
+    if provider is None:
+        if not (endpoint.user or endpoint.password):
+            return ()
+        return (endpoint.user, endpoint.password) if endpoint.user else (endpoint.password,)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            if _is_asynchronous(provider):
+                return await provider.get_credentials_async()
+            return await asyncio.to_thread(provider.get_credentials)
+    except TimeoutError as error:
+        what = f"no credentials within {TIMEOUT:g} s"
+        raise TargetAway(what, where=str(endpoint)) from error
+    except UnreadableError as error:
+        raise TargetAway(
+            str(error), where=str(endpoint), todo="correct it in the configuration", reason=RetryReason.REFUSED
+        ) from error
+    except Exception as error:  # a provider's own; its text may hold a secret
+        what = f"the credential provider failed: {type(error).__name__}"
+        raise TargetAway(what, where=str(endpoint)) from error
+
+
+def _is_asynchronous(provider: Credentials) -> bool:
+    """Whether it answers without blocking: redis-py's base class calls the blocking method."""
+    return type(provider).get_credentials_async is not CredentialProvider.get_credentials_async
