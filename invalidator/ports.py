@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from invalidator.core.coordination.coverage import Seen
-from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
+from invalidator.core.coordination.coverage import PeerView
+from invalidator.core.protocol.batch import Batch, CoverageRequest, Degraded, Gap, Position
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.core.rules.lookup import Answers, Found, Lookup, Parameters
@@ -24,7 +24,7 @@ from invalidator.core.rules.lookup import Answers, Found, Lookup, Parameters
 class Feed(Protocol):
     """An open source."""
 
-    def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | Ask]:
+    def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | CoverageRequest]:
         """Batches and gaps in commit order, until the feed is lost. `as_of` means nothing while there are doubts."""
         ...
 
@@ -40,8 +40,8 @@ class Feed(Protocol):
         """Find out at once how far the feed is: a batch with an `as_of` of now or later is to follow."""
         ...
 
-    def ask(self, ask: Ask) -> bool:
-        """Put a question to the other sidecars, behind all that is committed by now; False where that can't be."""
+    def request_coverage(self, request: CoverageRequest) -> bool:
+        """Send a request to the peers, behind all that is committed by now; False where it can't be sent."""
         ...
 
 
@@ -65,46 +65,53 @@ class Lookups(Protocol):
         ...
 
 
-class PeerStore(Protocol):
-    """What the sidecars that share a target leave for each other there (`core/coordination/coverage.py`).
+class FlushLock(Protocol):
+    """The lock under which one of the sidecars that share a target flushes it; it expires unless it is renewed."""
 
-    What they have to agree on, beside the target's own identity, is given as `claims`.
+    async def acquire(self) -> bool:
+        """Take the lock; whether it is held now."""
+        ...
+
+    async def release(self, *, flushed: bool) -> None:
+        """Let peers have the lock, and count a completed flush."""
+        ...
+
+
+class PeerStore(Protocol):
+    """What the sidecars that share a target write there for each other (`core/coordination/coverage.py`).
+
+    `received` is the fingerprint of what this sidecar receives; the store adds the identities of the target's servers.
     """
 
     @property
+    def flush_lock(self) -> FlushLock: ...
+
+    @property
     def is_alone(self) -> bool:
-        """Whether no other sidecar was present when we were shown last; False before."""
+        """Whether no peer was present at the last `publish`; False before."""
         ...
 
-    def facts(self, claims: str) -> str:
-        """The target's identity together with these, as a fingerprint."""
+    def fingerprint(self, received: str) -> str:
+        """The identities of the target's servers together with this."""
         ...
 
-    async def show(self, claims: str | None, *, as_of: float | None) -> None:
-        """Say for some seconds that we owe nothing (None: that we might), and up to which moment all is evicted.
+    async def publish(self, received: str | None, *, as_of: float | None) -> None:
+        """Write for some seconds that this sidecar is in sync (None: that it is not), and up to when all is evicted.
 
-        None: the promise does not hold, which is said at once.
+        `as_of` is None where the promise is not kept; that is written at once.
         """
         ...
 
-    async def leave(self) -> None:
-        """Say that nobody need wait for our answer."""
+    async def withdraw(self) -> None:
+        """Write that no confirmation is to be waited for."""
         ...
 
-    async def look(self, nonce: str, claims: str) -> Seen:
-        """What a debtor finds there."""
+    async def look(self, nonce: str, received: str) -> PeerView:
+        """What a requester finds there."""
         ...
 
-    async def answer(self, nonces: Sequence[str], claims: str) -> None:
-        """Tell those who asked that everything before their question is evicted."""
-        ...
-
-    async def lock(self) -> bool:
-        """Whether the flush lock is ours now."""
-        ...
-
-    async def unlock(self, *, flushed: bool) -> None:
-        """Let others have the lock, and know whether we were done with a flush."""
+    async def confirm(self, nonces: Sequence[str], received: str) -> None:
+        """Confirm to the requesters that everything before their requests is evicted."""
         ...
 
 
@@ -122,7 +129,7 @@ class Target(Protocol):
 
     @property
     def peer_store(self) -> PeerStore | None:
-        """Where sidecars that share it meet; None for a target of our own."""
+        """What the sidecars that share it write for each other; None for a target that no peer shares."""
         ...
 
     @property

@@ -21,27 +21,26 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, Literal, NamedTuple
 
 from invalidator import clock
 from invalidator.cancellation import run_all, stop_if_cancelled
-from invalidator.core.coordination.coverage import Claims
+from invalidator.coordination.coordinator import Coordinator
+from invalidator.coordination.flush_coordinator import FlushOutcome
 from invalidator.core.delivery.backoff import Backoff
 from invalidator.core.delivery.lane import BOUND, LaneState
 from invalidator.core.delivery.work import Work
-from invalidator.core.protocol.batch import Ask
+from invalidator.core.protocol.batch import CoverageRequest
 from invalidator.core.protocol.reasons import FlushReason
-from invalidator.core.rules.eviction import Eviction, Evictions
+from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
-from invalidator.pipeline.flush_coordinator import FlushCoordinator
 from invalidator.ports import Target
 
 BEAT: Final = 1.0
-_GRACE: Final = 1.0
 _BACKOFF: Final = Backoff()
 
 Outbox = Literal["exact", "main", "watch"]
@@ -55,25 +54,18 @@ class _Failure(NamedTuple):
     text: str
 
 
-class Outcome(NamedTuple):
-    """What came of a call to the target."""
-
-    existed: int
-    covered: bool = False
-
-
 class Lane:
-    """`owned` is what a flush of this target covers. `on_answer` is called whenever the target has answered.
+    """`coordinator` flushes the target, or finds that another sidecar covers the flush.
 
-    `on_change` is called when the target is another than before, or may be: it is owed a flush, and so are those that
-    may have refilled from it. `on_restart` is called when this lane has lost its state. `claims` says what we can
-    claim of what we hear, and `ask` puts a question to other sidecars.
+    `on_answer` is called whenever the target has answered. `on_change` is called when the target is another than
+    before, or may be: it is owed a flush, and so are those that may have refilled from it. `on_restart` is called when
+    this lane has lost its state.
     """
 
     def __init__(
         self,
         target: Target,
-        owned: Sequence[Eviction],
+        coordinator: Coordinator,
         *,
         repeat_after: float = 0.0,
         follows: bool = False,
@@ -82,16 +74,11 @@ class Lane:
         on_answer: Callable[[], None] = lambda: None,
         on_change: Callable[[Lane, FlushReason], None] = lambda _, __: None,
         on_restart: Callable[[], None] = lambda: None,
-        claims: Callable[[], Claims] = Claims,
-        ask: Callable[[Ask], bool] = lambda _: False,
         errors: InternalErrors | None = None,
     ) -> None:
         self.target, self.state = target, LaneState(repeat_after, bound, target.overtakes, follows)
         self._errors, self._on_restart = errors or InternalErrors(), on_restart
-        self._flush_coordinator = FlushCoordinator(
-            target, owned, claims=claims, ask=ask, give_up_after=repeat_after + _GRACE
-        )
-        self._claims = claims
+        self._coordinator = coordinator
         self._on_answer, self._on_change = on_answer, on_change
         self._metrics = metrics or Metrics(targets=[target.name]).lane(target.name)
         self._failing: dict[Outbox, _Failure] = {}
@@ -100,7 +87,7 @@ class Lane:
             self._news["exact"] = asyncio.Event()
         self._alarms = dict.fromkeys(self._news, math.inf)  # the moment at which each wakes by itself
         self._asked = asyncio.Event()
-        self._has_news, self._showing = False, asyncio.Lock()
+        self._has_news, self._publishing = False, asyncio.Lock()
         self._log = Log(target=target.name)
 
     @property
@@ -137,10 +124,10 @@ class Lane:
         """Owe the target a flush; one that `must` be is never covered by another sidecar."""
         self.state.require_flush(reason, number, clock.now(), hold_until, must=must)
         self._wake()
-        self.show_soon()
+        self.publish_soon()
 
-    def show_soon(self) -> None:
-        """Say at the target how we are, without waiting for the next second: it may be worse than before."""
+    def publish_soon(self) -> None:
+        """Publish how this lane stands without waiting for the next heartbeat: it may be worse than before."""
         self._has_news = True
         self._asked.set()
 
@@ -149,10 +136,10 @@ class Lane:
         if self.state.release(answered, settled, clock.now()):
             self._wake()
 
-    def ask(self, number: int, nonce: str) -> None:
-        """A sidecar asks whether everything up to this number is evicted here; in doubt we say nothing, ever."""
-        if self.target.peer_store is not None and nonce != self._flush_coordinator.nonce and self._claims().text:
-            self.state.ask(number, nonce)
+    def request_coverage(self, number: int, request: CoverageRequest) -> None:
+        """A peer requests the confirmation that everything up to this number is evicted here."""
+        if self._coordinator.accepts(request):
+            self.state.ask(number, request.nonce)
             self._asked.set()
 
     def _wake(self) -> None:
@@ -181,7 +168,7 @@ class Lane:
         self._failing.clear()
         self._on_restart()
 
-    async def _serve(self, way: Outbox, tell: Callable[[Work], Awaitable[Outcome]]) -> None:
+    async def _serve(self, way: Outbox, tell: Callable[[Work], Awaitable[FlushOutcome]]) -> None:
         state = self.state
         take, answer, fail = (
             (state.take, state.answer, state.fail)
@@ -212,10 +199,10 @@ class Lane:
             else:
                 failures = 0
                 self._succeeded(way)
-                answer(clock.now(), covered=outcome.covered)
+                answer(clock.now(), covered=outcome.is_covered)
                 self._answered(work, outcome)
                 if work.flush:
-                    await self._say_flushed(work, outcome)
+                    await self._end_flush(work, outcome)
 
     def _give_up(self) -> None:
         """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
@@ -223,24 +210,22 @@ class Lane:
             self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
         self.state.collapse(clock.now())
 
-    async def _tell_exact(self, work: Work) -> Outcome:
-        return Outcome(await self.target.evict(work.evictions))
+    async def _tell_exact(self, work: Work) -> FlushOutcome:
+        return FlushOutcome(await self.target.evict(work.evictions))
 
-    async def _tell(self, work: Work) -> Outcome:
+    async def _tell(self, work: Work) -> FlushOutcome:
         if work.flush:
-            return Outcome(*await self._flush_coordinator.pay(work))
-        return Outcome(await self.target.evict(work.evictions))
+            return await self._coordinator.flush(work)
+        return FlushOutcome(await self.target.evict(work.evictions))
 
-    async def _say_flushed(self, work: Work, outcome: Outcome) -> None:
-        if self.target.peer_store is None:
-            return
+    async def _end_flush(self, work: Work, outcome: FlushOutcome) -> None:
         try:
-            await self._show()  # first, so that those who wait for the lock ask us
-            await self.target.peer_store.unlock(flushed=not outcome.covered and work.flush != FlushReason.REPEAT)
+            await self._publish()  # first: peers that wait for the lock then find one that can confirm
+            await self._coordinator.flush_ended(work, outcome)
         except Exception as error:
             self._failed("watch", error)
 
-    def _answered(self, work: Work, outcome: Outcome) -> None:
+    def _answered(self, work: Work, outcome: FlushOutcome) -> None:
         existed, covered = outcome
         self._metrics.answered(work, existed, clock.now(), covered=covered)
         if covered:
@@ -268,10 +253,10 @@ class Lane:
                 if clock.now() >= beat_at:
                     beat_at = clock.now() + BEAT
                     await self.target.beat(self.state.as_of)
-                    await self._show()
+                    await self._publish()
                 elif self._has_news:
-                    await self._show()
-                await self._answer_asks()
+                    await self._publish()
+                await self._confirm_coverage()
             except Exception as error:
                 self._failed("watch", error)
                 beat_at = clock.now() + BEAT
@@ -283,23 +268,20 @@ class Lane:
             finally:
                 alarm.cancel()
 
-    async def _show(self) -> None:
-        """Say on the board how we are, one after another: what was found out later is said later."""
-        peer_store = self.target.peer_store
-        if peer_store is None:
-            return
-        async with self._showing:
+    async def _publish(self) -> None:
+        """Publish how this lane stands, one call after another: what was found out later is written later."""
+        async with self._publishing:
             self._has_news = False
-            in_sync = self._claims().text if not self.state.pending_flush else ""
-            holds = bool(in_sync) and not self._failing.keys() - {"watch"}
-            await peer_store.show(in_sync or None, as_of=self.state.as_of if holds else None)
+            works = not self._failing.keys() - {"watch"}
+            await self._coordinator.publish(
+                is_in_sync=not self.state.pending_flush, as_of=self.state.as_of if works else None
+            )
 
-    async def _answer_asks(self) -> None:
-        claims = self._claims().text
-        nonces = self.state.answers() if claims else []
-        if nonces and self.target.peer_store is not None:
-            await self.target.peer_store.answer(nonces, claims)
-            self._log.debug("answered", "told other sidecars that everything is evicted", asked=len(nonces))
+    async def _confirm_coverage(self) -> None:
+        nonces = self.state.answers() if self._coordinator.can_confirm else []
+        if nonces:
+            await self._coordinator.confirm(nonces)
+            self._log.debug("coverage_confirmed", "confirmed to peers that everything is evicted", requests=len(nonces))
 
     # What goes wrong
 
@@ -317,7 +299,7 @@ class Lane:
         failure = _Failure(error.reason, error.what, str(error))
         known = {(before.reason, before.what) for before in self._failing.values()}
         if way != "watch" and way not in self._failing:
-            self.show_soon()
+            self.publish_soon()
         self._failing[way] = failure
         if failure[:2] in known:
             return
@@ -333,7 +315,7 @@ class Lane:
         self._failing[way] = _Failure(FlushReason.INTERNAL_ERROR, why, f"{self.target.name}: {why}")
         if way == "watch" and (known is None or known.reason != FlushReason.INTERNAL_ERROR):
             self._on_change(self, FlushReason.INTERNAL_ERROR)
-        self.show_soon()
+        self.publish_soon()
 
     def _succeeded(self, way: Outbox) -> None:
         before = self._failing.pop(way, None)
@@ -341,7 +323,7 @@ class Lane:
             self._on_change(self, FlushReason.INTERNAL_ERROR)
         if before is not None and not self._failing:
             self._log.info("target_back", "the target answers again")
-            self.show_soon()
+            self.publish_soon()
 
     async def _sleep(self, way: Outbox) -> None:
         """Until there may be something to take."""

@@ -28,11 +28,12 @@ from typing import Any, Final
 
 from invalidator import clock
 from invalidator.cancellation import stop_if_cancelled
-from invalidator.core.coordination.coverage import Claims
+from invalidator.coordination.coordinator import Coordinator
+from invalidator.coordination.fingerprint import Fingerprints
 from invalidator.core.delivery.backoff import Backoff
 from invalidator.core.delivery.lane import BOUND
 from invalidator.core.delivery.ledger import Ledger
-from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.batch import Batch, CoverageRequest, Degraded, Gap, Position
 from invalidator.core.protocol.reasons import NEVER_COVERED, FlushReason
 from invalidator.core.rules.change import Change, table_wide
 from invalidator.core.rules.eviction import Evictions
@@ -67,7 +68,7 @@ class Pipeline:
         bound: int = BOUND,
         lookups: Lookups | None = None,
         metrics: Metrics | None = None,
-        claims: Callable[[str], Claims] = lambda _: Claims(),
+        fingerprints: Fingerprints | None = None,
         on_open: Callable[[], None] = lambda: None,
         on_heard: Callable[[Batch | Gap], None] = lambda _: None,
         errors: InternalErrors | None = None,
@@ -75,7 +76,8 @@ class Pipeline:
         names = [target.name for target in targets]
         self.metrics = metrics or Metrics(names)
         self._errors = errors or InternalErrors(self.metrics)
-        self._errors.changed = self._show_soon
+        self._errors.changed = self._publish_soon
+        self._fingerprints = fingerprints or Fingerprints()
         self.degraded: dict[str, str] = {}
         self.witnesses: set[Witness] = set()
         self.failures, self.why = 0, "the source was not opened yet"
@@ -85,7 +87,13 @@ class Pipeline:
         self.lanes = [
             Lane(
                 target,
-                owned[target.name],
+                Coordinator(
+                    target,
+                    owned[target.name],
+                    fingerprints=self._fingerprints,
+                    send=self._request_coverage,
+                    repeat_after=repeats.get(target.name, 0.0),
+                ),
                 repeat_after=repeats.get(target.name, 0.0),
                 follows=bool(after and after.get(target.name)),
                 bound=bound,
@@ -93,8 +101,6 @@ class Pipeline:
                 on_answer=self._moved_on,
                 on_change=self._changed,
                 on_restart=self._lost,
-                claims=partial(claims, target.name),
-                ask=self._ask,
                 errors=self._errors,
             )
             for target in targets
@@ -177,7 +183,7 @@ class Pipeline:
 
     def reconsider(self) -> None:
         """There are doubts, and there were none before; or the other way round."""
-        self._show_soon()
+        self._publish_soon()
         if not self.degraded:
             self.probe()
 
@@ -234,7 +240,7 @@ class Pipeline:
             self._ignored += 1
             for lane in self.lanes:
                 lane.state.ignore_asks()
-                lane.show_soon()
+                lane.publish_soon()
             self._changes([table_wide(table) for table in gap.tables])
             return self._number
         self._number += 1
@@ -262,9 +268,9 @@ class Pipeline:
             else:
                 lane.put(None, self._number, self._hold(lane))
 
-    def _ask(self, ask: Ask) -> bool:
-        """Put a question to the other sidecars; False while the source is not heard."""
-        return self._feed is not None and self._feed.ask(ask)
+    def _request_coverage(self, request: CoverageRequest) -> bool:
+        """Send a request to the peers; False while the source is not received."""
+        return self._feed is not None and self._feed.request_coverage(request)
 
     # From the source to the lanes
 
@@ -296,12 +302,12 @@ class Pipeline:
             stop_if_cancelled()
             await asyncio.sleep(self._backoff.wait(self.failures, random.random()))
 
-    def _take(self, item: Batch | Gap | Degraded | Ask) -> None:
+    def _take(self, item: Batch | Gap | Degraded | CoverageRequest) -> None:
         if isinstance(item, Degraded):
             self._doubt(item.reasons)
             return
-        if isinstance(item, Ask):
-            self._afterwards(partial(self._asked, item, self._ignored))
+        if isinstance(item, CoverageRequest):
+            self._afterwards(partial(self._requested, item, self._ignored))
             return
         self._on_heard(item)
         if isinstance(item, Gap):
@@ -318,11 +324,12 @@ class Pipeline:
             self.degraded.pop(what, None)
         self._doubted = tuple(reasons)
         self.degraded.update(reasons)
-        self._show_soon()
+        self._publish_soon()
 
-    def _show_soon(self) -> None:
+    def _publish_soon(self) -> None:
+        self._fingerprints.changed()
         for lane in self.lanes:
-            lane.show_soon()
+            lane.publish_soon()
 
     def _changes(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
         self._put(self._render(self._plain, changes), changes, unshared=unshared)
@@ -395,13 +402,13 @@ class Pipeline:
                 lane.state.watermark(self._number, as_of)
         self._moved_on()
 
-    def _asked(self, ask: Ask, ignored: int) -> None:
-        """Give a question to its lane, unless it waited for a lookup, and what is asked before now is ignored."""
+    def _requested(self, request: CoverageRequest, ignored: int) -> None:
+        """Give a peer's request to its lane, unless it waited for a lookup and earlier requests are ignored by now."""
         if ignored != self._ignored:
             return
         for lane in self.lanes:
-            if lane.target.name == ask.target:
-                lane.ask(self._number, ask.nonce)
+            if lane.target.name == request.target:
+                lane.request_coverage(self._number, request)
 
     def _count(self, changes: Sequence[Change]) -> None:
         for (table, op, wide), group in groupby(changes, _KIND):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -12,8 +11,7 @@ from typing import Any, Final
 from invalidator import __version__, clock
 from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
 from invalidator.config.models import Config
-from invalidator.core.coordination.coverage import Claims
-from invalidator.core.coordination.digest import digest
+from invalidator.coordination.fingerprint import Fingerprints, Reception
 from invalidator.core.protocol.batch import Batch, Gap
 from invalidator.core.protocol.listen_order import Phase
 from invalidator.core.protocol.reasons import FlushReason
@@ -57,8 +55,6 @@ class Sidecar:
         self.errors = InternalErrors(self.metrics)
         self.reloaded = True
         self._digests = {name: target_digest(config, name) for name in config.targets}
-        self._coverage = {name: coverage(config, name) for name in config.targets}
-        self._own = secrets.token_hex(8)
         self._stale_after = stale_after(config.postgres)
         self._source = wiring.source(config, self.metrics, self.errors)
         self._pipeline: Pipeline | None = None
@@ -107,23 +103,36 @@ class Sidecar:
         lookups = wiring.lookups(config, self.rules)
         if lookups is not None:
             await stack.enter_async_context(lookups)
+        targets = [await stack.enter_async_context(one) for one in made]
+        fingerprints = Fingerprints(
+            targets,
+            reception=self._reception,
+            settings={name: coverage(config, name) for name in config.targets},
+            follows=follows(config.targets),
+        )
         self._pipeline = Pipeline(
             self._source,
             self.rules,
-            [await stack.enter_async_context(one) for one in made],
+            targets,
             repeat_after={} if observation else {name: part.repeat_after for name, part in config.targets.items()},
             after={} if observation else follows(config.targets),
             give_up_after=config.postgres.canary_timeout,
             bound=backlog(len(made), memory_limit()),
             lookups=lookups,
             metrics=self.metrics,
-            claims=self._claims,
+            fingerprints=fingerprints,
             on_open=self._opened,
             on_heard=self._heard,
             errors=self.errors,
         )
         self._watch = Watch(
-            config, self.rules, self._pipeline.gap, self._pipeline.degraded, self._pipeline.reconsider, self.errors
+            config,
+            self.rules,
+            self._pipeline.gap,
+            self._pipeline.degraded,
+            self._pipeline.reconsider,
+            self.errors,
+            on_look=fingerprints.changed,
         )
 
     def _heard(self, item: Batch | Gap) -> None:
@@ -147,26 +156,18 @@ class Sidecar:
         if self._watch is not None:
             self._watch.look_again()
 
-    def _claims(self, target: str) -> Claims:
-        """What we can say to other sidecars that we hear, as in `core/coordination/coverage.py`."""
-        if self._observation is not None:
-            return Claims()
-        if self._watch is None or self._pipeline is None or not self.is_receiving:
-            return Claims()
-        if self.errors.failing:
-            return Claims()
-        triggers, channels = self._watch.fingerprint, self._source.channels
-        if triggers is None:
-            return Claims(pending=not self._watch.fails)
-        if channels is None or self._pipeline.degraded:
-            return Claims()
-        return Claims(digest([self._coverage[target], triggers, channels, self._ahead(target)]))
-
-    def _ahead(self, target: str) -> dict[str, str]:
-        """Who the targets are that this one follows; those of our own are nobody else's."""
-        boards = {lane.target.name: lane.target.peer_store for lane in self._lanes}
-        ahead = follows(self.config.targets)[target]
-        return {one: peer_store.facts("") if (peer_store := boards[one]) else self._own for one in ahead}
+    def _reception(self) -> Reception | None:
+        """What is received now, for the coverage protocol; None while no fingerprint may be given."""
+        if self._observation is not None or self._watch is None or self._pipeline is None:
+            return None
+        if not self.is_receiving or self.errors.failing:
+            return None
+        return Reception(
+            triggers=self._watch.fingerprint,
+            is_trigger_check_pending=not self._watch.fails,
+            channels=self._source.channels,
+            is_degraded=bool(self._pipeline.degraded),
+        )
 
     # What it says of itself
 

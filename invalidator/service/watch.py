@@ -49,7 +49,8 @@ _STATE_OF: Final = "triggers of "
 class Watch:
     """`gap` is told what may have been missed; `doubts` says what can't be promised, as long as it can't.
 
-    When there is the first doubt, and when the last one is gone, `on_change` is called.
+    When there is the first doubt, and when the last one is gone, `on_change` is called. `on_look` is called after each
+    look: the fingerprint may be known from then on.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Watch:
         degraded: dict[str, str],
         on_change: Callable[[], object],
         errors: InternalErrors,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
         self._config, self._rules, self._gap = config, rules, gap
         self._degraded, self._on_change, self._errors = degraded, on_change, errors
+        self._on_look = on_look
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
         self._seen: dict[Table, Standing] = {}
         self._known = not self._heeded
@@ -112,6 +115,7 @@ class Watch:
             began = clock.now()
             in_doubt = bool(self._degraded)
             self._judge(began, await self._look())
+            self._on_look()
             if in_doubt is not bool(self._degraded):
                 self._on_change()
             await self._pause(began)

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 
 from invalidator import clock
-from invalidator.core.protocol.batch import Ask
+from invalidator.core.protocol.batch import CoverageRequest
 from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
 
@@ -75,16 +75,16 @@ class Canary:
         self._opened, self._sample_due = 0.0, 0.0
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
         self._sent: dict[bytes, float] = {}
-        self._questions: deque[Ask] = deque(maxlen=_QUESTIONS)
+        self._questions: deque[CoverageRequest] = deque(maxlen=_QUESTIONS)
         self._asked, self._back = asyncio.Event(), asyncio.Event()
 
-    def ask(self, ask: Ask | None = None) -> None:
+    def ask(self, ask: CoverageRequest | None = None) -> None:
         """Send one at once; one that asks other sidecars something, where there is a question."""
         if ask is not None:
             self._questions.append(ask)
         self._asked.set()
 
-    def hear(self, payload: bytes) -> Ask | None:
+    def hear(self, payload: bytes) -> CoverageRequest | None:
         """A canary has come through the channel, maybe ours; what it asks, when it does."""
         sent = self._sent.pop(payload, None)
         if sent is not None:
@@ -93,7 +93,7 @@ class Canary:
             self._back.set()
             self.heard(sent, clock.now() - sent)
         question = _QUESTION.search(payload)
-        return Ask(question[1].decode(), question[2].decode()) if question else None
+        return CoverageRequest(question[1].decode(), question[2].decode()) if question else None
 
     async def first(self) -> None:
         """Send one, and wait until it is back; AwayError when it could not be sent, SourceLost when it is not back."""
@@ -141,7 +141,7 @@ class Canary:
             self._connection.pgconn.finish()
             self._connection = None
 
-    async def _send(self, question: Ask | None = None) -> None:
+    async def _send(self, question: CoverageRequest | None = None) -> None:
         await self._renew()
         assert self._connection is not None
         asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""

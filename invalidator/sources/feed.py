@@ -15,7 +15,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.pq.misc import PGnotify
 
-from invalidator.core.protocol.batch import Ask, Batch, Degraded, Gap, Position
+from invalidator.core.protocol.batch import Batch, CoverageRequest, Degraded, Gap, Position
 from invalidator.core.protocol.channel import Channel
 from invalidator.core.protocol.payload import UnreadableError, decode
 from invalidator.core.protocol.reasons import FlushReason, PayloadReason
@@ -50,7 +50,7 @@ class NotifyFeed:
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
         self._own, self._give_up_after = channel.encode(), give_up_after
-        self._items: list[Batch | Gap | Degraded | Ask] = []
+        self._items: list[Batch | Gap | Degraded | CoverageRequest] = []
         self._changes: list[Change] = []
         self._lost: SourceLost | None = None
         self._complained, self._noted = False, 0
@@ -66,7 +66,7 @@ class NotifyFeed:
     def __exit__(self, *exc_info: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
 
-    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | Ask]:
+    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | CoverageRequest]:
         while True:
             items, self._items = self._items, []
             for item in items:
@@ -86,8 +86,8 @@ class NotifyFeed:
     def probe(self) -> None:
         self._canary.ask()
 
-    def ask(self, ask: Ask) -> bool:
-        self._canary.ask(ask)
+    def request_coverage(self, request: CoverageRequest) -> bool:
+        self._canary.ask(request)
         return True
 
     def begin(self, reason: FlushReason, *, says_gap: bool) -> None:

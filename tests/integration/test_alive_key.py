@@ -16,7 +16,6 @@ from invalidator import clock
 from invalidator.config.compile import compile_rules, stale_after
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.coordination.coverage import Claims
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
@@ -196,7 +195,7 @@ async def holding(source, url, instance="one", **options):
     async with One(source, url, instance, **options).running() as one:
         await one.settles()
         assert await one.pipeline.barrier(10)
-        one.lane.show_soon()
+        one.lane.publish_soon()
         with redis.Redis.from_url(url) as client:
             await eventually(lambda: client.exists("alive"))
         yield one
@@ -219,11 +218,11 @@ class TestPromise:
         source = MemorySource()
         async with holding(source, redis_url, "one") as one, holding(source, redis_url, "other") as other:
             await eventually(lambda: cache.get("alive").count("=") == 2)
-            one.claims = Claims()
+            one.fingerprints.text = ""
             await eventually(lambda: cache.get("alive").count("=") == 1)
-            other.claims = Claims()
+            other.fingerprints.text = ""
             await eventually(lambda: not cache.exists("alive"))
-            one.claims = Claims("same")
+            one.fingerprints.text = "same"
             await eventually(lambda: cache.exists("alive"))
 
     async def test_one_that_leaves_takes_its_entry_with_it(self, redis_url, cache):
@@ -247,17 +246,17 @@ class TestPromise:
     async def test_it_is_not_there_before_anybody_knows_how_far_it_is(self, redis_url, cache):
         async with One(MemorySource(), redis_url, "one", alive_key="alive").running() as one:
             await one.settles()
-            await eventually(lambda: one.target.peer_store._present_as)
+            await eventually(lambda: cache.exists("invalidator:{shop.cache}:able"))
             assert not cache.exists("alive")
 
 
 def lose_the_source(one):
-    one.claims = Claims()
+    one.fingerprints.text = ""
     one.pipeline._source.lose()
 
 
 def drift(one):
-    one.claims = Claims()
+    one.fingerprints.text = ""
     one.pipeline.gap(Gap("drift", frozenset({T})))
 
 

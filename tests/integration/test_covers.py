@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.coordination.coverage import Claims, Seen
-from invalidator.core.protocol.batch import Ask, Gap
+from invalidator.coordination import coordinator, flush_coordinator, flush_lock, peer_store
+from invalidator.core.coordination.coverage import PeerView
+from invalidator.core.protocol.batch import CoverageRequest, Gap
 from invalidator.core.rules.change import Change
 from invalidator.core.rules.eviction import Evictions
-from invalidator.pipeline import flush_coordinator as settling
 from invalidator.pipeline import lane
-from invalidator.targets.redis import RedisTarget, peer_store
-from invalidator.targets.redis.node_connections import Identity
+from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
 from tests.support.proxy import Proxy
 from tests.support.sidecars import TAGS, Sidecar, T
 
+PRESENCES = "invalidator:{shop.cache}:able"
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(lane, "BEAT", 0.05)
-    monkeypatch.setattr(lane, "_GRACE", 0.5)
-    monkeypatch.setattr(settling, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(coordinator, "CONFIRMATION_GRACE", 0.5)
+    monkeypatch.setattr(flush_coordinator, "LOOK_INTERVAL", 0.01)
 
 
-class TestBoard:
+class TestPeerStore:
     @pytest.fixture
     async def two(self, redis_url):
         async with AsyncExitStack() as stack:
@@ -41,67 +42,66 @@ class TestBoard:
                 made.append(target)
             yield made
 
-    async def test_an_answer_is_for_one_question_and_one_set_of_facts(self, two):
+    async def test_a_confirmation_is_for_one_request_and_one_fingerprint(self, two):
         one, other = (target.peer_store for target in two)
-        await one.answer(["nonce"], "claims")
-        assert (await other.look("nonce", "claims")).covered
-        assert not (await other.look("another", "claims")).covered
-        assert not (await other.look("", "claims")).covered
-        assert not (await other.look("nonce", "other claims")).covered
+        await one.confirm(["nonce"], "received")
+        assert (await other.look("nonce", "received")).is_confirmed
+        assert not (await other.look("another", "received")).is_confirmed
+        assert not (await other.look("", "received")).is_confirmed
+        assert not (await other.look("nonce", "other received")).is_confirmed
 
-    async def test_an_answer_about_another_server_is_none(self, two):
-        one, other = two
-        await one.peer_store.answer(["nonce"], "claims")
-        with suppress(Exception):
-            other._met.meet("", Identity("another", "server"))
-        assert not (await other.peer_store.look("nonce", "claims")).covered
+    async def test_a_confirmation_for_another_server_is_none(self, cache):
+        one, same, other = (peer_store_of(cache, server) for server in ("a server", "a server", "another server"))
+        await one.confirm(["nonce"], "received")
+        assert (await same.look("nonce", "received")).is_confirmed
+        assert not (await other.look("nonce", "received")).is_confirmed
 
-    async def test_present_are_others_that_owe_nothing_and_mean_the_same(self, two):
+    async def test_present_are_peers_that_are_in_sync_under_the_same_fingerprint(self, two):
         one, other = (target.peer_store for target in two)
-        await one.show("claims", as_of=None)
-        assert await one.look("", "claims") == Seen()  # itself it does not wait for
-        assert await other.look("", "claims") == Seen(in_sync=True)
-        assert await other.look("", "other claims") == Seen()
-        await one.show("other claims", as_of=None)
-        assert await other.look("", "claims") == Seen()
-        await one.show(None, as_of=None)
-        assert await other.look("", "other claims") == Seen()
+        await one.publish("received", as_of=None)
+        assert await one.look("", "received") == PeerView()  # it does not wait for itself
+        assert await other.look("", "received") == PeerView(has_peer_in_sync=True)
+        assert await other.look("", "other received") == PeerView()
+        await one.publish("other received", as_of=None)
+        assert await other.look("", "received") == PeerView()
+        await one.publish(None, as_of=None)
+        assert await other.look("", "other received") == PeerView()
 
-    async def test_a_presence_runs_out(self, two, cache, monkeypatch):
+    async def test_a_presence_expires(self, two, cache, monkeypatch):
         one, other = (target.peer_store for target in two)
-        monkeypatch.setattr(peer_store, "PRESENT", 2)
-        await one.show("claims", as_of=None)
-        assert (await other.look("", "claims")).in_sync
-        await eventually(lambda: not_able(other))
+        monkeypatch.setattr(peer_store, "PRESENCE_SECONDS", 2)
+        await one.publish("received", as_of=None)
+        assert (await other.look("", "received")).has_peer_in_sync
+        await eventually(lambda: not_in_sync(other))
 
-    async def test_one_holds_the_lock_until_it_gives_it_back(self, two):
+    async def test_one_holds_the_lock_until_it_releases_it(self, two):
         one, other = (target.peer_store for target in two)
-        assert await one.lock()
-        assert await one.lock()
-        assert not await other.lock()
-        assert await other.look("", "") == Seen(locked=True)
-        assert await one.look("", "") == Seen()
-        await other.unlock(flushed=False)
-        assert not await other.lock()
-        await one.unlock(flushed=True)
-        assert await other.look("", "") == Seen(flushes=1)
-        assert await other.lock()
+        assert await one.flush_lock.acquire()
+        assert await one.flush_lock.acquire()
+        assert not await other.flush_lock.acquire()
+        assert await other.look("", "") == PeerView(is_locked=True)
+        assert await one.look("", "") == PeerView()
+        await other.flush_lock.release(flushed=False)
+        assert not await other.flush_lock.acquire()
+        await one.flush_lock.release(flushed=True)
+        assert await other.look("", "") == PeerView(flushes=1)
+        assert await other.flush_lock.acquire()
 
-    async def test_a_lock_that_our_last_life_left_is_ours(self, two, redis_url):
+    async def test_a_lock_that_was_left_before_a_restart_is_its_own(self, two, redis_url):
         one, other = (target.peer_store for target in two)
-        assert await one.lock()
+        assert await one.flush_lock.acquire()
         async with RedisTarget("cache", parse_redis_url(redis_url), installation="shop", instance="one") as again:
             await again.beat()
-            assert await again.peer_store.look("", "") == Seen()
-            assert (await other.look("", "")).locked
-            assert await again.peer_store.lock()
-            await again.peer_store.unlock(flushed=True)
-        assert not (await other.look("", "")).locked
+            assert await again.peer_store.look("", "") == PeerView()
+            assert (await other.look("", "")).is_locked
+            assert await again.peer_store.flush_lock.acquire()
+            await again.peer_store.flush_lock.release(flushed=True)
+        assert not (await other.look("", "")).is_locked
 
-    async def test_the_lock_is_kept_while_the_flush_moves_and_runs_out_else(self, two, cache, monkeypatch):
-        one, other = (target.peer_store for target in two)
-        monkeypatch.setattr(peer_store, "_RENEW_EVERY", 0.0)
-        assert await one.lock()
+    async def test_the_lock_is_kept_while_the_flush_proceeds_and_expires_otherwise(self, two, cache, monkeypatch):
+        one, other = (target.peer_store.flush_lock for target in two)
+        monkeypatch.setattr(flush_lock, "RENEW_INTERVAL", 0.0)
+        assert await one.acquire()
         key = "invalidator:{shop.cache}:flush"
         cache.pexpire(key, 200)
         await one.renew()
@@ -109,14 +109,45 @@ class TestBoard:
         cache.set(key, "another's", px=50)
         await one.renew()
         assert cache.pttl(key) < 1000
-        await eventually(other.lock)
-        one._holds = True  # as if it had been frozen since
-        await one.unlock(flushed=True)
+        await eventually(other.acquire)
+
+    async def test_one_that_was_frozen_past_its_lock_does_not_release_anothers(self, two, cache):
+        one, other = (target.peer_store.flush_lock for target in two)
+        key = "invalidator:{shop.cache}:flush"
+        assert await one.acquire()
+        cache.delete(key)  # it expires
+        assert await other.acquire()
+        await one.release(flushed=True)
         assert cache.exists(key)
 
 
-async def not_able(one):
-    return not (await one.look("", "claims")).in_sync
+class Commands:
+    def __init__(self, client):
+        self.client = client
+
+    async def each(self, commands):
+        return [self.client.execute_command(*command) for command in commands]
+
+
+class Server(str):
+    """The identity of a server."""
+
+    is_complete = True
+
+
+def peer_store_of(client, server):
+    """A peer store of a sidecar that found this server there."""
+    root = "invalidator:{shop.cache}"
+    return peer_store.RedisPeerStore(Commands(client), Server(server), None, None, root=root, instance=server)
+
+
+def is_present(client, sidecar):
+    """Whether its presence is in the target."""
+    return any(member.startswith(f"{sidecar.instance}:") for member in client.zrange(PRESENCES, 0, -1))
+
+
+async def not_in_sync(one):
+    return not (await one.look("", "received")).has_peer_in_sync
 
 
 def change(source, number):
@@ -124,23 +155,22 @@ def change(source, number):
 
 
 def ask(source, nonce):
-    """Somebody asks."""
-    source._log.append(Ask("cache", nonce))
-    source._news.set()
+    """A peer sends a request."""
+    source.request_coverage(CoverageRequest("cache", nonce))
 
 
 @asynccontextmanager
-async def in_sync(source, url, **kwargs):
-    """A sidecar that owes nothing and says so."""
+async def in_sync(source, cache, url, **kwargs):
+    """A sidecar that has no pending flush, and has published that."""
     async with Sidecar(source, url, "first", **kwargs).running() as one:
         await one.settles()
-        await eventually(lambda: one.target.peer_store._present_as)
+        await eventually(lambda: is_present(cache, one))
         yield one
 
 
 async def test_one_that_heard_all_along_covers_one_that_starts(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url), Sidecar(source, redis_url, "second").running() as second:
+    async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second").running() as second:
         cache.set("p:fresh", "stays")
         await second.settles()
         assert (second.flushes, second.covered) == (0, 1)
@@ -157,7 +187,8 @@ async def test_a_local_cache_is_flushed_when_the_shared_one_is_covered_and_not_b
 
     local = Noted("local")
     local.store["p:1"] = "old"
-    async with in_sync(source, redis_url), Sidecar(source, redis_url, "second", local=[local]).running() as second:
+    second = Sidecar(source, redis_url, "second", local=[local])
+    async with in_sync(source, cache, redis_url), second.running():
         await second.settles()
         await eventually(lambda: when)
         assert when == [(1, 0)]
@@ -168,7 +199,7 @@ async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, c
     """The other has heard, but its eviction is on its way for long: the debtor flushes rather than believe it."""
     source = MemorySource()
     with Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
-        async with in_sync(source, f"redis://127.0.0.1:{proxy.port}/0") as first:
+        async with in_sync(source, cache, f"redis://127.0.0.1:{proxy.port}/0") as first:
             cache.set("p:1", "stale")
             proxy.stall()
             change(source, 1)
@@ -184,7 +215,7 @@ async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, c
 async def test_no_answer_before_the_repeats(redis_url, cache):
     """A reader may still store what it loaded before the change."""
     source = MemorySource()
-    async with in_sync(source, redis_url, repeat_after=0.4) as first:
+    async with in_sync(source, cache, redis_url, repeat_after=0.4) as first:
         change(source, 1)
         await eventually(lambda: first.lane.state.answered == first.pipeline._number)
         ask(source, "nonce")
@@ -197,12 +228,12 @@ async def test_no_answer_before_the_repeats(redis_url, cache):
 
 async def test_a_debtor_answers_nobody(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url) as first, Sidecar(source, redis_url, "second").running() as second:
+    async with in_sync(source, cache, redis_url) as first, Sidecar(source, redis_url, "second").running() as second:
         await second.settles()
         cache.set("invalidator:{shop.cache}:flush", "somebody's", px=400)
         source.miss(Gap("reconnect"))
         await eventually(lambda: first.lane.state.pending_flush and second.lane.state.pending_flush)
-        await eventually(lambda: not cache.exists("invalidator:{shop.cache}:able"))  # nobody waits for them
+        await eventually(lambda: not cache.exists(PRESENCES))  # nobody waits for them
         ask(source, "nonce")
         await eventually(lambda: first.lane.state.is_asked and second.lane.state.is_asked)
         assert not cache.keys("*cover:nonce*")
@@ -213,19 +244,20 @@ async def test_a_debtor_answers_nobody(redis_url, cache):
 
 async def test_other_rules_answer_nobody(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url), Sidecar(source, redis_url, "second", claims="other").running() as second:
+    second = Sidecar(source, redis_url, "second", fingerprint="other")
+    async with in_sync(source, cache, redis_url), second.running():
         await second.settles()
         assert (second.flushes, second.covered) == (1, 0)
 
 
 async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url) as first:
-        async with Sidecar(source, redis_url, "second", claims="").running() as second:
+    async with in_sync(source, cache, redis_url) as first:
+        async with Sidecar(source, redis_url, "second", fingerprint="").running() as second:
             await second.settles()
             assert (second.flushes, second.covered) == (1, 0)
-        first.claims = Claims()
-        await eventually(lambda: not first.target.peer_store._present_as)
+        first.fingerprints.text = ""
+        await eventually(lambda: not is_present(cache, first))
         async with Sidecar(source, redis_url, "third").running() as third:
             await third.settles()
             assert (third.flushes, third.covered) == (1, 0)
@@ -233,7 +265,7 @@ async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_u
 
 async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answered(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url, repeat_after=0.3) as first:
+    async with in_sync(source, cache, redis_url, repeat_after=0.3) as first:
         change(source, 1)
         ask(source, "before")
         await eventually(lambda: first.lane.state.is_asked)
@@ -245,12 +277,12 @@ async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answ
 
 async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url) as first:
-        first.claims = Claims()
+    async with in_sync(source, cache, redis_url) as first:
+        first.fingerprints.text = ""
         ask(source, "in-doubt")
         change(source, 1)
         await eventually(lambda: first.lane.state.answered == first.pipeline._number > 1)
-        first.claims = Claims("same")
+        first.fingerprints.text = "same"
         ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))
         assert not cache.keys("*cover:in-doubt*")
@@ -258,7 +290,7 @@ async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, ca
 
 async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(redis_url, cache):
     source = MemorySource()
-    async with in_sync(source, redis_url), Sidecar(source, redis_url, "second").running() as second:
+    async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second").running() as second:
         await second.settles()
         cache.set("p:unsaid", "x")
         second.pipeline.flush(Gap("asked"))
@@ -277,7 +309,7 @@ async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(red
 )
 async def test_a_purge_that_collapses_is_flushed_though_others_could_answer(redis_url, cache, changes, evictions):
     source = MemorySource()
-    async with in_sync(source, redis_url), Sidecar(source, redis_url, "second", bound=5).running() as second:
+    async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second", bound=5).running() as second:
         await second.settles()
         await eventually(lambda: second.covered == 1)
         cache.set("p:1", "to be purged")

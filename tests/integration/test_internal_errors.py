@@ -22,6 +22,9 @@ from invalidator import internal_errors
 from invalidator.config.compile import compile_rules
 from invalidator.config.models import Listen
 from invalidator.config.parse import parse
+from invalidator.coordination.flush_coordinator import FlushCoordinator
+from invalidator.coordination.flush_lock import RedisFlushLock
+from invalidator.coordination.peer_store import RedisPeerStore
 from invalidator.core.delivery.lane import LaneState
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.ruleset import RuleSet
@@ -31,7 +34,6 @@ from invalidator.http.server import Server
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.pipeline import lane
-from invalidator.pipeline.flush_coordinator import FlushCoordinator
 from invalidator.pipeline.lane import Lane
 from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
@@ -44,7 +46,6 @@ from invalidator.sources.channels import Subscriptions
 from invalidator.sources.feed import NotifyFeed
 from invalidator.sources.notify import NotifySource
 from invalidator.targets.redis import RedisTarget
-from invalidator.targets.redis.peer_store import PeerStore
 from invalidator.targets.stream import StreamTarget
 from invalidator.targets.stream.ring import Ring
 from invalidator.triggers.install import install
@@ -72,9 +73,9 @@ PARTS = {
     "evicting": (RedisTarget, "_evict"),
     "flushing": (RedisTarget, "_flush"),
     "the heartbeat": (RedisTarget, "_beat"),
-    "presence": (PeerStore, "show"),
-    "the flush lock": (PeerStore, "unlock"),
-    "settling": (FlushCoordinator, "pay"),
+    "presence": (RedisPeerStore, "publish"),
+    "the flush lock": (RedisFlushLock, "release"),
+    "settling": (FlushCoordinator, "resolve"),
     "what falls due on a lane": (LaneState, "_collect"),
     "what is put on a lane": (LaneState, "put"),
     "what a lane owes": (LaneState, "require_flush"),
@@ -259,7 +260,7 @@ async def test_no_exception_in_any_part_ends_the_process_or_leaves_a_key_stale(d
 
 def provoked(sidecar, fault):
     """Whether it was hit; what happens rarely is made to happen."""
-    if fault.name in ("_flush", "pay", "unlock") and not fault.fired:
+    if fault.name in ("_flush", "resolve", "release") and not fault.fired:
         sidecar._pipeline.flush(Gap("asked"))
     if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar._pipeline._feed is not None:
         sidecar._pipeline._feed.lose(SourceLost("the test cuts it"))

@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.coordination.coverage import Claims
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
@@ -23,6 +22,7 @@ from invalidator.targets.redis import RedisTarget, target
 from invalidator.targets.redis import connection as wire
 from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support import eventually, until
+from tests.support.fingerprints import FixedFingerprints
 from tests.support.memory_source import MemorySource
 from tests.support.proxy import Proxy
 from tests.support.redises import ClusterServers, Keeping, Sentinels
@@ -39,7 +39,7 @@ class World:
         self.target = RedisTarget("cache", places, **options)
         rules = RuleSet([Rule(0, TablePattern(*T), evicts, to=("cache",))], ["cache"])
         self.pipeline = Pipeline(
-            self.source, rules, [self.target], repeat_after={"cache": repeat_after}, claims=lambda _: Claims("same")
+            self.source, rules, [self.target], repeat_after={"cache": repeat_after}, fingerprints=FixedFingerprints()
         )
 
     @property

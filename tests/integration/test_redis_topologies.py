@@ -17,6 +17,8 @@ from invalidator.embedded import RedisServer
 from invalidator.errors import TargetAway, TargetChanged
 from invalidator.targets.redis import RedisTarget, sweep
 from invalidator.targets.redis import connection as wire
+from invalidator.targets.redis import target as redis_target
+from invalidator.targets.redis.flush import flush_database
 from invalidator.targets.redis.node_connections import NodeConnections
 from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support import eventually, until
@@ -134,9 +136,9 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
     alive = "invalidator:x:alive"
     async with RedisTarget("cache", places, prefix="app:", whole_database=True, alive_key=alive) as target:
         await target.beat()
-        await target.peer_store.show("claims", as_of=None)
-        await target.peer_store.show("claims", as_of=asyncio.get_running_loop().time())
-        assert await target.peer_store.lock()
+        await target.peer_store.publish("received", as_of=None)
+        await target.peer_store.publish("received", as_of=asyncio.get_running_loop().time())
+        assert await target.peer_store.flush_lock.acquire()
         await target.flush([Eviction("version", "version"), Eviction("key", "p:*", glob=True)])
         assert left(client) == {"version"}
         assert int(client.get("app:version")) > 7
@@ -144,7 +146,7 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
         assert 3 <= client.ttl("invalidator:{default.cache}:flush") <= 5
         if places.mode != "cluster":
             assert 3 <= client.ttl(alive) <= 6
-        await target.peer_store.unlock(flushed=True)
+        await target.peer_store.flush_lock.release(flushed=True)
         assert not client.exists("invalidator:{default.cache}:flush")
 
 
@@ -186,7 +188,9 @@ async def test_replicas_are_waited_for_where_it_was_written(topology, sent, what
     assert_every_write_is_waited_for(sent)
 
 
-async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copies_have_them(servers, program):
+async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copies_have_them(
+    servers, program, monkeypatch
+):
     """The copy has the FLUSHDB, and is frozen when the counters come."""
     primary = Keeping(servers, program, {"repl-diskless-sync-delay": "0"})
     primary.start()
@@ -194,16 +198,15 @@ async def test_counters_that_a_flush_of_the_database_raised_count_when_the_copie
     copy.start()
     until(lambda: copy.client().info("replication").get("master_link_status") == "up", 20)
     target = RedisTarget("cache", parse_redis_url(primary.url), whole_database=True, wait_replicas=1)
-    flush_all = target.peer_store.flush_all
 
-    async def flush_and_freeze(also):
-        await flush_all(also)
+    async def flush_and_freeze(*args):
+        await flush_database(*args)
         primary.client().set("x", "1")
         assert primary.client().wait(1, 10_000) == 1
         copy.freeze()
         return 0
 
-    target.peer_store.flush_all = flush_and_freeze
+    monkeypatch.setattr(redis_target, "flush_database", flush_and_freeze)
     async with target:
         with pytest.raises(TargetAway, match="0 of 1 replicas have it"):
             await target.flush([Eviction("version", "version")])
@@ -217,7 +220,7 @@ async def test_the_keys_that_exist_say_that_a_prefix_is_wrong(topology):
     async with RedisTarget("cache", places, prefix="app:") as target:
         assert await target.compare(owned) is None  # nothing is there
         await target.beat()
-        await target.peer_store.show("claims", as_of=None)
+        await target.peer_store.publish("received", as_of=None)
         await target.evict(Evictions.of([Eviction("version", "version")]))
         client.delete("app:version")
         assert await target.compare(owned) is None  # but what is our own
@@ -301,7 +304,7 @@ class TestClusterOnTheMove:
 
     async def test_a_flush_of_the_database_finds_it_too(self, moving, monkeypatch):
         target = RedisTarget("cache", Cluster(parse_redis_url(moving.url)), whole_database=True)
-        client, flush_all, flushes = moving.client(), target.peer_store.flush_all, []
+        client, flushes = moving.client(), []
         async with target:
             await target.beat()
             first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target._topology.layout.slots[0]))
@@ -309,14 +312,14 @@ class TestClusterOnTheMove:
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             client.set(f"x:{{{tag}}}", "x")
 
-            async def move_after_the_first(also):
-                flushes.append(await flush_all(also))
+            async def move_after_the_first(*args):
+                flushes.append(await flush_database(*args))
                 if len(flushes) == 1:
                     client.set(f"x:{{{tag}}}", "as if it had moved to a node that was flushed before")
                     move(slot, last, first, "from begin to end")
                 return 0
 
-            monkeypatch.setattr(target.peer_store, "flush_all", move_after_the_first)
+            monkeypatch.setattr(redis_target, "flush_database", move_after_the_first)
             await target.flush([])
         assert len(flushes) == 2
         assert not first.call("EXISTS", f"x:{{{tag}}}")

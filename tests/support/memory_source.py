@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from invalidator.core.protocol.batch import Ask, Batch, Gap, Position
+from invalidator.core.protocol.batch import Batch, CoverageRequest, Gap, Position
 from invalidator.core.rules.change import Change
 from invalidator.errors import SourceLost
 
@@ -15,7 +15,7 @@ class MemorySource:
     """A log of batches; a position is the number of batches before it. `lose` ends the feed that is open."""
 
     def __init__(self) -> None:
-        self._log: list[Sequence[Change] | Gap | Ask] = []
+        self._log: list[Sequence[Change] | Gap | CoverageRequest] = []
         self._first = 0
         self._losses = 0
         self._news = asyncio.Event()
@@ -28,6 +28,11 @@ class MemorySource:
     def miss(self, gap: Gap) -> None:
         """Say that something may have been missed."""
         self._log.append(gap)
+        self._news.set()
+
+    def request_coverage(self, request: CoverageRequest) -> None:
+        """Send a sidecar's request to every feed."""
+        self._log.append(request)
         self._news.set()
 
     def lose(self) -> None:
@@ -53,7 +58,7 @@ class MemoryFeed:
         self._next = int(position) if position is not None and self._resumes else end
         self._probed: float | None = None
 
-    async def __aiter__(self) -> AsyncIterator[Batch | Gap | Ask]:
+    async def __aiter__(self) -> AsyncIterator[Batch | Gap | CoverageRequest]:
         source = self._source
         if not self._resumes:
             yield Gap("start")
@@ -61,7 +66,7 @@ class MemoryFeed:
             while source._first <= self._next < source._first + len(source._log):
                 item = source._log[self._next - source._first]
                 self._next += 1
-                yield item if isinstance(item, Gap | Ask) else Batch(item, position=str(self._next))
+                yield item if isinstance(item, Gap | CoverageRequest) else Batch(item, position=str(self._next))
             if self._probed is not None:
                 as_of, self._probed = self._probed, None
                 yield Batch((), as_of=as_of)
@@ -71,9 +76,8 @@ class MemoryFeed:
             source._news.clear()
             await source._news.wait()
 
-    def ask(self, ask: Ask) -> bool:
-        self._source._log.append(ask)
-        self._source._news.set()
+    def request_coverage(self, request: CoverageRequest) -> bool:
+        self._source.request_coverage(request)
         return True
 
     async def confirm(self, position: Position) -> None:

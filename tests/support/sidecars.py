@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.coordination.coverage import Claims
 from invalidator.core.delivery.lane import BOUND
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.lookup import Found, parse_lookup
@@ -17,6 +16,7 @@ from invalidator.core.rules.template import parse
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
+from tests.support.fingerprints import FixedFingerprints
 
 T, TAGS = Table("public", "products"), Table("public", "tags")
 RULES = [
@@ -50,16 +50,17 @@ class Sidecar:
         url,
         instance,
         *,
-        claims="same",
+        fingerprint="same",
         repeat_after=0.1,
         local=(),
         bound=BOUND,
         **options,
     ):
+        self.instance = instance
         self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
         names = ["cache", *(one.name for one in local)]
         rules = RuleSet([replace(rule, to=tuple(names)) for rule in RULES], names)
-        self.claims = Claims(claims)
+        self.fingerprints = FixedFingerprints(fingerprint)
         self.pipeline = Pipeline(
             source,
             rules,
@@ -69,7 +70,7 @@ class Sidecar:
             give_up_after=60,
             bound=bound,
             lookups=Itself(),
-            claims=lambda _: self.claims,
+            fingerprints=self.fingerprints,
         )
         self.lane = self.pipeline.lanes[-1]
 

@@ -1,116 +1,157 @@
-"""Covers: how many sidecars of one name settle a gap at a target that they share, with one flush between them.
+"""The coverage protocol: how the sidecars of one name resolve a gap at a target that they share, with one flush.
 
-A sidecar is a *debtor* at a target when changes may have been missed there. It may flush. But where another sidecar
-heard all along, nothing is stale, and a flush would only empty a good cache. So it asks first.
+A sidecar that may have missed changes has a *pending flush* at the target. Flushing is always right, but it empties the
+cache. Another sidecar, a *peer*, may have received every change; then nothing in the target is stale, and the flush is
+not needed. So the sidecar first sends a *coverage request* to its peers, and flushes only when none confirms it.
 
 The conversation, each step after the one before:
 
-    debtor                               another sidecar
-    1 its LISTEN was answered
-    2 its debt is taken: what is owed
-      from here on is another debt
-    3 it sends a canary with a nonce --> 4 hears it, after all that was committed before it
-                                         5 its lane passes that place: all before is evicted, repeats included
-                                         6 owing nothing, it writes cover:{nonce}:{facts} in the target
-    7 finds the key of its own nonce
-      and its own facts: paid
+    requester                               peer
+    1 its LISTEN takes effect
+    2 it takes up its pending flush; a
+      gap from here on is another one
+    3 it sends a canary with a nonce  --->  4 it receives the canary, after all that was committed before it
+                                            5 its lane settles up to the canary: every change before it is
+                                              evicted, repeats included
+                                            6 with no pending flush of its own, it writes the key
+                                              cover:{nonce}:{fingerprint} to the target
+    7 it finds the key of its own nonce
+      and its own fingerprint: the flush
+      is resolved
 
-Why that is right. What committed before 3 is evicted by the other (5). What commits after 1 is heard by the debtor.
-1 comes before 3, so nothing lies between. No clock takes part in it: however late an answer comes, it speaks of what
-was before the question. A sidecar that was frozen, or cut off from PostgreSQL, has not heard the question, or has
-heard all before it. One that is cut off from the target can't write there.
+Why that is right. The peer has evicted what was committed before 3 (step 5). The requester receives what is committed
+after 1. 1 comes before 3, so no change is missed by both. No clock takes part: a confirmation that arrives late still
+speaks of the changes before its request. A peer that was frozen, or disconnected from PostgreSQL, has not received the
+request, or has received every change before it. A peer that is disconnected from the target can't write the key there.
 
-*Facts* make the two mean the same by "evicted": the identity of each server of the target as read on the connection
-that answers (another server, or the same one restarted with what it had saved, has lost evictions), the digest of the
-rules, the fingerprint of the triggers, the channels listened to, and every setting by which an answer may say less
-(`repeat_after`, `wait_replicas`, where lookups are asked: `config.compile.coverage`). Where the target follows others,
-their facts and servers are among them: it may have been filled from what is stale there. They are part of the key's
-name, so an answer about other facts is not found. Two debtors can't excuse each other, because who owes does not answer
-(6).
+The *fingerprint* makes "evicted" mean the same for both. It covers the identity of each server of the target, as read
+on the connection that writes the key (another server, or the same one restarted from a snapshot, has lost evictions);
+the digest of the rules; the fingerprint of the triggers; the channels listened to; and every setting that weakens a
+confirmation (`repeat_after`, `wait_replicas`, which server answers lookups: `config.compile.coverage`). Where the
+target follows others, their settings and servers are included, because it may have been filled from what is stale
+there. The fingerprint is part of the key's name, so a confirmation under another fingerprint is not found. Two
+sidecars with pending flushes can't excuse each other, because a sidecar with a pending flush confirms nothing (6).
 
-Interleavings that were thought about, each in `tests/unit/core/test_cover_model.py`:
+*Presence.* A sidecar that is in sync (it receives every change and has no pending flush) writes a presence to the
+target, under its fingerprint, for a few seconds at a time. It only tells a requester whether waiting is worth it.
 
-* A gap while the debtor waits: it owes again when this is paid (2), with another nonce. The answer to an old nonce says
-  nothing about a new debt.
-* The other's connection to PostgreSQL is lost after 4: what it heard, it heard in order. Its own gap is about later.
-* The target restarts, or fails over to a copy that lags, at any moment: both find other facts; both owe. A copy, or an
-  old snapshot, may bring back old answers, locks and presences: the facts in their names are of another server.
-* The other may have missed changes of some tables (its triggers had drifted), and is about to evict them: a question
-  from before is not answered at all.
-* A purge over the API reached one sidecar alone, so nobody else can answer for it: where a flush stands for one (its
-  evictions collapsed), it is made, not asked for.
-* The other evicts once but not again (5): a reader may still store what it loaded before; hence repeats included.
+*One flusher.* Where no peer is in sync, or none confirms in time, the requester flushes under a lock in the target. The
+lock expires unless it is renewed while the flush proceeds. The others wait while it is held, then send a new request:
+the flusher has no pending flush by then, and can confirm. Only the number of flushes depends on the lock. A lock that
+is lost, brought back from a snapshot, or held by a sidecar that died causes a delay or one more flush; it resolves no
+pending flush. After taking the lock a sidecar looks once more before it flushes, because a flush may have been
+completed in between. A count of completed flushes shows that even to a sidecar that never saw the lock held, because
+a small flush is quick.
 
-*One flusher.* When nobody answers, or nobody is there who could, the debtor flushes under a lock in the target that
-runs out unless it is renewed while the flush moves. The rest wait while it is held, and ask when it is not: the
-flusher then owes nothing. Nothing hangs on the lock but the number of flushes: one that is lost, or brought back from
-a snapshot, or held by a sidecar that died, delays; it pays no debt. Who gets the lock looks once more before it
-flushes: meanwhile somebody may have been done. A count of flushes says so even to those who waited for an answer of
-somebody who is dead, and saw nothing of the lock because a small flush is quick.
+Interleavings, each in `tests/unit/core/test_cover_model.py`:
 
-*Presence.* Who owes nothing and hears says so in the target, under its facts, for some seconds at a time. It only
-tells a debtor whether waiting for an answer may be worth it.
+* A gap while the requester waits is another pending flush, with another nonce (2). A confirmation of the old nonce
+  says nothing about it.
+* The peer's connection to PostgreSQL is lost after 4: what it received, it received in order. Its own gap is later.
+* The target restarts, or fails over to a replica that lags, at any moment: both sidecars find another server identity,
+  and both have a pending flush. A replica or an old snapshot may bring back old confirmations, locks and presences;
+  the fingerprints in their names are those of another server.
+* The peer may have missed changes of some tables (their triggers had drifted), and is about to evict them: it discards
+  the requests that it has received so far.
+* A purge over the API reached one sidecar alone, so no peer can confirm it: a flush that stands for one (its evictions
+  collapsed) is always carried out.
+* The peer evicted once, but not again (5): a reader may still store what it loaded before. Hence "repeats included".
+
+One worked example, with the steps of `FlushDecision` in capitals. Sidecars A, B and C share a target. A is in sync; B
+and C restart at the same moment.
+
+1. B and C see A's presence. Each sends a request with a nonce of its own (REQUEST) and looks again every 50 ms (WAIT).
+2. A settles up to B's canary and writes B's key. B finds it: COVERED, no flush.
+3. A dies before it writes C's key. A's presence expires; C finds no peer in sync under its fingerprint once B's
+   presence is not there yet, and takes the lock (LOCK).
+4. C looks again while holding the lock. By now B is present, and C has a request outstanding: it releases the lock and
+   waits for B (WAIT). B received C's canary after its own LISTEN, so it confirms: COVERED, no flush.
+5. Had B died too, C would have found the lock held by itself and no peer in sync: FLUSH. It then counts the flush,
+   releases the lock and writes its presence; a sidecar D that waited for the lock sends C a request.
 """
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import NamedTuple
 
 
-class Claims(NamedTuple):
-    """What we can claim of what we hear: the facts beside the target's identity. Empty when we can't claim anything."""
+class Fingerprint(NamedTuple):
+    """What a sidecar receives and evicts at one target, without the target's own identity.
+
+    `text` is empty while no confirmation may be given or accepted; `is_pending` says that this will be over shortly.
+    """
 
     text: str = ""
-    pending: bool = False  # it will be known in a moment
+    is_pending: bool = False
 
 
-class Seen(NamedTuple):
-    """What a debtor finds at the target."""
+class PeerView(NamedTuple):
+    """What a requester finds at the target."""
 
-    covered: bool = False  # there is an answer to its last nonce, under its own facts
-    locked: bool = False  # another one holds the lock
-    in_sync: bool = False  # another one is present that owes nothing, under the same facts
-    flushes: int = 0  # how often somebody was done with a flush
+    is_confirmed: bool = False  # a peer has confirmed its last request, under its own fingerprint
+    is_locked: bool = False  # a peer holds the flush lock
+    has_peer_in_sync: bool = False  # a peer is present under the same fingerprint
+    flushes: int = 0  # how many flushes were completed
 
 
 class Step(Enum):
-    """What it does next."""
+    """What a requester does next."""
 
-    COVERED = "the debt is paid by another's word"
+    COVERED = "the pending flush is resolved by a peer's confirmation"
     WAIT = "look again shortly"
-    ASK = "send a canary with a fresh nonce"
-    LOCK = "try for the lock, and look once more"
-    FLUSH = "flush; the lock is ours"
+    REQUEST = "send a canary with a fresh nonce"
+    LOCK = "try to take the flush lock, and look again when it is taken"
+    FLUSH = "flush; the lock is held"
+
+
+class RequestState(Enum):
+    """What became of the coverage request."""
+
+    UNSENT = "no request was sent since the last flush of a peer"
+    SENT = "a request was sent, and may still be confirmed"
+    FAILED = "the request could not be sent, or was not confirmed in time"
 
 
 class FlushDecision:
-    """One debt, from the moment that it is taken until it is paid. An answer is waited for `patience` seconds."""
+    """One pending flush, from the moment that it is taken up until it is resolved.
+
+    A confirmation is waited for `give_up_after` seconds. The first row that applies decides:
+
+        a peer has confirmed                        COVERED
+        a peer holds the lock, and we do not        WAIT, and forget the request: the flusher can confirm a new one
+        a peer is in sync, no request was sent      REQUEST
+        a peer is in sync, a request was sent       WAIT, until it has failed
+        otherwise                                   FLUSH where we hold the lock, else LOCK
+
+    A completed flush also makes it forget the request.
+    """
 
     def __init__(self, give_up_after: float) -> None:
         self._give_up_after = give_up_after
-        self._asked: float | None = None
-        self._waited_out = False
-        self._flushes: int | None = None
+        self._deadline = math.inf
+        self.request = RequestState.UNSENT
+        self.flushes_seen: int | None = None
 
-    def next(self, seen: Seen, now: float, *, holds_lock: bool = False) -> Step:
-        """What to do, having seen this."""
-        if seen.covered:
+    def next(self, view: PeerView, now: float, *, holds_lock: bool = False) -> Step:
+        """What to do after this look at the target."""
+        if view.is_confirmed:
             return Step.COVERED
-        if (seen.locked and not holds_lock) or self._flushes != seen.flushes:
-            self._asked, self._waited_out, self._flushes = None, False, seen.flushes  # ask the flusher, when he is done
-        if seen.locked and not holds_lock:
+        peer_is_flushing = view.is_locked and not holds_lock
+        if peer_is_flushing or view.flushes != self.flushes_seen:
+            self.request, self.flushes_seen = RequestState.UNSENT, view.flushes
+        if peer_is_flushing:
             return Step.WAIT
-        if not seen.in_sync or self._waited_out:
-            return Step.FLUSH if holds_lock else Step.LOCK
-        if self._asked is None:
-            self._asked = now
-            return Step.ASK
-        if now < self._asked + self._give_up_after:
+        if self.request is RequestState.SENT and now >= self._deadline:
+            self.request = RequestState.FAILED
+        if view.has_peer_in_sync and self.request is RequestState.UNSENT:
+            self.request, self._deadline = RequestState.SENT, now + self._give_up_after
+            return Step.REQUEST
+        if view.has_peer_in_sync and self.request is RequestState.SENT:
             return Step.WAIT
-        self._waited_out = True
         return Step.FLUSH if holds_lock else Step.LOCK
 
-    def is_unheard(self) -> None:
-        """The question could not be put."""
-        self._waited_out = True
+    def request_failed(self) -> None:
+        """The request could not be sent."""
+        self.request = RequestState.FAILED

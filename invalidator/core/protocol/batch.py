@@ -41,8 +41,8 @@ class Degraded:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A sidecar asks the others whether everything committed before this is evicted from a target."""
+class CoverageRequest:
+    """A sidecar asks its peers to confirm that everything committed before this is evicted from a target."""
 
     target: str
     nonce: str

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from invalidator import clock
+from invalidator.coordination.peer_store import RedisPeerStore
 from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.matcher import Matcher
 from invalidator.core.rules.nearest import Difference, difference
 from invalidator.errors import RetryReason, TargetAway
+from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.connection import Command, Connection
+from invalidator.targets.redis.flush import flush_database
 from invalidator.targets.redis.node_connections import Met, NodeConnections, all_of, noted
-from invalidator.targets.redis.peer_store import PeerStore
 from invalidator.targets.redis.replies import ErrorReply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
 from invalidator.targets.redis.topology import Single, Topology
@@ -92,17 +95,17 @@ class RedisTarget:
         self._topology: Topology = Single(places) if isinstance(places, Endpoint) else places
         self._met = Met()
         self._exact, self._wide, self._side = (NodeConnections(self._topology, self._met) for _ in range(3))
-        place = f"invalidator:{{{installation}.{name}}}"
-        self.peer_store = PeerStore(
+        instance = instance or secrets.token_hex(8)
+        self._alive = AliveKey(self._side, alive_key, f"{instance}:", stale_after, clock.now)
+        self.peer_store = RedisPeerStore(
             self._side,
             self._met,
+            self._alive,
             clock.now,
-            place=place,
+            root=f"invalidator:{{{installation}.{name}}}",
             instance=instance,
-            alive_key=alive_key,
-            stale_after=stale_after,
         )
-        self._sweeper = Sweeper(name, self._wide, self._topology, self.peer_store.renew)
+        self._sweeper = Sweeper(name, self._wide, self._topology, self.peer_store.flush_lock.renew)
 
     async def __aenter__(self) -> RedisTarget:
         return self
@@ -200,7 +203,8 @@ class RedisTarget:
         if not self._whole_database:
             return await self._evict(Evictions.of(owned))
         counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
-        await self._sweeper.at_rest(lambda: self.peer_store.flush_all(counters))
+        others = [*filter(None, [self._alive.key]), *counters]
+        await self._sweeper.at_rest(lambda: flush_database(self._side, self.peer_store.surviving_keys, others))
         await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
         return 0
 
@@ -306,10 +310,14 @@ class RedisTarget:
         async for page in self._sweeper.sample(_COMPARING):
             if any(map(matcher.accepts, page)):
                 return None
-            others = [key for key in page if not (self.peer_store.is_own(key) or counting.accepts(key))]
+            others = [key for key in page if not (self._is_own(key) or counting.accepts(key))]
             seen += len(others)
             keys += others[: max(_COMPARED - len(keys), 0)]
         return difference(keys, patterns, seen) if keys and patterns else None
+
+    def _is_own(self, key: bytes) -> bool:
+        """Whether a key belongs to sidecars, of any name, and is no part of what is cached."""
+        return key.startswith(b"invalidator:") or key == self._alive.key.encode()
 
     def _key(self, key: str) -> bytes:
         return (self._prefix + key).encode("utf-8", "surrogateescape")

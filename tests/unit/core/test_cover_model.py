@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from invalidator.core.coordination.coverage import FlushDecision, Seen, Step
+from invalidator.core.coordination.coverage import FlushDecision, PeerView, RequestState, Step
 from invalidator.core.delivery.lane import LaneState, State
 from invalidator.core.rules.eviction import Evictions
 from tests.support.explore import Violation, explore
@@ -82,7 +82,7 @@ class Sidecar:
         lane = self.lane.snapshot()
         last = lane.latest
         debtor = self.debtor and (
-            self.debtor._asked is None, self.debtor._waited_out, self.debtor._flushes == self.peer_store(world).flushed
+            self.debtor.request, self.debtor.flushes_seen == self.peer_store(world).flushed
         )  # fmt: skip
         bulk = lane.bulk
         numbers = (lane.pending.fresh_from, lane.pending.repeats_from, bulk.fresh_from, bulk.repeats_from)
@@ -352,22 +352,22 @@ class World:
         if target is None:
             return True
         answers = {nonce for nonce, facts in self.peer_store(target).covers if facts == self.facts(one)}
-        seen = Seen(
-            covered=bool(answers) if self.setting.any_nonce else one.nonce in answers,
-            locked=self.peer_store(target).lock not in (None, one.which),
+        view = PeerView(
+            is_confirmed=bool(answers) if self.setting.any_nonce else one.nonce in answers,
+            is_locked=self.peer_store(target).lock not in (None, one.which),
             flushes=self.peer_store(target).flushed,
-            in_sync=any(
+            has_peer_in_sync=any(
                 which != one.which and facts == self.facts(one) for which, facts in self.peer_store(target).in_sync
             ),
         )
-        step = one.debtor.next(seen, self.now + (LONG if late else 0), holds_lock=one.holds)
-        if step is Step.WAIT and self.setting.lock_pays and seen.locked:
+        step = one.debtor.next(view, self.now + (LONG if late else 0), holds_lock=one.holds)
+        if step is Step.WAIT and self.setting.lock_pays and view.is_locked:
             step = Step.COVERED
         if one.holds and step is not Step.FLUSH:
             self.unlock(one, target)
         if step is Step.COVERED:
             self.pay(one, covered=True)
-        elif step is Step.ASK:
+        elif step is Step.REQUEST:
             self.ask(one)
         elif step is Step.LOCK:
             if self.peer_store(target).lock is not None:
@@ -382,7 +382,7 @@ class World:
         return True
 
     def wait_out(self, one):
-        if one.debtor is None or one.debtor._asked is None or one.debtor._waited_out:
+        if one.debtor is None or one.debtor.request is not RequestState.SENT:
             return False
         return self.look(one, late=True)
 

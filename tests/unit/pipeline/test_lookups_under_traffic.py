@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from invalidator.core.coordination.coverage import Claims, Seen
-from invalidator.core.protocol.batch import Ask, Gap
+from invalidator.core.coordination.coverage import PeerView
+from invalidator.core.protocol.batch import CoverageRequest, Gap
 from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.eviction import Evictions
 from invalidator.core.rules.lookup import Found, parse_lookup
@@ -18,6 +18,7 @@ from invalidator.core.rules.template import parse
 from invalidator.pipeline.pipeline import Pipeline
 from tests.support import eventually
 from tests.support.clock import run_jumping
+from tests.support.fingerprints import FixedFingerprints
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
 
@@ -89,23 +90,24 @@ class PeerStore:
 
     def __init__(self):
         self.answered = []
+        self.flush_lock = self
 
-    async def show(self, claims, *, as_of):
+    async def publish(self, received, *, as_of):
         pass
 
-    async def leave(self):
+    async def withdraw(self):
         pass
 
-    async def look(self, nonce, claims):
-        return Seen()
+    async def look(self, nonce, received):
+        return PeerView()
 
-    async def lock(self):
+    async def acquire(self):
         return True
 
-    async def unlock(self, *, flushed):
+    async def release(self, *, flushed):
         pass
 
-    async def answer(self, nonces, claims):
+    async def confirm(self, nonces, received):
         self.answered += nonces
 
 
@@ -115,14 +117,14 @@ def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a
     async def main():
         source, target, peer_store = MemorySource(), MemoryTarget(), PeerStore()
         target.peer_store = peer_store
-        claims = Claims("same")
-        pipeline = Pipeline(source, RuleSet([RULE], ["memory"]), [target], lookups=Slow(), claims=lambda _: claims)
+        rules = RuleSet([RULE], ["memory"])
+        pipeline = Pipeline(source, rules, [target], lookups=Slow(), fingerprints=FixedFingerprints())
         run = asyncio.create_task(pipeline.run())
         await eventually(lambda: pipeline.lanes[0].state.answered)
         for gap in ([], [Gap("drift", frozenset({T}))]):
             source.publish([change(1)])
             await asyncio.sleep(0.01)  # half of what a lookup takes
-            pipeline._feed.ask(Ask("memory", "a gap" if gap else "none"))
+            source.request_coverage(CoverageRequest("memory", "a gap" if gap else "none"))
             await asyncio.sleep(0.001)
             for one in gap:
                 source.miss(one)

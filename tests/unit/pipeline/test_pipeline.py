@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from invalidator.coordination.coordinator import Coordinator
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.eviction import Evictions
@@ -223,7 +224,7 @@ class TestLane:
     async def test_keeps_what_waits_for_a_target_that_is_away(self):
         target = MemoryTarget()
         target.away = True
-        lane = Lane(target, [])
+        lane = Lane(target, Coordinator(target, []))
         async with running(lane):
             lane.put(keys("a"), 1)
             await eventually(lambda: lane.why)
@@ -236,7 +237,7 @@ class TestLane:
     async def test_collapses_to_a_flush_beyond_its_bound(self):
         target = MemoryTarget()
         target.away = True
-        lane = Lane(target, [], bound=10)
+        lane = Lane(target, Coordinator(target, []), bound=10)
         async with running(lane):
             for number in range(100):
                 lane.put(keys(f"p:{number}"), number + 1)
@@ -248,7 +249,7 @@ class TestLane:
     async def test_an_owed_flush_is_paid_before_anything_else(self):
         target = MemoryTarget()
         target.away = True
-        lane = Lane(target, [])
+        lane = Lane(target, Coordinator(target, []))
         async with running(lane):
             lane.put(keys("a"), 1)
             lane.require_flush("reconnect", 2)
@@ -258,7 +259,7 @@ class TestLane:
 
     async def test_evicts_once_more_for_readers_that_were_loading(self):
         target = MemoryTarget()
-        lane = Lane(target, [], repeat_after=0.05)
+        lane = Lane(target, Coordinator(target, []), repeat_after=0.05)
         async with running(lane):
             lane.put(keys("a"), 1)
             await eventually(lambda: lane.state.answered == 1)
@@ -269,7 +270,7 @@ class TestLane:
 
     async def test_flushes_once_more_for_readers_that_were_loading(self):
         target = MemoryTarget()
-        lane = Lane(target, [], repeat_after=0.05)
+        lane = Lane(target, Coordinator(target, []), repeat_after=0.05)
         async with running(lane):
             lane.require_flush("start", 1)
             await eventually(lambda: target.calls == ["flush", "flush"])
@@ -278,7 +279,7 @@ class TestLane:
 
     async def test_a_gap_while_a_repeat_is_owed_is_repeated_itself(self):
         target = MemoryTarget()
-        lane = Lane(target, [], repeat_after=0.05)
+        lane = Lane(target, Coordinator(target, []), repeat_after=0.05)
         async with running(lane):
             lane.require_flush("start", 1)
             await eventually(lambda: target.calls == ["flush"])
@@ -298,7 +299,9 @@ class TestLane:
                     await asyncio.Event().wait()
                 return 0
 
-        task = asyncio.create_task((lane := Lane(Swallowing(), [])).run())
+        target = Swallowing()
+        lane = Lane(target, Coordinator(target, []))
+        task = asyncio.create_task(lane.run())
         lane.put(keys("a"), 1)
         await started.wait()
         task.cancel()
@@ -315,7 +318,7 @@ class TestLane:
                 return await super().flush(owned, reason)
 
         target = Slow()
-        lane = Lane(target, [])
+        lane = Lane(target, Coordinator(target, []))
         async with running(lane):
             lane.require_flush("start", 1)
             await started.wait()

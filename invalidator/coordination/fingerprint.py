@@ -1,0 +1,76 @@
+"""The fingerprint of what this sidecar receives and evicts, for each of its targets."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from invalidator.core.coordination.coverage import Fingerprint
+from invalidator.core.coordination.digest import digest
+from invalidator.ports import Target
+
+KNOWN_WITHIN: Final = 3.0
+"""Seconds for which a pending flush waits for the fingerprint: a look at the triggers rarely takes longer."""
+
+NO_FINGERPRINT: Final = Fingerprint()
+
+
+class Reception(NamedTuple):
+    """What this sidecar receives of the changes that the rules are about."""
+
+    triggers: str | None  # their fingerprint; None until they were looked at since the source was opened
+    is_trigger_check_pending: bool
+    channels: object  # whatever tells one set of channels from another; None while they are not known
+    is_degraded: bool  # some changes may not be received
+
+
+class Fingerprints:
+    """`reception` is None while no fingerprint may be given at all; `changed` is to be called when it is another.
+
+    `settings` are what peers must share at each target; `follows` names the targets before each one.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[Target] = (),
+        *,
+        reception: Callable[[], Reception | None] = lambda: None,
+        settings: Mapping[str, object] | None = None,
+        follows: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self._peer_stores = {target.name: target.peer_store for target in targets}
+        self._reception, self._settings, self._follows = reception, settings or {}, follows or {}
+        self._private = secrets.token_hex(8)  # stands for targets that no peer shares
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Wake everything that waits for a fingerprint to be known."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def of(self, target: str) -> Fingerprint:
+        """The fingerprint at this target, as of now."""
+        reception = self._reception()
+        if reception is None:
+            return NO_FINGERPRINT
+        if reception.triggers is None:
+            return Fingerprint(is_pending=reception.is_trigger_check_pending)
+        if reception.channels is None or reception.is_degraded:
+            return NO_FINGERPRINT
+        facts = [self._settings[target], reception.triggers, reception.channels, self._ahead(target)]
+        return Fingerprint(digest(facts))
+
+    async def known(self, target: str) -> None:
+        """Wait until the fingerprint is no longer pending, or was pending for too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KNOWN_WITHIN):
+                while self.of(target).is_pending:
+                    await self._changed.wait()
+
+    def _ahead(self, target: str) -> dict[str, str]:
+        """The servers of the targets that this one follows."""
+        stores = {name: self._peer_stores[name] for name in self._follows[target]}
+        return {name: store.fingerprint("") if store else self._private for name, store in stores.items()}

@@ -1,0 +1,37 @@
+"""FLUSHDB: the flush of a whole database, which leaves in place what the sidecars keep there for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from invalidator.targets.redis.node_connections import NodeConnections
+
+# Everything is removed but the keys that are named. They are restored with the time to live that they had left.
+_FLUSH: Final = """
+local kept = {}
+for number, key in ipairs(KEYS) do
+    local value = redis.call('DUMP', key)
+    local left = redis.call('PTTL', key)
+    if left == 0 then left = 1 end -- RESTORE takes 0 for no expiry, and a lock would never expire
+    if value then kept[#kept + 1] = {key, math.max(left, 0), value} end
+end
+redis.call('FLUSHDB', 'ASYNC')
+for number, one in ipairs(kept) do redis.call('RESTORE', one[1], one[2], one[3]) end
+return #kept
+"""
+
+
+async def flush_database(connections: NodeConnections, peer_keys: Sequence[str], others: Sequence[str]) -> int:
+    """Remove every key but these; 0, as nobody counts the keys. `peer_keys` lie in one slot of a Cluster.
+
+    In a Cluster the keys of a script lie in one slot, so the others are removed there; each is written again within a
+    second.
+    """
+    for node, connection in await connections.nodes():
+        if not connections.is_cluster:
+            kept = [*peer_keys, *others]
+        else:
+            kept = list(peer_keys) if connections.place(peer_keys[0]) == node else []
+        await connection.ask(("EVAL", _FLUSH, len(kept), *kept))
+    return 0
