@@ -8,7 +8,7 @@ ENGINE ?= $(shell command -v docker || command -v podman)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' invalidator/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench dist dist-test image image-test unit-test soak lock schema clean
+.PHONY: help venv demo test check format bench dist dist-test image image-test unit-test soak lock docs clean
 
 help:  ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -26,6 +26,7 @@ check: .venv/dev  ## Check format, lint, types, import contracts and generated f
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.reference | diff - docs/reference.md
 	$(BIN)/invalidator config schema | diff - docs/config.schema.json
 
 format: .venv/dev  ## Format the code, and mend what the linter can
@@ -69,7 +70,8 @@ unit-test: .venv/dev  ## Boot a systemd in a container and run deploy/invalidato
 soak: .venv/dev  ## Ten minutes of changes with Redis away: memory stays bounded
 	$(BIN)/python -m bench.soak
 
-schema: .venv/dev  ## Write docs/config.schema.json anew
+docs: .venv/dev  ## Generate docs/reference.md and docs/config.schema.json from the configuration models
+	$(BIN)/python -m tools.reference > docs/reference.md
 	$(BIN)/invalidator config schema > docs/config.schema.json
 
 lock: .venv/dev  ## Pin requirements/*.txt anew, with hashes

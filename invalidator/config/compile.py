@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from invalidator.config import models
+from invalidator.config.defaults import follows
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
 from invalidator.core.coordination.digest import digest
@@ -44,30 +45,6 @@ def reach(target: models.Target) -> frozenset[Kind]:
 def prefixes(targets: Mapping[str, models.Target]) -> dict[str, str]:
     """What each target puts before a key."""
     return {name: target.prefix for name, target in targets.items() if isinstance(target, models.RedisTarget)}
-
-
-def follows(targets: Mapping[str, models.Target]) -> dict[str, list[str]]:
-    """The targets that each one follows: where nothing is said, local ones follow every Redis."""
-    shared = [name for name, target in targets.items() if isinstance(target, models.RedisTarget)]
-    return {
-        name: ([] if name in shared else shared) if target.after is None else target.after
-        for name, target in targets.items()
-    }
-
-
-def alive_key(installation: str, targets: Mapping[str, models.Target], name: str) -> str:
-    """A Redis target's; what none is named for is called so that a target that is added renames no other one's."""
-    target = targets[name]
-    assert isinstance(target, models.RedisTarget)
-    if target.alive_key is not None:
-        return target.alive_key
-    first = next(one for one, part in targets.items() if isinstance(part, models.RedisTarget))
-    return f"invalidator:{installation}:alive" if name == first else f"invalidator:{installation}:{name}:alive"
-
-
-def stale_after(postgres: models.Postgres) -> float:
-    """Seconds after which `as_of` should have moved on."""
-    return postgres.canary + postgres.canary_timeout + 1.0
 
 
 def compile_channels(config: models.Config) -> list[Channel]:

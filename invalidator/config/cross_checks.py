@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from invalidator.config import models
-from invalidator.config.compile import follows
+from invalidator.config.defaults import follows
 from invalidator.config.document import Path
 from invalidator.config.partial import Partial
 from invalidator.config.parts import Parts

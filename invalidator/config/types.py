@@ -14,6 +14,7 @@ from invalidator.core.rules.rule import TablePattern
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+DURATION_PATTERN: Final = rf"^{_DURATION.pattern}$"
 _IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _TABLE: Final = re.compile(rf"((?:[\w$*]+)|{_IDENTIFIER})\.({_IDENTIFIER})")
 _LONGEST_NAME: Final = 63
@@ -89,7 +90,7 @@ Seconds = Annotated[
     float,
     BeforeValidator(read_duration),
     PlainSerializer(write_duration),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$"}),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
 ]
 _ADDRESS = re.compile(r"(unix:)(/.+)|(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):(\d{1,5})")
 

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Final
 
 from invalidator import __version__, clock
-from invalidator.config.compile import compile_rules, coverage, follows, stale_after, target_digest
+from invalidator.config.compile import compile_rules, coverage, target_digest
+from invalidator.config.defaults import follows, stale_after
 from invalidator.config.models import Config
 from invalidator.coordination.fingerprint import Fingerprints, Reception
 from invalidator.core.protocol.batch import Batch, Gap

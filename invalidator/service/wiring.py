@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 
-from invalidator.config.compile import alive_key, compile_channels, stale_after
+from invalidator.config.compile import compile_channels
+from invalidator.config.defaults import alive_key, rate, stale_after
 from invalidator.config.models import Config, Tls
 from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
@@ -120,13 +121,9 @@ def hook(part: HookConfig, name: str) -> HookTarget:
         headers=headers,
         secret=secret_bytes(part.secret.get_secret_value()) or b"",
         timeout=part.timeout,
-        rate=part.rate or _RATES.get(part.format),
+        rate=rate(part),
         tls=_tls(part.tls, f"targets.{name}.tls"),
     )
-
-
-_RATES: Final = {"fastly": 25.0, "cloudflare": 5.0}
-"""Requests a second that an API takes for ever: 100,000 an hour, and the limit of a small plan."""
 
 
 def _tls(part: Tls, where: str) -> ssl.SSLContext | None:

@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from invalidator import clock
-from invalidator.config.compile import compile_rules, stale_after
+from invalidator.config.compile import compile_rules
+from invalidator.config.defaults import stale_after
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.protocol.batch import Gap

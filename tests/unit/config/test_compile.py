@@ -1,6 +1,7 @@
 import pytest
 
-from invalidator.config.compile import alive_key, coverage, target_digest
+from invalidator.config.compile import coverage, target_digest
+from invalidator.config.defaults import alive_key
 from invalidator.config.models import Postgres, RedisTarget
 from invalidator.config.parse import parse
 from tests.unit.config.test_parse import GOOD

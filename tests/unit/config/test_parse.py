@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.config.compile import compile_rules, follows
+from invalidator.config.compile import compile_rules
+from invalidator.config.defaults import follows
 from invalidator.config.parse import parse
 from invalidator.core.rules.change import Change, Table
 from invalidator.errors import ConfigError
