@@ -1,4 +1,8 @@
-"""Our SQL, in files; and what reads them."""
+"""The SQL files, and their loader.
+
+`{fill TEMPLATE from ROW}` in a query becomes a call of format() on the text of TEMPLATE.sql. Each `{blank}` in that file
+is filled from the column `ROW.blank`: by name, so their order means nothing, and a missing column is an error.
+"""
 
 import re
 from functools import cache
@@ -12,6 +16,9 @@ _NAME = re.compile(
     r"|text\b|\"C\")(?!\[)"
 )
 _BLANK = re.compile(r"\{([a-z_]+)\}")
+_FILL = re.compile(r"\{fill (?P<template>\w+) from (?P<row>\w+)\}")
+_PINNED = ("changed", "altered")
+"""Templates of functions that set a search_path, so their names need no schema."""
 
 
 @cache
@@ -24,28 +31,22 @@ def load(name: str) -> LiteralString:
 def plan() -> LiteralString:
     """The query that plans, its parts put together."""
     text = load("plan").replace("{write}", load("write")).replace("{findings}", load("findings"))
-    for name, template in (
-        ("function", _qualified(load("function"))),
-        ("moving_template", _qualified(load("moving"))),
-        ("moved_template", _qualified(load("moved"))),
-        ("changed", load("changed")),
-        ("altered", load("altered")),
-    ):
-        text = text.replace(f"{{{name}}}", _for_format(template))
-    return text
+    return _FILL.sub(lambda fill: _filled(fill["template"], fill["row"]), text)
+
+
+def _filled(name: str, row: str) -> str:
+    """A call of format() that fills each blank of a template from the column of that name in a row of the query."""
+    template = load(name) if name in _PINNED else _qualified(load(name))
+    blanks = dict.fromkeys(_BLANK.findall(template))
+    positions = {blank: position for position, blank in enumerate(blanks, 1)}
+    text = _BLANK.sub(lambda blank: f"%{positions[blank[1]]}$s", template.replace("%", "%%"))
+    return f"format($template${text}$template$, {', '.join(f'{row}.{blank}' for blank in blanks)})"
 
 
 def _qualified(template: str) -> str:
-    """A template in which operators, functions and types are those of pg_catalog, whatever a session's search_path."""
-    comments = re.compile(r"( *--.*)")  # a piece each, and between them the code
+    """A template whose operators, functions and types are those of pg_catalog, whatever the session's search_path."""
+    comments = re.compile(r"( *--.*)")  # every second piece is a comment, which stays as it is
     return "".join(
-        piece if place % 2 else _NAME.sub(r"pg_catalog.\1", _OPERATOR.sub(r"operator(pg_catalog.\1)", piece))
-        for place, piece in enumerate(comments.split(template))
+        piece if number % 2 else _NAME.sub(r"pg_catalog.\1", _OPERATOR.sub(r"operator(pg_catalog.\1)", piece))
+        for number, piece in enumerate(comments.split(template))
     )
-
-
-def _for_format(template: str) -> LiteralString:
-    """A template as the first argument of format(); the others fill its blanks in the order of their first mention."""
-    places = {blank: place for place, blank in enumerate(dict.fromkeys(_BLANK.findall(template)), 1)}
-    text = _BLANK.sub(lambda blank: f"%{places[blank[1]]}$s", template.replace("%", "%%"))
-    return f"$template${text}$template$"

@@ -166,8 +166,8 @@ functions as materialized (
         )) as may_have_been_silent
     from installation
     cross join tables t
-    join written w on w.relid = t.relid and not w.as_it_was
-    join written was on was.relid = t.relid and was.as_it_was
+    join written w on w.relid = t.relid and not w.as_installed
+    join written was on was.relid = t.relid and was.as_installed
     left join there on there.proname = t.proname
     cross join lateral (
         select case when function is null then 'missing'
@@ -246,8 +246,9 @@ alterations (attrelid, trace) as materialized (
 
 -- What serves the whole installation.
 support (name, arguments, returns, source) as (
-    select 'changed', 'relation text, image jsonb default null', 'void', format({changed}, generation, version, quote_literal(schema))
+    select 'changed', 'relation text, image jsonb default null', 'void', {fill changed from blanks}
     from installation
+    cross join lateral (select generation, version, quote_literal(schema) as schema) as blanks
     union all
     select name || '_channel', '', 'text',
         format($$-- invalidator %s: where the installation is heard; by its name changed() finds it$$ || E'\nbegin return %L; end',
@@ -265,7 +266,7 @@ handler as materialized (
         case when p.oid is null then 'missing'
              when not rolsuper or prosecdef or proconfig is distinct from pinned then 'tampered'
              when prosrc = source then 'ok'
-             when prosrc ~ '^-- invalidator \d{1,6}:' and substring(prosrc from '\d+')::int > generation then 'ok'
+             when prosrc ~ '^-- invalidator \d{1,6}:' and substring(prosrc from '\d+')::int > i.generation then 'ok'
              else 'outdated' end as handler_state
     from installation i
     cross join (
@@ -274,12 +275,18 @@ handler as materialized (
         where level = 'none'
     ) as others
     cross join lateral (
-        select array['search_path=pg_catalog, pg_temp'] as pinned, format(
-            {altered}, generation, quote_literal(name), quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)),
-            quote_literal(format('^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate|moving|moved_out|moved_in)$', name)),
-            quote_literal(schema), quote_literal(of_functions), length(name) + 9,
-            quote_literal(untriggered) || '::jsonb',
-            quote_literal('invalidator_' || name), version, quote_ident('invalidator_' || name)) as source
+        select generation, version, quote_literal(name) as name, quote_literal(schema) as schema,
+            quote_literal(format('^invalidator_%s_([0-9a-f]{8})_', name)) as of_child,
+            quote_literal(format(
+                '^invalidator_%s_([0-9a-f]{8}_)?(insert|update|delete|truncate|moving|moved_out|moved_in)$', name)) as of_ours,
+            quote_literal(of_functions) as of_functions,
+            length(name) + 9 as width,
+            quote_literal(untriggered) || '::jsonb' as untriggered,
+            quote_literal('invalidator_' || name) as channel,
+            quote_ident('invalidator_' || name) as channel_name
+    ) as blanks
+    cross join lateral (
+        select array['search_path=pg_catalog, pg_temp'] as pinned, {fill altered from blanks} as source
     ) as wanted
     left join lateral (
         select n.oid, array(

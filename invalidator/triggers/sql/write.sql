@@ -136,9 +136,11 @@ parts as materialized (
     from pieces
     group by relid
 ),
+-- Each function twice: with the bulk limit of the configuration, and with the limit of the function that is installed
+-- (as_installed), because a changed limit alone is no drift.
 written as materialized (
-    select tables.relid, tables.proname, bodies.as_it_was, config,
-        format('-- invalidator %s %s %s', generation, seal, bodies.spec) || E'\n' || body as source
+    select tables.relid, tables.proname, as_installed, config,
+        format('-- invalidator %s %s %s', generation, seal, spec) || E'\n' || body as source
     from tables
     join parts using (relid)
     left join (
@@ -149,84 +151,84 @@ written as materialized (
     ) as lists using (relid)
     cross join installation i
     cross join lateral (
-        select pairs and key is not null and key_holds as keyed,
-            quote_literal('invalidator_' || i.name) as channel,
-            quote_literal(format('{"v":%s,"t":%s', version, json_build_array(nspname, relname))) as opening,
+        select tables.bulk_limit, false union all select tables.old_limit, true
+    ) as limits (bulk_limit, as_installed)
+    cross join lateral (
+        select jsonb_build_object(
+            'table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
+            'level', case when rows_level then 'row' else 'statement' end, 'moves', moves, 'bulk_limit', limits.bulk_limit,
+            'fields', coalesce(listed, '[]')
+        )::text as spec
+    ) as specs
+    -- What several blanks are made of. A row that moves to another partition is a DELETE and an INSERT to row triggers,
+    -- which can't tell the move from a deleted and an inserted row: their payloads name no operation (unsure).
+    cross join lateral (
+        select rows_level and moves as unsure, moves and not rows_level as has_move_triggers,
+            pairs and key is not null and key_holds as keyed,
+            case when fieldless then 0 else limits.bulk_limit end as row_limit,
+            format('{"v":%s,"t":%s', version, json_build_array(nspname, relname)) as head,
+            $$pg_catalog.lower(tg_op collate pg_catalog."C")$$ as lower_op
+    ) as common
+    -- The blanks that function.sql shares with moved.sql, as expressions of PL/pgSQL.
+    cross join lateral (
+        select quote_literal('invalidator_' || i.name) as channel,
+            quote_literal(head) as opening,
             quote_literal(',"c":[' || names || ']'
-                || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as carried
-    ) as how
-    -- How the operation is written. A row that moves to another partition is a DELETE and an INSERT to row triggers, which
-    -- can't tell it from one that is deleted or inserted: they name none.
+                || case when sends_key then ',"k":' || coalesce(to_json(key)::text, '[]') else '' end) as fields,
+            replace(few, '{side}', 'old') as few_old,
+            replace(few, '{side}', 'new') as few_new
+    ) as shared
     cross join lateral (
-        select rows_level and moves as unsure, $$pg_catalog.lower(tg_op collate pg_catalog."C")$$ as tg_op
-    ) as knowing
+        select quote_literal('invalidator.' || tables.proname) as setting,
+            format('invalidator.%I', tables.proname) as setting_name
+    ) as moving_blanks
     cross join lateral (
-        select case when unsure then $$',"o":null'$$ else $$',"o":"insert"'$$ end as inserted,
+        select shared.*, setting, row_limit as moves_limit, row_old as row_collect_old, row_new as row_collect_new
+    ) as moved_blanks
+    -- The blanks of function.sql, by name.
+    cross join lateral (
+        select shared.*,
+            case when has_move_triggers then {fill moving from moving_blanks}
+                 when moves then  -- a trigger that the statement level has left behind does nothing
+                     $$    if tg_level operator(pg_catalog.=) 'STATEMENT' and tg_op operator(pg_catalog.<>) 'TRUNCATE' then$$
+                     || E'\n        return null;\n    end if;\n' end as moving,
+            case when has_move_triggers then {fill moved from moved_blanks} end as moved,
+            least(row_limit, 100) as few,
+            parts.same,
+            case when keyed and skips then 'null'
+                 else format($$pg_catalog.concat(%s, ',"o":"update"', %s, %s, %s, '}')$$, shared.opening, shared.fields,
+                             case when keyed then $$',"p":true'$$ else 'null' end, shared.few_new) end as same_few,
+            case when keyed then parts.key_same else 'false' end as key_same,
+            parts.few_old as few_collect_old,
+            parts.few_new as few_collect_new,
+            case when unsure then $$',"o":null'$$ else $$',"o":"insert"'$$ end as inserted,
             case when unsure then $$',"o":null'$$ else $$',"o":"delete"'$$ end as deleted,
+            parts.arrays,
+            row_limit as bulk_limit,
+            parts.all_old as collect_old,
+            parts.all_new as collect_new,
+            replace(all_arrays, '{side}', 'old') as all_old,
+            replace(all_arrays, '{side}', 'new') as all_new,
+            replace(size, '{side}', 'old') as size_old,
+            replace(size, '{side}', 'new') as size_new,
             format(
                 case when unsure then $$case when tg_op operator(pg_catalog.=) any ('{UPDATE,TRUNCATE}') then %s else ',"o":null' end$$
                      else '%s' end,
-                format($$pg_catalog.concat(',"o":"', %s, '"')$$, case when moves and not rows_level then format(
-                    $$case when tg_level operator(pg_catalog.=) 'ROW' then 'update' else %s end$$, knowing.tg_op)
-                    else knowing.tg_op end)) as op,
-            quote_literal('invalidator.' || tables.proname) as setting
-    ) as operation
+                format($$pg_catalog.concat(',"o":"', %s, '"')$$, case when has_move_triggers
+                    then format($$case when tg_level operator(pg_catalog.=) 'ROW' then 'update' else %s end$$, lower_op)
+                    else lower_op end)) as op,
+            case when keyed and skips then 'return null;'
+                 when keyed then $$old_1 := null; head := pg_catalog.concat(head, ',"p":true');$$
+                 else 'old_1 := null;' end as when_same,
+            replace(parts.cut, '{side}', 'old') || E'\n                ' || replace(parts.cut, '{side}', 'new') as cut,
+            replace(slice, '{side}', 'old') as slice_old,
+            replace(slice, '{side}', 'new') as slice_new,
+            quote_ident('invalidator_' || i.name) as channel_name,
+            quote_literal(head || ',"w":true}') as wide
+    ) as function_blanks
+    cross join lateral (select {fill function from function_blanks} as body) as bodies
     cross join lateral (
-        select limits.old_limit as as_it_was,
-            jsonb_build_object(
-                'table', jsonb_build_array(nspname, relname), 'key', sends_key, 'pairs', pairs, 'skips', skips,
-                'level', case when rows_level then 'row' else 'statement' end, 'moves', moves, 'bulk_limit', bulk_limit,
-                'fields', coalesce(listed, '[]')
-            )::text as spec,
-            format(
-                {function},
-                -- in the order in which it names them first
-                case when not moves then ''
-                     when rows_level then
-                         -- of a trigger that the statement level has left here
-                         $$    if tg_level operator(pg_catalog.=) 'STATEMENT' and tg_op operator(pg_catalog.<>) 'TRUNCATE' then$$
-                         || E'\n        return null;\n    end if;\n'
-                     else format({moving_template}, setting, format('invalidator.%I', tables.proname)) end,
-                case when moves and not rows_level then format(
-                    {moved_template}, setting, case when fieldless then 0 else limits.bulk_limit end, channel, opening, carried,
-                    replace(few, '{side}', 'old'), row_old, replace(few, '{side}', 'new'), row_new) end,
-                channel,
-                case when fieldless then 0 else least(limits.bulk_limit, 100) end,
-                same,
-                case when keyed and skips then 'null'
-                     else format($$pg_catalog.concat(%s, ',"o":"update"', %s, %s, %s, '}')$$, opening, carried,
-                                 case when keyed then $$',"p":true'$$ else 'null' end, replace(few, '{side}', 'new')) end,
-                opening,
-                carried,
-                case when keyed then key_same else 'false' end,
-                replace(few, '{side}', 'old'),
-                replace(few, '{side}', 'new'),
-                few_old,
-                few_new,
-                inserted,
-                deleted,
-                arrays,
-                case when fieldless then 0 else limits.bulk_limit end,
-                all_old,
-                all_new,
-                replace(all_arrays, '{side}', 'old'),
-                replace(all_arrays, '{side}', 'new'),
-                replace(size, '{side}', 'old'),
-                replace(size, '{side}', 'new'),
-                op,
-                case when keyed and skips then 'return null;'
-                     when keyed then $$old_1 := null; head := pg_catalog.concat(head, ',"p":true');$$
-                     else 'old_1 := null;' end,
-                replace(cut, '{side}', 'old') || E'\n                ' || replace(cut, '{side}', 'new'),
-                replace(slice, '{side}', 'old'),
-                replace(slice, '{side}', 'new'),
-                quote_ident('invalidator_' || i.name),
-                quote_literal(format('{"v":%s,"t":%s,"w":true}', version, json_build_array(nspname, relname)))
-            ) as body
-        from (select tables.bulk_limit, false union all select tables.old_limit, true) as limits (bulk_limit, old_limit)
-    ) as bodies
-    cross join lateral (
-        select left(encode(sha256(convert_to(bodies.spec || E'\n' || body, 'UTF8')), 'hex'), 16) as seal
+        select left(encode(sha256(convert_to(spec || E'\n' || body, 'UTF8')), 'hex'), 16) as seal
     ) as sealed
     cross join lateral (
         select case when not settled then array[
