@@ -14,7 +14,6 @@ from invalidator.config.defaults import follows, stale_after
 from invalidator.config.models import Config
 from invalidator.coordination.fingerprint import Fingerprints, Reception
 from invalidator.core.protocol.batch import Batch, Gap
-from invalidator.core.protocol.listen_order import Phase
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change
 from invalidator.core.rules.eviction import Evictions
@@ -179,7 +178,7 @@ class Sidecar:
 
     @property
     def is_receiving(self) -> bool:
-        return self._source.link.phase is Phase.RECEIVING
+        return self._source.is_receiving
 
     @property
     def _lanes(self) -> list[Lane]:
@@ -224,7 +223,7 @@ class Sidecar:
             "ready": not degraded,
             "doubts": degraded,
             "notes": list(self._notes()),
-            "source": {"kind": self.config.source.kind, "state": self._source.link.phase.name.lower()},
+            "source": {"kind": self.config.source.kind, "state": self._source.phase.name.lower()},
             "targets": {lane.target.name: self._lane_status(lane) for lane in self._lanes},
             "triggers": {
                 table: standing.state for table, standing in (self._watch.states() if self._watch else {}).items()

@@ -24,7 +24,7 @@ import psycopg
 
 from invalidator.core.protocol.batch import Position
 from invalidator.core.protocol.channel import Channel
-from invalidator.core.protocol.listen_order import Link, Step
+from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.database import adopt, connect, is_pooled, within
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
@@ -65,7 +65,17 @@ class NotifySource:
         self._errors = errors or InternalErrors(self._metrics)
         self._session_pooler, self._opened = session_pooler, False
         self._subscriptions: Subscriptions | None = None
-        self.link = Link()
+        self._order = ListenOrder()
+
+    @property
+    def phase(self) -> Phase:
+        """How far the connection has come."""
+        return self._order.phase
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether every change that commits now is received."""
+        return self._order.phase is Phase.RECEIVING
 
     @property
     def channels(self) -> str | None:
@@ -84,12 +94,12 @@ class NotifySource:
             raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
         except RefusedError as error:
             self._refuse(error)
-        self.link.happen(Step.CONNECTED)
+        self._order.advance(Event.CONNECTED)
         try:
             async with self._listening(connection) as feed:
                 yield feed
         finally:
-            self.link.happen(Step.LOST)
+            self._order.advance(Event.LOST)
             connection.pgconn.finish()
 
     @asynccontextmanager
@@ -110,7 +120,7 @@ class NotifySource:
             with feed:
                 await self._listen(connection, feed, canary, subscriptions)
                 feed.begin(
-                    FlushReason.RECONNECT if self._opened else FlushReason.START, says_gap=self.link.happen(Step.CANARY)
+                    FlushReason.RECONNECT if self._opened else FlushReason.START, says_gap=self._order.advance(Event.CANARY_RETURNED)
                 )
                 self._opened = True
                 async with _beside(feed, canary, subscriptions):
@@ -134,7 +144,7 @@ class NotifySource:
                 await adopt(connection, self._timeout)
             await feed.listen([self._channel])
             await subscriptions.look(feed, first=True)
-            self.link.happen(Step.LISTENING)
+            self._order.advance(Event.LISTEN_CONFIRMED)
             await canary.first()
         except SourceLost as error:
             if pooled:

@@ -1,11 +1,16 @@
-"""How a source that keeps nothing comes to be heard: the one order in which a gap can be settled.
+"""The order of LISTEN, canary and flush at every connect of a source that keeps nothing while it is disconnected.
 
-    AWAY -- connected --> DEAF -- listening --> UNPROVEN -- canary --> HEARING
+    DISCONNECTED -- connected --> CONNECTED -- LISTEN confirmed --> LISTENING -- canary returned --> RECEIVING
 
-The gap is said on the last step, never before. What commits after LISTEN was answered is heard, so the flush that the
-gap asks for begins after the first moment of which nothing can be missed, and covers all before. A flush that began
-earlier would be over when a change was still missed. And it waits for the canary, sent from a second connection and
-come back through this one, because LISTEN is answered even where it does nothing, as behind a transaction pooler.
+The gap is announced on the last step, never before. The server delivers what commits after it has confirmed LISTEN, so
+the flush of that gap starts when nothing can be missed any more, and covers everything before. A flush that started
+earlier could be over before a change that is still missed.
+
+The gap also waits for the canary, which a second connection sends and this one receives: a server or pooler confirms
+LISTEN even where it has no effect, as behind a transaction pooler.
+
+    connect - LISTEN - change A commits - canary returns - gap announced - flush starts
+                       A is delivered     (changes before LISTEN are covered by the flush)
 """
 
 from __future__ import annotations
@@ -19,42 +24,57 @@ from typing import Final
 class Phase(Enum):
     """How far a connection has come."""
 
-    AWAY = "not connected"
-    DEAF = "connected, and hears nothing yet"
-    UNPROVEN = "LISTEN is answered, the first canary is under way"
-    RECEIVING = "the canary came back"
+    DISCONNECTED = "not connected"
+    CONNECTED = "connected, LISTEN not confirmed"
+    LISTENING = "LISTEN confirmed, the first canary is under way"
+    RECEIVING = "the first canary returned"
 
 
-class Step(Enum):
-    """What can happen to it."""
+class Event(Enum):
+    """What can happen to a connection."""
 
     CONNECTED = "connected"
-    LISTENING = "LISTEN was answered"
-    CANARY = "the first canary came back"
-    LOST = "the connection is lost"
+    LISTEN_CONFIRMED = "the server confirmed LISTEN"
+    CANARY_RETURNED = "the first canary returned"
+    LOST = "the connection was lost"
 
 
-TABLE: Final[Mapping[tuple[Phase, Step], Phase]] = MappingProxyType({
-    (Phase.AWAY, Step.CONNECTED): Phase.DEAF,
-    (Phase.DEAF, Step.LISTENING): Phase.UNPROVEN,
-    (Phase.DEAF, Step.LOST): Phase.AWAY,
-    (Phase.UNPROVEN, Step.CANARY): Phase.RECEIVING,
-    (Phase.UNPROVEN, Step.LOST): Phase.AWAY,
-    (Phase.RECEIVING, Step.LOST): Phase.AWAY,
+TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = MappingProxyType({
+    (Phase.DISCONNECTED, Event.CONNECTED): Phase.CONNECTED,
+    (Phase.CONNECTED, Event.LISTEN_CONFIRMED): Phase.LISTENING,
+    (Phase.CONNECTED, Event.LOST): Phase.DISCONNECTED,
+    (Phase.LISTENING, Event.CANARY_RETURNED): Phase.RECEIVING,
+    (Phase.LISTENING, Event.LOST): Phase.DISCONNECTED,
+    (Phase.RECEIVING, Event.LOST): Phase.DISCONNECTED,
 })  # fmt: skip
 
-GAP: Final = (Phase.UNPROVEN, Step.CANARY)
-"""The step that says the gap."""
+GAP_TRANSITION: Final = (Phase.LISTENING, Event.CANARY_RETURNED)
+"""The transition on which the gap is announced."""
 
 
-class Link:
-    """One source's way through the table."""
+class IllegalTransitionError(AssertionError):
+    """An event that cannot happen in this phase: an error in the source that reported it."""
 
-    def __init__(self, table: Mapping[tuple[Phase, Step], Phase] = TABLE, gap: tuple[Phase, Step] = GAP) -> None:
-        self.phase, self._table, self._gap = Phase.AWAY, table, gap
+    def __init__(self, phase: Phase, event: Event) -> None:
+        super().__init__(f"{event.name} cannot happen in the phase {phase.name}")
 
-    def happen(self, step: Step) -> bool:
-        """Take a step; whether it is the one on which the gap is said."""
-        says_gap = (self.phase, step) == self._gap
-        self.phase = self._table[self.phase, step]
-        return says_gap
+
+class ListenOrder:
+    """The phase of one source's connection."""
+
+    def __init__(
+        self,
+        transitions: Mapping[tuple[Phase, Event], Phase] = TRANSITIONS,
+        gap_transition: tuple[Phase, Event] = GAP_TRANSITION,
+    ) -> None:
+        self.phase = Phase.DISCONNECTED
+        self._transitions = transitions
+        self._gap_transition = gap_transition
+
+    def advance(self, event: Event) -> bool:
+        """Take the transition of this event; True when it is the one on which the gap is announced."""
+        transition = self.phase, event
+        if transition not in self._transitions:
+            raise IllegalTransitionError(*transition)
+        self.phase = self._transitions[transition]
+        return transition == self._gap_transition

@@ -18,8 +18,8 @@ import pytest
 from invalidator.core.delivery import lane
 from invalidator.core.delivery.lane import LaneState, State
 from invalidator.core.delivery.ledger import Ledger
-from invalidator.core.protocol import listen_order as link
-from invalidator.core.protocol.listen_order import Link, Phase, Step
+from invalidator.core.protocol import listen_order
+from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
 from invalidator.core.rules.eviction import Evictions
 from tests.support.explore import Violation, explore, lane_key, work_key
 
@@ -55,8 +55,8 @@ class Setting:
     repeat_after: float = 1.0
     bound: Bound = Bound()
     lane_table: object = field(default_factory=lambda: lane.TABLE, repr=False)
-    link_table: object = field(default_factory=lambda: link.TABLE, repr=False)
-    gap: object = link.GAP
+    link_table: object = field(default_factory=lambda: listen_order.TRANSITIONS, repr=False)
+    gap: object = listen_order.GAP_TRANSITION
     no_gap: bool = False
     confirm_early: bool = False
     no_hold: bool = False
@@ -95,7 +95,7 @@ class World:
             LaneState(setting.repeat_after, setting.size, setting.overtakes, self.follows(which), setting.lane_table)
             for which in range(setting.lanes)
         ]
-        self.link, self.ledger, self.number = Link(setting.link_table, setting.gap), Ledger(), 0
+        self.link, self.ledger, self.number = ListenOrder(setting.link_table, setting.gap), Ledger(), 0
         for cache in self.caches:
             cache.on_its_way = None
 
@@ -160,7 +160,7 @@ class World:
     def lose(self):
         if not self.connected or not self.spend("losses"):
             return False
-        self.link.happen(Step.LOST)
+        self.link.advance(Event.LOST)
         self.connected, self.listening, self.wire = False, False, ()
         self.ledger.forget()
         return True
@@ -177,22 +177,22 @@ class World:
         phase = self.link.phase
         if phase is Phase.RECEIVING:
             return False
-        if phase is Phase.AWAY:
-            self.connected, step = True, Step.CONNECTED
-        elif phase is Phase.DEAF:
-            self.listening, step = self.connected and not self.setting.deaf, Step.LISTENING
+        if phase is Phase.DISCONNECTED:
+            self.connected, step = True, Event.CONNECTED
+        elif phase is Phase.CONNECTED:
+            self.listening, step = self.connected and not self.setting.deaf, Event.LISTEN_CONFIRMED
             if self.setting.durable:
                 self.wire = tuple(("change", number) for number in range(self.confirmed + 1, len(self.log) + 1))
         elif self.listening or (self.connected and self.setting.own_canary):
-            step = Step.CANARY
+            step = Event.CANARY_RETURNED
         else:
             return False  # it never comes
-        before, says_gap = self.row, self.link.happen(step)
+        before, says_gap = self.row, self.link.advance(step)
         if says_gap and not self.setting.no_gap and not (self.setting.durable and self.number + self.confirmed):
             self.number += 1
             for which, one in enumerate(self.lanes):
                 one.require_flush("gap", self.number, self.now, self.hold(which))
-        if phase is Phase.UNPROVEN:
+        if phase is Phase.LISTENING:
             # What the canary was sent before is on the wire, or was heard, or is covered by the gap.
             self.wire += (("watermark", before),)
         return True
@@ -471,18 +471,18 @@ def test_each_transition_of_a_lane_that_is_bent_is_caught(transition):
             assert caught(*(replace(setting, lane_table=bent, facts=True) for setting in CHEAP)), state
 
 
-@pytest.mark.parametrize("transition", link.TABLE, ids=named)
-def test_each_transition_of_a_link_that_is_bent_is_caught(transition):
+@pytest.mark.parametrize("transition", listen_order.TRANSITIONS, ids=named)
+def test_each_transition_of_the_listen_order_that_is_bent_is_caught(transition):
     for phase in Phase:
-        if phase is not link.TABLE[transition]:
-            bent = {**link.TABLE, transition: phase}
+        if phase is not listen_order.TRANSITIONS[transition]:
+            bent = {**listen_order.TRANSITIONS, transition: phase}
             assert caught(*(replace(setting, link_table=bent) for setting in CHEAP)), phase
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        {"gap": (Phase.AWAY, Step.CONNECTED)},
+        {"gap": (Phase.DISCONNECTED, Event.CONNECTED)},
         {"no_gap": True},
         {"deaf": True, "own_canary": True},
         {"confirm_early": True, "durable": True, "coarse": True, "bound": Bound(changes=1, losses=0, crashes=1)},
