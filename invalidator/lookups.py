@@ -20,8 +20,9 @@ from psycopg import sql
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.lookup import Answers, Found, Lookup, Parameters
 from invalidator.core.rules.values import Row
-from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError
+from invalidator.postgres.connections import connect
+from invalidator.postgres.timeouts import within
 from invalidator.queries import as_text, column_names, prepare_transaction, trimmed
 
 T = TypeVar("T")

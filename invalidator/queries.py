@@ -21,8 +21,8 @@ import psycopg
 from psycopg import sql
 
 from invalidator.core.rules.values import Row
-from invalidator.database import settings
 from invalidator.errors import AwayError
+from invalidator.postgres.session import session_settings
 
 _SETTINGS: Final = (
     b"; set transaction read only; set local timezone = 'UTC'; set local datestyle = 'ISO, MDY'"
@@ -34,7 +34,7 @@ Connection = psycopg.AsyncConnection[Any]
 
 async def prepare_transaction(connection: Connection, give_up_after: float) -> None:
     """Make the transaction that was just begun one in which users' queries are read."""
-    own = settings(connection.info.server_version, 2 * give_up_after, local=True)
+    own = session_settings(connection.info.server_version, 2 * give_up_after, local=True)
     await connection.execute(own + _SETTINGS)
 
 

@@ -167,13 +167,13 @@ def _connection(config: Config) -> Iterator[psycopg.Connection[Any]]:
     """A connection whose errors are sentences of ours."""
     import psycopg
 
-    from invalidator.database import failed, first_line
+    from invalidator.postgres.failures import connect_error, first_line
     from invalidator.service import connect
 
     try:
         connection = connect(config)
     except psycopg.Error as error:
-        raise failed(error) from error
+        raise connect_error(error) from error
     with connection:
         try:
             yield connection

@@ -17,9 +17,9 @@ import psycopg
 from psycopg import sql
 
 from invalidator.config.types import mask
-from invalidator.database import first_line
 from invalidator.embedded.workspace import HOW_TO_GET_ONE, Server, ServerError, Workspace, unprivileged
 from invalidator.errors import AwayError
+from invalidator.postgres.failures import first_line
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 _SETTINGS: Final = {

@@ -18,8 +18,11 @@ from invalidator.core.rules.nearest import Difference
 from invalidator.core.rules.rule import Rule
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.suggest import did_you_mean
-from invalidator.database import connect, first_line, is_pooled, within
 from invalidator.errors import AwayError, InvalidatorError, RefusedError, RetryReason, TargetAway
+from invalidator.postgres.connections import connect
+from invalidator.postgres.failures import first_line
+from invalidator.postgres.poolers import is_pooled
+from invalidator.postgres.timeouts import within
 from invalidator.service import wiring
 from invalidator.sources.canary import SAMPLE
 from invalidator.sources.channels import Subscriptions

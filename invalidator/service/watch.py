@@ -27,10 +27,11 @@ from invalidator.core.protocol.batch import Gap
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.database import disconnect, first_line
 from invalidator.errors import InvalidatorError
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
+from invalidator.postgres.failures import first_line
+from invalidator.postgres.timeouts import disconnect
 from invalidator.service.wiring import connect, installation
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import STATES, Plan, Standing, look

@@ -19,11 +19,11 @@ from invalidator.config.redis_url import parse_address, parse_redis_url
 from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.database import connect_waiting
 from invalidator.errors import RefusedError
 from invalidator.internal_errors import InternalErrors
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
+from invalidator.postgres.connections import connect_blocking
 from invalidator.sources.notify import NotifySource
 from invalidator.targets.hook import HookTarget
 from invalidator.targets.hook import formats as formats_
@@ -40,7 +40,7 @@ def installation(config: Config) -> Installation:
 
 def connect(config: Config) -> psycopg.Connection[Any]:
     """A plain connection to the configured database, for commands and for looks at the catalog."""
-    return connect_waiting(config.postgres.dsn.get_secret_value(), f"{application_name(config)} command")
+    return connect_blocking(config.postgres.dsn.get_secret_value(), f"{application_name(config)} command")
 
 
 def application_name(config: Config) -> str:

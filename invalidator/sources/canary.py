@@ -30,8 +30,10 @@ from psycopg import sql
 
 from invalidator import clock
 from invalidator.core.protocol.batch import CoverageRequest
-from invalidator.database import connect, settings, within
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
+from invalidator.postgres.connections import connect
+from invalidator.postgres.session import session_settings
+from invalidator.postgres.timeouts import within
 
 HEAD: Final = b'{"v":1,"canary":"'
 """What the payload of every canary begins with, ours and those of others."""
@@ -147,7 +149,7 @@ class Canary:
         asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""
         payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{asks}}}'.encode()
         notify = sql.SQL("notify {}, {}").format(sql.Identifier(self._channel), sql.Literal(payload.decode()))
-        own = settings(self._connection.info.server_version, 2 * self._timeout, local=True)
+        own = session_settings(self._connection.info.server_version, 2 * self._timeout, local=True)
         query = own + b"; " + notify.as_bytes(self._connection)
         try:
             await self._sample(self._connection)

@@ -40,9 +40,10 @@ from invalidator.core.protocol.channel import Channel
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.values import Row
-from invalidator.database import connect, within
 from invalidator.errors import AwayError, RefusedError, SourceLost
 from invalidator.logs import Log
+from invalidator.postgres.connections import connect
+from invalidator.postgres.timeouts import within
 from invalidator.queries import prepare_transaction, read_rows
 
 if TYPE_CHECKING:

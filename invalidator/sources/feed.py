@@ -21,11 +21,12 @@ from invalidator.core.protocol.payload import UnreadableError, decode
 from invalidator.core.protocol.reasons import FlushReason, PayloadReason
 from invalidator.core.rules.change import Change, table_wide
 from invalidator.core.rules.values import Row
-from invalidator.database import first_line, within
 from invalidator.errors import LossReason, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, Part
+from invalidator.postgres.failures import first_line
+from invalidator.postgres.timeouts import within
 from invalidator.sources.canary import HEAD, Canary
 from invalidator.sources.channels import Subscriptions
 

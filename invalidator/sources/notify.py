@@ -6,11 +6,8 @@ is heard, what committed before is covered by the gap.
 
 A connection that no canary comes through is given up by closing it, never by waiting for it.
 
-Between us and the server there is no pooler, unless `session_pooler` says that it gives each client a session of its
-own. Some poolers listen on one connection of theirs for all clients (PgDog and others, in transaction mode). The canary
-comes through that one as well, and when the pooler loses it and listens again, what was sent meanwhile is lost, our
-connection lives on, and nothing says so. What shows such a pooler is the server's process: it is another one than we
-were told of when we connected. A pooler that passes the real one on can't be seen.
+A pooler is refused, unless `session_pooler` says that it gives each client a session of its own
+(`postgres/poolers.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 
@@ -26,20 +23,16 @@ from invalidator.core.protocol.batch import Position
 from invalidator.core.protocol.channel import Channel
 from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
 from invalidator.core.protocol.reasons import FlushReason
-from invalidator.database import adopt, connect, is_pooled, within
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
 from invalidator.metrics import Metrics
+from invalidator.postgres.connections import connect
+from invalidator.postgres.poolers import is_pooled, listen_is_lost, pooler_refused
+from invalidator.postgres.session import apply_session_settings
+from invalidator.postgres.timeouts import within
 from invalidator.sources.canary import Canary
 from invalidator.sources.channels import Subscriptions
 from invalidator.sources.feed import NotifyFeed
-
-_DIRECT: Final = "give a direct connection in postgres.dsn; pooled_dsn may go through the pooler"
-_POOLER: Final = (
-    "what answers is a pooler (the server's process is not the one that we were told of when we connected), "
-    "through which notifications may be lost without a sign"
-)
-_WITHOUT_POOLER: Final = f"{_DIRECT}. If it works in session mode, say `session_pooler: true` in postgres"
 
 
 class NotifySource:
@@ -120,7 +113,8 @@ class NotifySource:
             with feed:
                 await self._listen(connection, feed, canary, subscriptions)
                 feed.begin(
-                    FlushReason.RECONNECT if self._opened else FlushReason.START, says_gap=self._order.advance(Event.CANARY_RETURNED)
+                    FlushReason.RECONNECT if self._opened else FlushReason.START,
+                    says_gap=self._order.advance(Event.CANARY_RETURNED),
                 )
                 self._opened = True
                 async with _beside(feed, canary, subscriptions):
@@ -140,8 +134,8 @@ class NotifySource:
             pooled = await is_pooled(connection, self._timeout)
             if pooled:
                 if not self._session_pooler:
-                    raise RefusedError(_POOLER, where="postgres", todo=_WITHOUT_POOLER)
-                await adopt(connection, self._timeout)
+                    raise pooler_refused()
+                await apply_session_settings(connection, self._timeout)
             await feed.listen([self._channel])
             await subscriptions.look(feed, first=True)
             self._order.advance(Event.LISTEN_CONFIRMED)
@@ -149,8 +143,7 @@ class NotifySource:
         except SourceLost as error:
             if pooled:
                 await _leave(connection, self._timeout)
-                what = "LISTEN is swallowed: the pooler that answers here is in transaction or statement mode"
-                self._refuse(RefusedError(what, where="postgres", todo=_DIRECT))
+                self._refuse(listen_is_lost())
             todo = "check that postgres.pooled_dsn reaches the same database" if self._pooled_dsn != self._dsn else ""
             raise SourceLost(error.what, where=error.where, todo=todo, reason=error.reason) from error
         except AwayError as error:

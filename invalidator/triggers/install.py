@@ -18,8 +18,9 @@ from psycopg.rows import class_row
 
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
+from invalidator.postgres.connections import refuse_old
+from invalidator.postgres.session import transaction
 from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load

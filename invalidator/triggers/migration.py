@@ -13,7 +13,7 @@ from typing import Final
 from psycopg import sql
 
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.database import OLDEST
+from invalidator.postgres.connections import OLDEST_VERSION
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load, plan
 
@@ -80,7 +80,7 @@ def _block(rows: str, plan_setting: str, installation: Installation, when: str) 
         tag = f"{tag[:-1]}_$"
     blanks = {
         "tag": tag,
-        "oldest": str(OLDEST * 10_000),
+        "oldest": str(OLDEST_VERSION * 10_000),
         "schema": sql.Literal(installation.schema).as_string(None),
         "when": when,
         "rows": rows.rstrip(),

@@ -14,8 +14,9 @@ from psycopg.rows import class_row
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.suggest import did_you_mean
-from invalidator.database import refuse_old, transaction
 from invalidator.errors import RefusedError
+from invalidator.postgres.connections import refuse_old
+from invalidator.postgres.session import transaction
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import plan
 

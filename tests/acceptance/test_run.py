@@ -17,9 +17,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from invalidator.database import find_authorities
 from invalidator.embedded import PostgresServer, Workspace
 from invalidator.embedded.postgres import at_hand
+from invalidator.postgres.connections import find_authorities
 from tests.support import is_settled, names, until
 from tests.support.pgbouncer import PgBouncer
 

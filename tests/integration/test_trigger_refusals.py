@@ -8,10 +8,10 @@ import psycopg
 import pytest
 
 from invalidator.core.rules.ruleset import RuleSet
-from invalidator.database import refuse_old
 from invalidator.embedded import PostgresServer
 from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
+from invalidator.postgres.connections import refuse_old
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.plan import look
 from tests.integration.heard import ID, PAIRED, SHOP, P, catalog, drift, rules

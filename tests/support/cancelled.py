@@ -7,7 +7,8 @@ import sys
 from contextlib import suppress
 
 from invalidator.clock import run
-from invalidator.database import connect, within
+from invalidator.postgres.connections import connect
+from invalidator.postgres.timeouts import within
 
 
 async def main(dsn: str, turns: int) -> None:
