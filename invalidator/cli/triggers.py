@@ -85,6 +85,7 @@ COMMANDS = {"install-triggers": install_triggers, "uninstall-triggers": uninstal
 
 def _install(config: Config, *, prune: bool) -> None:
     from invalidator.service import installation
+    from invalidator.triggers.drift import table_states
     from invalidator.triggers.install import install
 
     with _connection(config) as connection, _progress() as say:
@@ -92,7 +93,7 @@ def _install(config: Config, *, prune: bool) -> None:
     for note in plan.notes():
         click.echo(f"note: {note}", err=True)
     touched = {step.table for step in plan.steps(prune=prune)}
-    for table, standing in plan.tables().items():
+    for table, standing in table_states(plan).items():
         if standing.state == "orphaned":
             click.echo(
                 f"{table}: {'removed' if prune else 'no rule needs its triggers any more; --prune removes them'}"
@@ -104,16 +105,18 @@ def _install(config: Config, *, prune: bool) -> None:
 
 
 def _check(config: Config, output: str) -> None:
+    from invalidator.triggers.drift import table_states
+
     plan = _look(config)
     if output == "json":
         tables = [
             {"table": str(table), "state": s.state, "fingerprint": s.fingerprint, "why": s.why}
-            for table, s in plan.tables().items()
+            for table, s in table_states(plan).items()
         ]
         said = {"findings": list(map(str, plan.findings())), "notes": list(map(str, plan.notes()))}
         click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables} | said, indent=2))
     else:
-        for table, standing in plan.tables().items():
+        for table, standing in table_states(plan).items():
             click.echo(f"{standing.state:13} {table}")
             for reason in standing.why:
                 click.echo(f"{'':13}   {reason}")

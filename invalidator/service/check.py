@@ -27,6 +27,7 @@ from invalidator.service import wiring
 from invalidator.sources.canary import SAMPLE
 from invalidator.sources.channels import Subscriptions
 from invalidator.targets.redis.topology import has_hash_tag
+from invalidator.triggers.drift import table_states
 from invalidator.triggers.plan import Plan, look
 
 _QUEUE_IS_FULL: Final = 0.5
@@ -189,7 +190,7 @@ def _triggers(config: Config, rules: RuleSet) -> list[Finding]:
 
 def _standings(plan: Plan) -> list[Finding]:
     found = []
-    for table, standing in plan.tables().items():
+    for table, standing in table_states(plan).items():
         where = f"triggers of {table}"
         if standing.state == "ok":
             found.append(Finding("ok", where, "ok"))

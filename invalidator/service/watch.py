@@ -33,8 +33,9 @@ from invalidator.logs import Log
 from invalidator.postgres.failures import first_line
 from invalidator.postgres.timeouts import disconnect
 from invalidator.service.wiring import connect, installation
+from invalidator.triggers.drift import STATES, TableState, drifted, table_states
 from invalidator.triggers.install import install
-from invalidator.triggers.plan import STATES, Plan, Standing, look
+from invalidator.triggers.plan import Plan, look
 
 PERIOD: Final = 60.0
 MARGIN: Final = 15.0
@@ -68,7 +69,7 @@ class Watch:
         self._degraded, self._on_change, self._errors = degraded, on_change, errors
         self._on_look = on_look
         self._heeded = any(rule.triggers != "none" for rule in rules.rules)
-        self._seen: dict[Table, Standing] = {}
+        self._seen: dict[Table, TableState] = {}
         self._known = not self._heeded
         self._looked = self._opened = 0.0
         self._failures, self._why = 0, ""
@@ -100,7 +101,7 @@ class Watch:
             return None
         return digest(sorted((str(table), standing.fingerprint) for table, standing in self._seen.items()))
 
-    def states(self) -> dict[str, Standing]:
+    def states(self) -> dict[str, TableState]:
         return {str(table): standing for table, standing in self._seen.items()}
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -190,7 +191,7 @@ class Watch:
         with connect(self._config) as self._connection:
             where = installation(self._config)
             plan = look(self._connection, where, self._rules)
-            if self._config.triggers.install == "auto" and _drift(plan.tables()):
+            if self._config.triggers.install == "auto" and drifted(table_states(plan)):
                 self._repair(self._connection)
                 plan = look(self._connection, where, self._rules)
             return plan
@@ -204,8 +205,8 @@ class Watch:
             self._log.info("triggers_installed", "installed the triggers that were missing")
 
     def _compare(self, plan: Plan) -> None:
-        seen = plan.tables()
-        drift, before = _drift(seen), self._seen
+        seen = table_states(plan)
+        drift, before = drifted(seen), self._seen
         for table, standing in drift.items():
             if table not in before or before[table].state != standing.state:
                 self._log.error(
@@ -220,7 +221,7 @@ class Watch:
             for table, standing in before.items()
             if table not in drift and (table not in seen or seen[table].fingerprint != standing.fingerprint)
         }
-        mended = set(_drift(before)) - set(drift)
+        mended = set(drifted(before)) - set(drift)
         self._seen = seen
         for what in [what for what in self._degraded if what.startswith(_STATE_OF)]:
             del self._degraded[what]  # others are the source's
@@ -235,8 +236,3 @@ class Watch:
         for finding in sorted(unsafe - self._unsafe):
             self._log.error("installation_unsafe", "what we installed can be replaced by others", why=finding)
         self._unsafe = unsafe
-
-
-def _drift(seen: dict[Table, Standing]) -> dict[Table, Standing]:
-    """The tables that the rules want and that are not heard as they need."""
-    return {table: standing for table, standing in seen.items() if standing.state not in ("ok", "orphaned")}

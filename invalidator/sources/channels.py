@@ -29,7 +29,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import psycopg
 
@@ -45,9 +45,6 @@ from invalidator.logs import Log
 from invalidator.postgres.connections import connect
 from invalidator.postgres.timeouts import within
 from invalidator.queries import prepare_transaction, read_rows
-
-if TYPE_CHECKING:
-    from invalidator.sources.feed import NotifyFeed
 
 LEAST: Final = 1.0
 """Seconds between two asks of a query after changes of what it reads: each ask opens a connection."""
@@ -81,6 +78,22 @@ class _Query:
     tables: frozenset[Table] = frozenset()
     asked: float = 0.0
     due: float = 0.0
+
+
+class Listener(Protocol):
+    """What subscriptions need of the feed that they belong to (`sources/feed.py`)."""
+
+    async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
+        """LISTEN to these channels and UNLISTEN from those; AwayError when the server does not confirm."""
+        ...
+
+    def say(self, item: Gap | Degraded) -> None:
+        """Yield this item behind all changes received so far."""
+        ...
+
+    def probe(self) -> None:
+        """Send a canary at once."""
+        ...
 
 
 class Subscriptions:
@@ -133,7 +146,7 @@ class Subscriptions:
         self._news.set()
         return await done
 
-    async def run(self, feed: NotifyFeed) -> SourceLost:
+    async def run(self, feed: Listener) -> SourceLost:
         """Ask whenever it is time, until LISTEN fails; what that means."""
         waiting: list[asyncio.Future[bool]] = []
         try:
@@ -159,7 +172,7 @@ class Subscriptions:
                 async with asyncio.timeout(left if self._queries else None):
                     await self._news.wait()
 
-    async def look(self, feed: NotifyFeed, *, all_queries: bool = False, first: bool = False) -> None:
+    async def look(self, feed: Listener, *, all_queries: bool = False, first: bool = False) -> None:
         """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
         asked = [query for query in self._queries if all_queries or first or query.due <= clock.now()]
         for query in asked:

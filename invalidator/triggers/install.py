@@ -59,7 +59,7 @@ def install(
                 _carry_out(connection, list(plan.steps(prune=prune)), first, wait, say)
                 return plan
         except _Locked as locked:
-            first = locked.step.place
+            first = locked.step.on_table
             if first is None:
                 break
     raise RefusedError(
@@ -87,9 +87,9 @@ def _carry_out(
     connection: psycopg.Connection[Any], steps: Sequence[Row], first: Table | None, wait: str, say: Say | None
 ) -> None:
     # Stage by stage; the table that made us wait before everything else, since nothing is locked yet then.
-    ordered = sorted(steps, key=lambda step: (step.stage, step.place is None or step.place != first))
+    ordered = sorted(steps, key=lambda step: (step.stage, step.on_table is None or step.on_table != first))
     done, locked = 0, False
-    for place, group in groupby(ordered, key=lambda step: (step.stage, step.place)):
+    for place, group in groupby(ordered, key=lambda step: (step.stage, step.on_table)):
         together = list(group)
         if place[1] is not None and locked:
             connection.execute(f"set local lock_timeout = '{wait}'")

@@ -27,7 +27,7 @@ from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, LossReason, RetryReason, UsageError
 from invalidator.metrics import Metrics, lane_gauges
 from invalidator.targets.hook import HookTarget
-from invalidator.triggers.plan import STATES
+from invalidator.triggers.drift import STATES
 from tests.support.apps import App
 from tools.reference import reference as generated
 

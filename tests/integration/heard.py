@@ -13,6 +13,7 @@ from invalidator.core.rules.fields import Field
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.template import parse
+from invalidator.triggers.drift import table_states
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
 
@@ -30,7 +31,8 @@ def rules(*sources, table="products", schema="public", **kwargs):
 
 def drift(db, *args):
     """The tables that are not as they should be, with their states."""
-    return {table: standing.state for table, standing in look(db, *args).drift().items()}
+    states = table_states(look(db, *args))
+    return {table: found.state for table, found in states.items() if found.state != "ok"}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from invalidator.core.rules.fields import Field
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
+from invalidator.triggers.drift import table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.migration import migration
 from invalidator.triggers.plan import look
@@ -293,7 +294,7 @@ class TestStates:
         function = function_of(installed)
         installed.execute("create function other() returns trigger language plpgsql as 'begin return null; end'")
         installed.execute(change.replace("{f}", function))
-        assert look(installed, SHOP, ID).tables()[P].state == state
+        assert table_states(look(installed, SHOP, ID))[P].state == state
         gone = state == "table missing" or ("column id" in change and "type" not in change)
         if gone:
             with pytest.raises(RefusedError, match=r'there is no table|has no column "id"'):
@@ -325,8 +326,8 @@ class TestStates:
 
     @pytest.mark.parametrize("what", ["user", "all", "invalidator_shop_insert"])
     def test_triggers_that_were_disabled_and_enabled_again_leave_a_trace(self, installed, what):
-        before = look(installed, SHOP, ID).tables()[P].fingerprint
-        assert look(installed, SHOP, ID).tables()[P].fingerprint == before
+        before = table_states(look(installed, SHOP, ID))[P].fingerprint
+        assert table_states(look(installed, SHOP, ID))[P].fingerprint == before
         with installed.transaction():
             installed.execute(f"alter table products disable trigger {what}")
             installed.execute(
@@ -335,7 +336,7 @@ class TestStates:
                 else f"alter table products enable trigger {what}"
             )
         assert drift(installed, SHOP, ID) == {}
-        assert look(installed, SHOP, ID).tables()[P].fingerprint != before
+        assert table_states(look(installed, SHOP, ID))[P].fingerprint != before
 
     def test_event_triggers_that_are_off_are_drift(self, installed):
         installed.execute("alter event trigger invalidator_shop_dropped disable")

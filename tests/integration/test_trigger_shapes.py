@@ -13,6 +13,7 @@ from invalidator.core.rules.fields import Field
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.template import parse
+from invalidator.triggers.drift import table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
@@ -544,7 +545,7 @@ class TestMigrationsOfTheApplication:
         products.execute(f"insert into {insert} (id) values (1)")
         wide = [table_wide(P, "insert")]
         assert heard() == (wide if changes is None else [Change(P, "insert", None, image) for image in changes])
-        assert look(products, SHOP, rules("p:{id}:{category}", **PAIRED)).tables()[P].state == state
+        assert table_states(look(products, SHOP, rules("p:{id}:{category}", **PAIRED)))[P].state == state
         products.execute(f"delete from {insert}")
         assert {change.op for change in heard()} == {"delete"}
 
@@ -568,7 +569,7 @@ class TestTenants:
     def test_temporary_tables_are_in_no_pattern(self, db):
         db.execute("create temporary table products (id int)")
         wanted = rules("{schema}:{id}", schema="*")
-        assert install(db, SHOP, wanted).tables() == {}
+        assert table_states(install(db, SHOP, wanted)) == {}
 
     def test_a_table_of_two_patterns_has_what_both_want(self, db, heard):
         db.execute("create schema t_1; create table t_1.products (id int primary key, a int, b int)")

@@ -10,6 +10,7 @@ import pytest
 from invalidator.core.rules.change import Table, table_wide
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError
+from invalidator.triggers.drift import table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
@@ -162,7 +163,7 @@ class TestParents:
         install(products, SHOP, ID)
 
         def standing():
-            return look(products, SHOP, ID).tables()[P]
+            return table_states(look(products, SHOP, ID))[P]
 
         before = standing()
         products.execute(attach)

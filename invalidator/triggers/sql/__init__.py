@@ -1,6 +1,6 @@
 """The SQL files, and their loader.
 
-`{fill TEMPLATE from ROW}` in a query becomes a call of format() on the text of TEMPLATE.sql. Each `{blank}` in that text
+`{fill TEMPLATE from ROW}` in a query becomes a call of format() on the text of TEMPLATE.sql. Each `{blank}` of it
 is filled from the column `ROW.blank`: by name, so their order means nothing, and a missing column is an error.
 
 The templates become the source of installed functions, comments included. Whoever changes their text makes every
