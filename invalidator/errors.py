@@ -33,6 +33,24 @@ class InvalidatorError(Exception):
         return sentence(self.where, self.what, self.todo)
 
 
+class Problem(NamedTuple):
+    """What is wrong, and how to correct it."""
+
+    what: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        return sentence("", self.what, self.todo)
+
+
+class InvalidValueError(ValueError):
+    """A text that cannot be read as what it should be. Its place is known to the caller."""
+
+    def __init__(self, what: str, todo: str = "") -> None:
+        super().__init__(sentence("", what, todo))
+        self.problem = Problem(what, todo)
+
+
 class Mistake(NamedTuple):
     """One mistake in a configuration file; line and column count from 1, 0 when there is none."""
 

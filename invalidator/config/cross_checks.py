@@ -15,11 +15,11 @@ from invalidator.config.parts import Parts
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.rule_checks import Report, check_rule
 from invalidator.config.types import is_loopback, read_table
-from invalidator.config.wording import split
 from invalidator.core.delivery.capabilities import FALLBACKS
 from invalidator.core.protocol.channel import LONGEST_NAME, holes, parse_text
 from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.rules.suggest import did_you_mean
+from invalidator.errors import InvalidValueError
 
 
 def check_parts(parts: Parts, report: Report) -> None:
@@ -70,12 +70,12 @@ def _check_holes(name: str, partial: Partial[models.Channel], report: Report) ->
     for where, text in texts:
         try:
             parse_text(text)
-        except ValueError as error:
-            report(where, *split(error))
+        except InvalidValueError as error:
+            report(where, *error.problem)
     try:
         named = holes(parse_text(name))
-    except ValueError as error:
-        report(path, *split(error))
+    except InvalidValueError as error:
+        report(path, *error.problem)
         return
     if partial.has("each") and bool(named) != bool(channel.each):
         what = "its name has a hole, and nothing to fill it" if named else "`each` fills no hole of its name"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import yaml
 
-from invalidator.errors import Mistake
+from invalidator.errors import InvalidValueError, Mistake
 
 Path = tuple[str | int, ...]
 Data = dict[str, "Data"] | list["Data"] | str | None
@@ -77,7 +77,7 @@ class _TooMuchError(Exception):
 
 
 def read(text: str, substitute: Callable[[str], str]) -> Document:
-    """Read a document; `substitute` maps each scalar, or raises ValueError for one that is wrong."""
+    """Read a document; `substitute` maps each scalar, or raises InvalidValueError for one that is wrong."""
     document = Document(text)
     if len(text) > _MAX_LENGTH:
         document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "name the configuration file"))
@@ -163,9 +163,8 @@ class _Walk:
             return None
         try:
             return self.substitute(node.value)
-        except ValueError as error:
-            what, _, todo = str(error).partition("; ")
-            self.document.mistake(path, what, todo)
+        except InvalidValueError as error:
+            self.document.mistake(path, *error.problem)
             return str(node.value)
 
 

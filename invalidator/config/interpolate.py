@@ -6,19 +6,20 @@ import re
 from collections.abc import Callable, Mapping
 
 from invalidator.core.rules.suggest import nearest
+from invalidator.errors import InvalidValueError
 
 _DOLLAR = re.compile(r"\$(?:(\$)|\{([^}]*)\})?")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
 def interpolate(text: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> str:
-    """The text with its references replaced; ValueError says what is wrong with one of them."""
+    """The text with its references replaced; InvalidValueError says what is wrong with one of them."""
 
     def replace(found: re.Match[str]) -> str:
         if found[1]:
             return "$"
         if found[2] is None:
-            raise ValueError('a "$" on its own; write "$$" for a dollar sign')
+            raise InvalidValueError('a "$" on its own', 'write "$$" for a dollar sign')
         if found[2].startswith("file:"):
             return _file(found[2][len("file:") :], read_file)
         return _variable(found[2], environ)
@@ -29,7 +30,9 @@ def interpolate(text: str, environ: Mapping[str, str], read_file: Callable[[str]
 def _variable(reference: str, environ: Mapping[str, str]) -> str:
     variable = _VARIABLE.fullmatch(reference)
     if variable is None:
-        raise ValueError(f'"${{{reference}}}" is no reference; write ${{NAME}}, ${{NAME:-default}} or ${{file:/path}}')
+        raise InvalidValueError(
+            f'"${{{reference}}}" is no reference', "write ${NAME}, ${NAME:-default} or ${file:/path}"
+        )
     name, default = variable[1], variable[2]
     value = environ.get(name)
     if default is not None:
@@ -37,7 +40,7 @@ def _variable(reference: str, environ: Mapping[str, str]) -> str:
     if value is None:
         close = nearest(name, environ)
         hint = f'did you mean "{close}"?' if close else f"set it, or write ${{{name}:-default}}"
-        raise ValueError(f'the variable "{name}" is not set; {hint}')
+        raise InvalidValueError(f'the variable "{name}" is not set', hint)
     return value
 
 
@@ -46,4 +49,6 @@ def _file(path: str, read_file: Callable[[str], str]) -> str:
         return read_file(path).rstrip("\r\n")
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
-        raise ValueError(f'can\'t read the file "{path}": {why}; check that it is there and readable') from error
+        raise InvalidValueError(
+            f'can\'t read the file "{path}": {why}', "check that it is there and readable"
+        ) from error

@@ -177,7 +177,7 @@ def _template(
     try:
         return parse_template(text, variables=variables, percent=percent)
     except TemplateError as error:
-        document.mistake_within(path, text, error.offset, error.what, error.todo)
+        document.mistake_within(path, text, error.offset, *error.problem)
         return None
 
 

@@ -17,6 +17,7 @@ from redis.asyncio.connection import parse_url
 
 from invalidator.core.protocol.redis_endpoint import CLIENT_NAME, PORT, Endpoint, Tls
 from invalidator.core.rules.suggest import did_you_mean
+from invalidator.errors import InvalidValueError
 
 _USED: Final = ("db", "username", "password", "client_name")
 _TLS: Final = (
@@ -73,16 +74,16 @@ def read_redis_url(url: str) -> ParsedUrl:
     known = _USED + _TLS + _IGNORED
     for name in names:
         if name not in known:
-            raise ValueError(f'"{name}" is no parameter of a Redis URL; {did_you_mean(name, known)}')
+            raise InvalidValueError(f'"{name}" is no parameter of a Redis URL', did_you_mean(name, known))
     database = "" if parts.scheme == "unix" else parts.path.strip("/")
     if database and not database.isdecimal():  # redis-py takes 0 for a name, and 1 for 0/1
-        raise ValueError("the database is no number; write redis://host:6379/0")
+        raise InvalidValueError("the database is no number", "write redis://host:6379/0")
     given = cast("dict[str, Any]", parse_url(url))
     tls = {name: given[name] for name in _TLS if name in given}
     if tls.get("ssl_cert_reqs", "required") not in _CERT_REQS:
-        raise ValueError(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+        raise InvalidValueError(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
     if given.get("db", 0) < 0:
-        raise ValueError("the database is below 0; write redis://host:6379/0")
+        raise InvalidValueError("the database is below 0", "write redis://host:6379/0")
     endpoint = Endpoint(
         host=given.get("host", "" if parts.scheme == "unix" else "localhost"),
         port=given.get("port", PORT),
@@ -105,5 +106,5 @@ def parse_address(text: str, default_port: int) -> tuple[str, int]:
     """`host`, `host:port` or `[v6]:port`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.path or "@" in text:
-        raise ValueError("not an address; write host:port")
+        raise InvalidValueError("not an address", "write host:port")
     return parts.hostname, parts.port or default_port

@@ -13,30 +13,33 @@ from invalidator.core.rules.fields import parse_field
 from invalidator.core.rules.rule import TablePattern
 from invalidator.core.rules.suggest import did_you_mean
 from invalidator.core.rules.values import Value, encodable
+from invalidator.errors import InvalidValueError
 
 
 def table_of(text: str, tables: Sequence[TablePattern]) -> Table:
-    """The table that is meant, `schema.table` or a name that the rules know; ValueError says what is wrong."""
+    """The table that is meant, `schema.table` or a name that the rules know; InvalidValueError says what is wrong."""
     known = sorted({one for one in tables if text in (one.name, str(one))})
     if len(known) == 1 and known[0].is_exact():
         return Table(*known[0])
     if known and "." not in text:
         schemas = " and in ".join(one.schema for one in known)
-        raise ValueError(f'rules are about "{text}" in {schemas}; say which: SCHEMA.{text}')
+        raise InvalidValueError(f'rules are about "{text}" in {schemas}', f"say which: SCHEMA.{text}")
     table = Table(*read_table(text)) if "." in text else None
     if table is None or not any(one.matches(table) for one in tables):
         names = {str(one) for one in tables} | {one.name for one in tables}
-        raise ValueError(f'no rule is about a table "{text}"; {did_you_mean(text, names)}')
+        raise InvalidValueError(f'no rule is about a table "{text}"', did_you_mean(text, names))
     return table
 
 
 def change_from_input(table: Table, op: str, said: Iterable[tuple[str, str]]) -> Change:
-    """The change with these columns, each named `column`, `old.column` or `new.column`; ValueError when it is none.
+    """The change with these columns, each named `column`, `old.column` or `new.column`.
+
+    InvalidValueError where they make none.
 
     A value of null is null, and "null" in double quotes is the text.
     """
     if op not in OPS:
-        raise ValueError(f'"{op}" is no operation; {did_you_mean(op, OPS)}')
+        raise InvalidValueError(f'"{op}" is no operation', did_you_mean(op, OPS))
     known: Op = next(one for one in OPS if one == op)
     both: dict[str, Value] = {}
     old: dict[str, Value] = {}
@@ -45,7 +48,7 @@ def change_from_input(table: Table, op: str, said: Iterable[tuple[str, str]]) ->
         into = old if name.startswith("old.") else new if name.startswith("new.") else both
         column = parse_field(name if into is both else name[4:]).name
         if not encodable(value):
-            raise ValueError(f"{name}: not text; write what can stand in a column")
+            raise InvalidValueError(f"{name}: not text", "write what can stand in a column")
         into[column] = _value(value)
     return change_of(table, known, both, old, new)
 

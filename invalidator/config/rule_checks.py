@@ -57,7 +57,7 @@ def _check_lookup(rule: PartialRule, report: Report) -> None:
     try:
         lookup = parse_lookup(config.sql, config.none)
     except TemplateError as error:
-        report(path, error.what, error.todo)
+        report(path, *error.problem)
         return
     for column in _ambiguous(rule, lookup):
         what = f'it returns "{column}", and the change has one, too: {{{column}}} could be either'

@@ -11,6 +11,7 @@ from invalidator.config.redis_url import parse_address, parse_redis_url
 from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.rules.fields import parse_field
 from invalidator.core.rules.rule import TablePattern
+from invalidator.errors import InvalidValueError, Problem
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -26,7 +27,7 @@ def read_duration(text: Any) -> float:
         return text
     found = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if found is None:
-        raise ValueError('not a duration; write a number and its unit, like "500ms", "2s" or "1m"')
+        raise InvalidValueError("not a duration", 'write a number and its unit, like "500ms", "2s" or "1m"')
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -46,7 +47,7 @@ def _as_list(value: Any) -> Any:
 def _field(text: Any) -> Any:
     if isinstance(text, str):
         return parse_field(text).name
-    raise ValueError("not a column name; write its name")
+    raise InvalidValueError("not a column name", "write its name")
 
 
 def read_table(text: str) -> TablePattern:
@@ -54,17 +55,19 @@ def read_table(text: str) -> TablePattern:
     found = _TABLE.fullmatch(text)
     if found is None:
         if "." not in text:
-            raise ValueError(f'"{text}" names no schema; write "public.{text}"')
-        raise ValueError(f'"{text}" is no table name; write schema.table, odd names in double quotes, * in the schema')
+            raise InvalidValueError(f'"{text}" names no schema', f'write "public.{text}"')
+        raise InvalidValueError(
+            f'"{text}" is no table name', "write schema.table, odd names in double quotes, * in the schema"
+        )
     names = [name[1:-1].replace('""', '"') if name.startswith('"') else name for name in found.groups()]
     if any(len(name.encode()) > _LONGEST_NAME for name in names):
-        raise ValueError(f'"{text}" is too long; PostgreSQL\'s names have at most {_LONGEST_NAME} bytes')
+        raise InvalidValueError(f'"{text}" is too long', f"PostgreSQL's names have at most {_LONGEST_NAME} bytes")
     return TablePattern(*names)
 
 
 def _table(text: Any) -> Any:
     if not isinstance(text, str):
-        raise ValueError("not a table name; write schema.table")
+        raise InvalidValueError("not a table name", "write schema.table")
     read_table(text)
     return text
 
@@ -99,7 +102,7 @@ def read_address(text: Any) -> Any:
     """`host:port` or `unix:/path`, as it is."""
     found = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
     if found is None or (found[4] and int(found[4]) > 65535):
-        raise ValueError("not an address; write host:port or unix:/path")
+        raise InvalidValueError("not an address", "write host:port or unix:/path")
     return text
 
 
@@ -113,13 +116,13 @@ def is_loopback(address: str) -> bool:
 
 def _host_name(name: Any) -> Any:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9_.-]{0,251}[a-z0-9])?", name):
-        raise ValueError("not a host's name; write it in lower case, without a port")
+        raise InvalidValueError("not a host's name", "write it in lower case, without a port")
     return name
 
 
 def _target_name(name: Any) -> Any:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ValueError("not the name of a target; use letters, digits, _ and -")
+        raise InvalidValueError("not the name of a target", "use letters, digits, _ and -")
     return name
 
 
@@ -128,13 +131,15 @@ _INSTALLATION: Final = r"^[a-z][a-z0-9_]{0,30}$"
 
 def _installation_name(name: Any) -> Any:
     if isinstance(name, str) and not re.fullmatch(_INSTALLATION, name):
-        raise ValueError(f'"{name}" is no name for an installation; use up to 31 of a-z, 0-9 and _, a letter first')
+        raise InvalidValueError(
+            f'"{name}" is no name for an installation', "use up to 31 of a-z, 0-9 and _, a letter first"
+        )
     return name
 
 
 def _instance_name(name: Any) -> Any:
     if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", name):
-        raise ValueError("not the name of an instance; use letters, digits, dots, _ and -")
+        raise InvalidValueError("not the name of an instance", "use letters, digits, dots, _ and -")
     return name
 
 
@@ -149,7 +154,7 @@ _SITE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})
 
 def _site(text: Any) -> Any:
     if isinstance(text, str) and text and not _SITE.fullmatch(text):
-        raise ValueError("not the address of a site; write https://shop.example, without a path")
+        raise InvalidValueError("not the address of a site", "write https://shop.example, without a path")
     return text
 
 
@@ -161,9 +166,9 @@ def _hook_url(text: Any) -> Any:
 
 def _hook_secret(text: Any) -> Any:
     if isinstance(text, str) and text and secret_bytes(text) is None:
-        raise ValueError(
-            "not a secret of Standard Webhooks; write whsec_ and what `openssl rand -base64 32` prints: "
-            "24 to 64 bytes in base64"
+        raise InvalidValueError(
+            "not a secret of Standard Webhooks",
+            "write whsec_ and what `openssl rand -base64 32` prints: 24 to 64 bytes in base64",
         )
     return text
 
@@ -197,13 +202,13 @@ _HOST = re.compile(r"(?:[^:\[\]]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 _REDIS_URL = re.compile(r"rediss?://\S*|unix://\S+")
 
 
-def _connection(pattern: re.Pattern[str], ends: str, wrong: str) -> BeforeValidator:
+def _connection(pattern: re.Pattern[str], ends: str, wrong: Problem) -> BeforeValidator:
     """A check that a text is a connection string of one kind; no message quotes it."""
 
     def check(text: Any) -> Any:
         if isinstance(text, str):
             if not pattern.fullmatch(text):
-                raise ValueError(wrong)
+                raise InvalidValueError(*wrong)
             _check_authority(text, ends)
             if pattern is _REDIS_URL:
                 parse_redis_url(text)
@@ -223,9 +228,11 @@ def _check_authority(url: str, ends: str) -> None:
     authority, *others = re.split(f"[{ends}]", rest, maxsplit=1)
     hosts = authority.rpartition("@")[2].partition("?")[0]
     if authority.count("@") > 1 or any("@" in other.partition("?")[0] for other in others):
-        raise ValueError("a password with a bare special character; write %3A, %2F, %3F, %23, %40 for : / ? # @")
+        raise InvalidValueError(
+            "a password with a bare special character", "write %3A, %2F, %3F, %23, %40 for : / ? # @"
+        )
     if not all(_HOST.fullmatch(host) for host in hosts.split(",")):
-        raise ValueError("not host:port after ://; in a password write %3A, %2F, %3F, %23, %40 for : / ? # @")
+        raise InvalidValueError("not host:port after ://", "in a password write %3A, %2F, %3F, %23, %40 for : / ? # @")
 
 
 # Never shown whole: `repr` and logs show stars, `config print` hides the passwords, and no message quotes them.
@@ -235,7 +242,9 @@ _SECRET = (
 )
 PostgresDsn = Annotated[
     SecretStr,
-    _connection(_DSN, "/", "not a connection string; write postgresql://user@host/database, or host=... dbname=..."),
+    _connection(
+        _DSN, "/", Problem("not a connection string", "write postgresql://user@host/database, or host=... dbname=...")
+    ),
     *_SECRET,
 ]
 HookUrlText = Annotated[
@@ -246,6 +255,8 @@ HookUrlText = Annotated[
 ]
 RedisUrl = Annotated[
     SecretStr,
-    _connection(_REDIS_URL, "/?#", "not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path"),
+    _connection(
+        _REDIS_URL, "/?#", Problem("not a Redis URL", "write redis://host:6379/0, rediss://... or unix:///path")
+    ),
     *_SECRET,
 ]

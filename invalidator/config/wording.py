@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from invalidator.core.rules.suggest import did_you_mean
+from invalidator.errors import InvalidValueError
 
 _SEE_EXAMPLE: Final = "see config.example.yaml"
 _LONGEST_QUOTE: Final = 60
@@ -33,7 +34,8 @@ def refused(problem: Any) -> tuple[str, str]:
     if kind in _EXPECTED:
         return wrong_type(given, _EXPECTED[kind])
     if kind == "value_error":
-        return split(problem["ctx"]["error"])
+        error = problem["ctx"]["error"]
+        return error.problem if isinstance(error, InvalidValueError) else (str(error), "")
     if kind in ("too_short", "string_too_short"):
         return EMPTY
     return str(problem["msg"]).lower(), _SEE_EXAMPLE
@@ -51,12 +53,6 @@ def wrong_type(given: object, expected: str) -> tuple[str, str]:
     else:
         found = "nothing" if given is None else quoted(given)
     return f"{found} where {expected} should be", _SEE_EXAMPLE
-
-
-def split(error: Exception) -> tuple[str, str]:
-    """The two parts of an error whose text is `what; what to do`."""
-    what, _, todo = str(error).partition("; ")
-    return what, todo
 
 
 def quoted(value: object) -> str:

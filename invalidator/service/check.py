@@ -87,8 +87,8 @@ async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> Async
             todo = error.todo or "start it, or correct its url"
             yield Finding(level, f"target {name}", f"{error.where}: {error.what}", todo)
             return
-    for what in found:
-        yield Finding("finding", f"target {name}", *_split(what))
+    for problem in found:
+        yield Finding("finding", f"target {name}", *problem)
     if not found:
         yield Finding("ok", f"target {name}", "answers, and takes evictions")
     if differs is not None:
@@ -184,8 +184,10 @@ def _triggers(config: Config, rules: RuleSet) -> list[Finding]:
             return list(_standings(look(connection, wiring.installation(config), rules)))
     except psycopg.OperationalError as error:
         return [Finding("away", "triggers", first_line(error))]
-    except (psycopg.Error, InvalidatorError) as error:
+    except psycopg.Error as error:
         return [Finding("finding", "triggers", first_line(error))]
+    except InvalidatorError as error:
+        return [Finding("finding", "triggers", f"{error.where}: {error.what}", error.todo)]
 
 
 def _standings(plan: Plan) -> list[Finding]:
@@ -203,8 +205,8 @@ def _standings(plan: Plan) -> list[Finding]:
             )
     findings = plan.findings()
     found += [Finding("finding", "triggers", one.what, one.todo) for one in findings]
-    counted = set(map(str, findings))
-    return found + [Finding("note", "triggers", n.what, n.todo) for n in plan.notes() if str(n) not in counted]
+    counted = set(findings)
+    return found + [Finding("note", "triggers", n.what, n.todo) for n in plan.notes() if n not in counted]
 
 
 async def _lookups(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
@@ -269,8 +271,3 @@ def _lookup_columns(rule: Rule, found: Found, told: frozenset[str], where: str) 
         for column in sorted({one.column for one in rule.looked_up} - columns - own):
             what = f'neither it nor {rule.table} has a column "{column}": it is unknown, a wildcard'
             yield Finding("finding", where, what, did_you_mean(column, columns | own))
-
-
-def _split(what: str) -> tuple[str, str]:
-    said, _, todo = what.partition("; ")
-    return said, todo

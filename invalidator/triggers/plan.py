@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.suggest import did_you_mean
-from invalidator.errors import RefusedError
+from invalidator.errors import Problem, RefusedError
 from invalidator.postgres.connections import refuse_old
 from invalidator.postgres.session import transaction
 from invalidator.triggers.spec import Installation, setting
@@ -69,22 +69,22 @@ class Plan:
         if rows:
             raise RefusalsError([RefusedError(row.what or "", todo=remedy(row)) for row in rows])
 
-    def notes(self) -> list[RefusedError]:
+    def notes(self) -> list[Problem]:
         """What is worth knowing beside."""
-        return [RefusedError(row.what or "", todo=row.todo or "") for row in self.rows if row.kind == "note"]
+        return [Problem(row.what or "", row.todo or "") for row in self.rows if row.kind == "note"]
 
-    def findings(self, state: str | None = None) -> list[RefusedError]:
+    def findings(self, state: str | None = None) -> list[Problem]:
         """What is off beside the tables (of it, what has this state): what serves them all, and notes that count."""
         off = [
             row for row in self.rows if row.table is None and row.kind != "refusal" and row.state not in (None, "ok")
         ]
         off = [row for row in off if state in (None, row.state)]
-        found = [RefusedError(row.what or "", todo=row.todo or "") for row in off if row.kind == "note"]
+        found = [Problem(row.what or "", row.todo or "") for row in off if row.kind == "note"]
         objects: dict[str | None, list[str]] = {}
         for row in off:
             if not (row.kind == "note" or (found and row.kind.startswith("event trigger"))):  # of which a note speaks
                 objects.setdefault(row.state, []).append(f"{row.kind} {row.name}")
-        found += [RefusedError(f"{state}: {', '.join(names)}", todo=RUN_INSTALL) for state, names in objects.items()]
+        found += [Problem(f"{state}: {', '.join(names)}", RUN_INSTALL) for state, names in objects.items()]
         return found
 
     def is_ok(self) -> bool:

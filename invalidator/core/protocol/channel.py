@@ -19,6 +19,7 @@ from typing import Any, Final
 from invalidator.core.rules.change import OPS, Change, Op, Table, table_wide
 from invalidator.core.rules.json_text import DECODER
 from invalidator.core.rules.values import UNKNOWN, Row, Unknown, encodable
+from invalidator.errors import InvalidValueError
 
 LONGEST_NAME: Final = 63
 PAYLOAD: Final = ("payload",)
@@ -33,17 +34,17 @@ _BROKEN: Final = object()
 
 
 def parse_text(text: str) -> Parts:
-    """Literal text and holes, which are paths; ValueError says what is wrong."""
+    """Literal text and holes, which are paths; InvalidValueError says what is wrong."""
     parts: list[str | Path] = []
     for found in _PIECE.finditer(text):
         piece, inside = found[0], found[1]
         if piece in ("{", "}"):
-            raise ValueError(f'"{text}" has a "{piece}" alone; write "{{{{" and "}}}}" for braces')
+            raise InvalidValueError(f'"{text}" has a "{piece}" alone', 'write "{{" and "}}" for braces')
         if inside is None:
             literal = {"{{": "{", "}}": "}"}.get(piece, piece)
             parts.append(literal)
         elif not all(inside.split(".")):
-            raise ValueError(f'"{{{inside}}}" names no field; write {{field}}, {{field.inner}} or {{payload}}')
+            raise InvalidValueError(f'"{{{inside}}}" names no field', "write {field}, {field.inner} or {payload}")
         else:
             parts.append(tuple(inside.split(".")))
     return tuple(parts)

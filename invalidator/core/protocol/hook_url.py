@@ -8,6 +8,8 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from invalidator.errors import InvalidValueError
+
 _UNIX: Final = re.compile(r"unix:(/[^:\s]+)(?::(/\S*))?")
 _HTTP: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s#]*)?")
 
@@ -28,20 +30,22 @@ class HookUrl(NamedTuple):
 
 
 def parse_hook_url(text: str) -> HookUrl:
-    """Parse the URL of a hook; a ValueError names the accepted forms and quotes nothing of the text."""
-    wrong = "not the URL of a hook; write http://host:port/path, https://... or unix:/path/of/socket:/path"
+    """Parse the URL of a hook; an InvalidValueError names the accepted forms and quotes nothing of the text."""
+    wrong = InvalidValueError(
+        "not the URL of a hook", "write http://host:port/path, https://... or unix:/path/of/socket:/path"
+    )
     unix = _UNIX.fullmatch(text)
     if unix is not None:
         return HookUrl("http://localhost", unix[2] or "/", socket=unix[1])
     if not _HTTP.fullmatch(text) or not text.isascii() or not text.isprintable():
-        raise ValueError(wrong)
+        raise wrong
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(wrong) from None
+        raise wrong from None
     if not host or parts.netloc.count("@") > 1:
-        raise ValueError(wrong)
+        raise wrong
     name = f"[{host}]" if ":" in host else host
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return HookUrl(

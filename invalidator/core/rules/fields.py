@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from invalidator.core.rules import jsonpath
 from invalidator.core.rules.values import UNKNOWN, Row, Value
+from invalidator.errors import InvalidValueError
 
 _PLAIN = r"[^\W\d][\w$]*"
 _NAME = re.compile(_PLAIN)
@@ -51,7 +52,7 @@ class Field:
 
 
 def parse_field(text: str) -> Field:
-    """Read `column`, `"odd column"`, `column->>key` or `column->a->>0`; ValueError says what is wrong."""
+    """Read `column`, `"odd column"`, `column->>key` or `column->a->>0`; InvalidValueError says what is wrong."""
     quoted = _QUOTED.match(text)
     plain = None if quoted else _NAME.match(text)
     if quoted:
@@ -59,18 +60,18 @@ def parse_field(text: str) -> Field:
     elif plain:
         column, at = plain[0], plain.end()
     else:
-        raise ValueError(f'"{text}" is no column name; put an unusual one in double quotes: {{"odd name"}}')
+        raise InvalidValueError(f'"{text}" is no column name', 'put an unusual one in double quotes: {"odd name"}')
     path: list[str] = []
     last = ""
     while at < len(text):
         step = _STEP.match(text, at)
         if step is None or last == "->>":
-            raise ValueError(f'"{text}" is no column name and no JSON path; write a path like attrs->size->>0')
+            raise InvalidValueError(f'"{text}" is no column name and no JSON path', "write a path like attrs->size->>0")
         last = step[1]
         path.append(step[2].replace("''", "'") if step[2] is not None else step[3])
         at = step.end()
     if path and last != "->>":
-        raise ValueError(f'"{text}" ends in a JSON document; end the path with ->> to get its text')
+        raise InvalidValueError(f'"{text}" ends in a JSON document', "end the path with ->> to get its text")
     return Field(column, tuple(path))
 
 

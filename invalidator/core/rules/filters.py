@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from invalidator.core.rules.values import Value
+from invalidator.errors import InvalidValueError
 
 Filter = Callable[[Value], Value]
 
@@ -39,13 +40,13 @@ NAMES: Final = (*_PLAIN, "default")
 
 
 def make(name: str, argument: str | None) -> Filter:
-    """The filter `name`, or `name:argument`; ValueError says what is wrong with it."""
+    """The filter `name`, or `name:argument`; InvalidValueError says what is wrong with it."""
     if name == "default":
         if argument is None:
-            raise ValueError('filter "default" needs a value: default:x')
+            raise InvalidValueError('filter "default" needs a value: default:x')
         return _default(argument)
     if argument is not None:
-        raise ValueError(f'filter "{name}" takes no value')
+        raise InvalidValueError(f'filter "{name}" takes no value')
     return _lifted(_PLAIN[name])
 
 

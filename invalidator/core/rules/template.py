@@ -23,17 +23,18 @@ from invalidator.core.rules.change import Change
 from invalidator.core.rules.fields import Field, parse_field
 from invalidator.core.rules.suggest import did_you_mean
 from invalidator.core.rules.values import UNKNOWN, Row, Value
+from invalidator.errors import InvalidValueError
 
 Scope = Literal["both", "old", "new"]
 WORDS: Final = ("pk", "table", "schema", "op")
 
 
-class TemplateError(ValueError):
+class TemplateError(InvalidValueError):
     """A template that can't be read; `offset` is where in its text."""
 
     def __init__(self, offset: int, what: str, todo: str = "") -> None:
-        super().__init__(f"{what}; {todo}" if todo else what)
-        self.offset, self.what, self.todo = offset, what, todo
+        super().__init__(what, todo)
+        self.offset = offset
 
 
 class Rendered(NamedTuple):
@@ -191,8 +192,8 @@ def _parse_hole(text: str, start: int, variables: Sequence[str], percent: bool) 
         scope, name = ("old" if name.startswith("old.") else "new"), name[4:]
     try:
         found = parse_field(name)
-    except ValueError as error:
-        raise TemplateError(start, str(error)) from error
+    except InvalidValueError as error:
+        raise TemplateError(start, *error.problem) from error
     return Hole(source, found, scope=scope, filters=applied), end + 1
 
 
@@ -235,8 +236,8 @@ def _filter(source: str, offset: int) -> filters.Filter:
         raise TemplateError(offset, f'unknown filter "{name}"', did_you_mean(name, filters.NAMES))
     try:
         return filters.make(name, argument if colon else None)
-    except ValueError as error:
-        raise TemplateError(offset, str(error)) from error
+    except InvalidValueError as error:
+        raise TemplateError(offset, *error.problem) from error
 
 
 def _word(word: str, change: Change, row: Row) -> Value:

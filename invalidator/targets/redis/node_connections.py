@@ -132,8 +132,7 @@ class NodeConnections:
         where = str(connection.endpoint)
         mode = info.get("redis_mode") or info.get("server_mode", "standalone")  # Valkey's name for it
         if wrong := wrong_mode(self._topology.mode, mode):
-            what, _, todo = wrong.partition("; ")
-            raise TargetAway(what, where=where, todo=todo, reason=RetryReason.REFUSED)
+            raise TargetAway(wrong.what, where=where, todo=wrong.todo, reason=RetryReason.REFUSED)
         if info.get("role") != "master":
             raise TargetAway(
                 "it is a replica", where=where, todo="name the primary, or its Sentinels", reason=RetryReason.MOVED

@@ -26,7 +26,7 @@ from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.matcher import Matcher
 from invalidator.core.rules.nearest import Difference, difference
-from invalidator.errors import RetryReason, TargetAway
+from invalidator.errors import Problem, RetryReason, TargetAway
 from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.connection import Command, Connection
 from invalidator.targets.redis.flush import flush_database
@@ -145,7 +145,7 @@ class RedisTarget:
         """How many keys there are of those that a flush would remove; removes nothing."""
         return await self._told(self._count_flush(owned))
 
-    async def check(self) -> list[str]:
+    async def check(self) -> list[Problem]:
         """What stands in the way of evicting here; TargetAway when it can't be reached."""
         return await self._told(self._check())
 
@@ -283,8 +283,8 @@ class RedisTarget:
             return await self._count(Evictions.of(owned))
         return sum([(await connection.ask(("DBSIZE",)))[0] for _, connection in await self._wide.nodes()])
 
-    async def _check(self) -> list[str]:
-        found: list[str] = []
+    async def _check(self) -> list[Problem]:
+        found: list[Problem] = []
         commands: list[Command] = [("UNLINK", self._key("x")), ("SCAN", "0"), ("EVAL", "return 1", "0")]
         commands += [("FLUSHDB",)] if self._whole_database else [("SSCAN", self._key("x"), "0"), ("HDEL", "x", "x")]
         await self._topology.find()
@@ -296,7 +296,7 @@ class RedisTarget:
             for command, answer in zip(commands, await connection.exchange([dry]), strict=False):
                 if not isinstance(answer, ErrorReply) and answer != b"OK":  # a server before 7 has no DRYRUN
                     name = str(command[0])
-                    found.append(f"this user may not {name}; grant it: ACL SETUSER ... +{name.lower()}")
+                    found.append(Problem(f"this user may not {name}", f"grant it: ACL SETUSER ... +{name.lower()}"))
         return list(dict.fromkeys(found))
 
     async def _compare(self, owned: Sequence[Eviction]) -> Difference | None:

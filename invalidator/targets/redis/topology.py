@@ -16,14 +16,14 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from invalidator.core.protocol.redis_endpoint import Endpoint
-from invalidator.errors import RetryReason, TargetAway
+from invalidator.errors import Problem, RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection, connect
 
 SENTINEL_PORT: Final = 26379
 _TIMEOUT: Final = 1.5
 _MODES: Final = {
-    "cluster": "it is a node of a Cluster; set cluster: true",
-    "sentinel": "it is a Sentinel; name it under sentinel.nodes",
+    "cluster": Problem("it is a node of a Cluster", "set cluster: true"),
+    "sentinel": Problem("it is a Sentinel", "name it under sentinel.nodes"),
 }
 
 
@@ -177,11 +177,11 @@ class Cluster:
         self._query_connections.close()
 
 
-def wrong_mode(expected: str, found: str) -> str:
-    """What is wrong with a server that runs in another mode than the configuration says; empty when nothing is."""
+def wrong_mode(expected: str, found: str) -> Problem | None:
+    """What is wrong with a server whose mode is not the configured one; None when it is."""
     if found == expected:
-        return ""
-    return _MODES.get(found, "it is no Cluster; take cluster: true out")
+        return None
+    return _MODES.get(found, Problem("it is no Cluster", "take cluster: true out"))
 
 
 def has_hash_tag(prefix: str) -> bool:
