@@ -1,14 +1,11 @@
-"""From a valid configuration to what the core works with."""
+"""Compile a valid configuration to the rules and channels of the core."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from invalidator.config import models
-from invalidator.config.defaults import follows
-from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.types import read_table
-from invalidator.core.coordination.digest import digest
 from invalidator.core.delivery.capabilities import FORMATS, KEYS
 from invalidator.core.protocol.channel import Channel, parse_text
 from invalidator.core.rules import glob
@@ -22,33 +19,27 @@ from invalidator.core.rules.template import Template, parse
 
 
 def compile_rules(config: models.Config) -> RuleSet:
-    """The rules of a valid configuration."""
-    told = {read_table(channel.table) for channel in config.channels.values()}
-    rules = [
-        compile_rule(
-            number,
-            rule,
-            tuple(config.targets),
-            "none" if read_table(rule.table) in told else config.triggers.level,
-        )
-        for number, rule in enumerate(config.rules)
-    ]
-    can_send = {name: reach(target) for name, target in config.targets.items()}
-    return RuleSet(rules, config.targets, can_send, prefixes(config.targets))
+    reported = {read_table(channel.table) for channel in config.channels.values()}
+    targets = tuple(config.targets)
+    rules = []
+    for number, rule in enumerate(config.rules):
+        level: Level = "none" if read_table(rule.table) in reported else config.triggers.level
+        rules.append(_compile_rule(number, rule, targets, level))
+    supported = {name: capabilities(target) for name, target in config.targets.items()}
+    return RuleSet(rules, config.targets, supported, prefixes(config.targets))
 
 
-def reach(target: models.Target) -> frozenset[Kind]:
-    """The kinds of eviction that a target can be told."""
+def capabilities(target: models.Target) -> frozenset[Kind]:
+    """The kinds of eviction that a target supports."""
     return FORMATS[target.format] if isinstance(target, models.HookTarget) else KEYS
 
 
 def prefixes(targets: Mapping[str, models.Target]) -> dict[str, str]:
-    """What each target puts before a key."""
+    """The prefix of each target whose keys have one."""
     return {name: target.prefix for name, target in targets.items() if isinstance(target, models.RedisTarget)}
 
 
 def compile_channels(config: models.Config) -> list[Channel]:
-    """The channels of a valid configuration."""
     return [
         Channel(
             name=parse_text(name),
@@ -63,44 +54,7 @@ def compile_channels(config: models.Config) -> list[Channel]:
     ]
 
 
-def target_digest(config: models.Config, target: str) -> str:
-    """A fingerprint of everything that decides what is evicted from a target."""
-    data = config.model_dump(mode="json", by_alias=True)
-    facts = {
-        "rules": [rule for rule in data["rules"] if rule["to"] is None or target in rule["to"]],
-        "target": {
-            key: value
-            for key, value in data["targets"][target].items()
-            if key in ("kind", "prefix", "flush", "format", "fallback", "site")
-        },
-        "source": data["source"],
-        "triggers": {key: data["triggers"][key] for key in ("schema", "level", "bulk_limit")},
-        "channels": data["channels"],
-    }
-    return digest(facts)
-
-
-def coverage(config: models.Config, target: str) -> dict[str, object]:
-    """What two sidecars have to agree on beside the servers, so that one may answer for the other at a target.
-
-    What is evicted there, and what it takes until it is: an answer speaks of repeats and of replicas, of the targets
-    that come before, and of what lookups found where they were asked.
-    """
-    part = config.targets[target]
-    facts: dict[str, object] = {
-        "digest": target_digest(config, target),
-        "repeat_after": part.repeat_after,
-        "after": {one: coverage(config, one) for one in follows(config.targets)[target]},
-        "lookups are pooled": bool(config.postgres.pooled_dsn.get_secret_value())
-        and any(rule.lookup for rule in config.rules),
-    }
-    if isinstance(part, models.RedisTarget):
-        database = parse_redis_url(part.url.get_secret_value()).database
-        facts |= {"wait_replicas": part.wait_replicas, "database": database}
-    return facts
-
-
-def compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level: Level) -> Rule:
+def _compile_rule(number: int, rule: models.Rule, targets: tuple[str, ...], level: Level) -> Rule:
     return Rule(
         number=number,
         table=read_table(rule.table),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from invalidator.config import models
-from invalidator.config.compile import pattern, reach, variants
+from invalidator.config.compile import capabilities, pattern, variants
 from invalidator.config.document import Path
 from invalidator.config.partial import Partial
 from invalidator.config.parts import Entry, PartialRule
@@ -102,20 +102,20 @@ def _check_to(rule: PartialRule, targets: Targets, report: Report) -> None:
         if name not in targets:
             report(path, f'no target is named "{name}"', did_you_mean(name, targets))
             continue
-        supported = _reach(targets[name])
+        supported = _capabilities(targets[name])
         if all_valid and supported is not None and not kinds & supported:
             what = f'"{name}" supports nothing of what this rule evicts'
             report(path, what, f"add a {' or '.join(sorted(supported))} to evict, or take it out")
 
 
-def _reach(target: Partial[models.Target] | None) -> frozenset[str] | None:
+def _capabilities(target: Partial[models.Target] | None) -> frozenset[str] | None:
     """The kinds of eviction that a target supports; None when that is not known."""
-    return None if target is None or not target.has("format") else frozenset(reach(target.value))
+    return None if target is None or not target.has("format") else frozenset(capabilities(target.value))
 
 
 def _check_entry(rule: PartialRule, entry: Entry, evict: models.Evict, targets: Targets, report: Report) -> None:
     kind = evict.kinds()[0]
-    supported = {name: _reach(target) for name, target in targets.items()}
+    supported = {name: _capabilities(target) for name, target in targets.items()}
     if targets and not any(kinds is None or kind in kinds for kinds in supported.values()):
         todo = "name a hook of format purge, ban, fastly or cloudflare" if kind == "url" else "name one that does"
         report(entry.path, f"none of the rule's targets supports a {kind}", todo)

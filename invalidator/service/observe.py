@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
-from invalidator.config.compile import compile_rules, prefixes, reach
+from invalidator.config.compile import capabilities, compile_rules, prefixes
 from invalidator.config.models import Config
 from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.ruleset import RuleSet
@@ -95,7 +95,7 @@ class Observation:
         rules = []
         for rule in compile_rules(config).rules:
             mine = {name: f"rules[{rule.number}] {name}" for name in rule.to}
-            can_send |= {mine[name]: reach(config.targets[name]) for name in rule.to}
+            can_send |= {mine[name]: capabilities(config.targets[name]) for name in rule.to}
             before |= {mine[name]: prefixes(config.targets).get(name, "") for name in rule.to}
             self.observers += [Observer(mine[name], self._redises.get(name), str(rule.table)) for name in rule.to]
             rules.append(replace(rule, to=tuple(mine.values())))

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Final
 
 from invalidator import __version__, clock
-from invalidator.config.compile import compile_rules, coverage, target_digest
+from invalidator.config.compile import compile_rules
+from invalidator.config.coverage_settings import coverage_settings, target_digest
 from invalidator.config.defaults import follows, stale_after
 from invalidator.config.models import Config
 from invalidator.coordination.fingerprint import Fingerprints, Reception
@@ -107,7 +108,7 @@ class Sidecar:
         fingerprints = Fingerprints(
             targets,
             reception=self._reception,
-            settings={name: coverage(config, name) for name in config.targets},
+            settings={name: coverage_settings(config, name) for name in config.targets},
             follows=follows(config.targets),
         )
         self._pipeline = Pipeline(

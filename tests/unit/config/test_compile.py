@@ -1,6 +1,6 @@
 import pytest
 
-from invalidator.config.compile import coverage, target_digest
+from invalidator.config.coverage_settings import coverage_settings, target_digest
 from invalidator.config.defaults import alive_key
 from invalidator.config.models import Postgres, RedisTarget
 from invalidator.config.parse import parse
@@ -72,7 +72,7 @@ class TestCoverage:
 
     def of(self, old="", new="", text=LOOKUP):
         assert old in text
-        return coverage(parse(text.replace(old, new, 1), {}, str), "cache")
+        return coverage_settings(parse(text.replace(old, new, 1), {}, str), "cache")
 
     def with_redis(self, key, value):
         return self.of("cache: {kind: redis}", f"cache: {{kind: redis, {key}: {value}}}")
