@@ -137,7 +137,7 @@ class Target(Protocol):
         """Seconds without an answer after which a flush is the better message than all that waits."""
         ...
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         """See that it is there, and the same as before; called every second, with how far its lane is."""
         ...
 

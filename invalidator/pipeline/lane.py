@@ -252,7 +252,7 @@ class Lane:
             try:
                 if clock.now() >= beat_at:
                     beat_at = clock.now() + BEAT
-                    await self.target.beat(self.state.as_of)
+                    await self.target.heartbeat(self.state.as_of)
                     await self._publish()
                 elif self._has_news:
                     await self._publish()

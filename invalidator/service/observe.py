@@ -67,9 +67,9 @@ class Observer:
         self.flushes += 1
         return self.flushed
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         if self.target is not None:
-            await self.target.beat()
+            await self.target.heartbeat()
 
     def counts(self) -> dict[str, int | None]:
         """What was counted so far; None for what nobody can know."""

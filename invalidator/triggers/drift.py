@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from invalidator.core.rules.change import Table
-from invalidator.errors import RefusedError
+from invalidator.errors import Problem
 from invalidator.triggers.plan import RUN_INSTALL, Plan, Row, remedy
 
 STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
@@ -51,7 +51,7 @@ def _state(rows: Sequence[Row]) -> TableState:
     traces = sorted(row.trace for row in rows if row.trace is not None)
     drift = [row for row in rows if row.kind != "refusal" and row.state != "ok"]
     why = [_reason(list(group)) for _, group in groupby(drift, key=lambda row: (row.on_table, row.state))]
-    refusals = [str(RefusedError(row.what or "", todo=remedy(row))) for row in rows if row.kind == "refusal"]
+    refusals = [str(Problem(row.what or "", remedy(row))) for row in rows if row.kind == "refusal"]
     fingerprint = hashlib.sha256("\n".join(traces).encode()).hexdigest()[:16]
     todo = "" if refusals or not drift else RUN_INSTALL
     return TableState(max(states, key=STATES.index, default="ok"), fingerprint, (*why, *refusals), todo)

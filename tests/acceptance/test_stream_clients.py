@@ -68,7 +68,7 @@ async def streaming(stale_after=6.0):
 
 
 async def beat(stream):
-    await stream.beat(asyncio.get_running_loop().time())
+    await stream.heartbeat(asyncio.get_running_loop().time())
 
 
 def client(repo):

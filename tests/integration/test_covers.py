@@ -38,7 +38,7 @@ class TestPeerStore:
             for instance in ("one", "other"):
                 target = RedisTarget("cache", parse_redis_url(redis_url), installation="shop", instance=instance)
                 await stack.enter_async_context(target)
-                await target.beat()
+                await target.heartbeat()
                 made.append(target)
             yield made
 
@@ -91,7 +91,7 @@ class TestPeerStore:
         one, other = (target.peer_store for target in two)
         assert await one.flush_lock.acquire()
         async with RedisTarget("cache", parse_redis_url(redis_url), installation="shop", instance="one") as again:
-            await again.beat()
+            await again.heartbeat()
             assert await again.peer_store.look("", "") == PeerView()
             assert (await other.look("", "")).is_locked
             assert await again.peer_store.flush_lock.acquire()

@@ -94,7 +94,7 @@ async def test_it_is_told_patterns_and_tags_and_how_far_we_are():
     app = App(LocalCache(**{"p:1": "1", "q": "2", "r": "3"}))
     app.cache.tags = {"t": ["q"]}
     async with app.serving() as url, HookTarget("app", parse_hook_url(url)) as target:
-        await target.beat(asyncio.get_running_loop().time() - 1.5)
+        await target.heartbeat(asyncio.get_running_loop().time() - 1.5)
         await target.evict(Evictions.of([Eviction("key", "p:*", glob=True), Eviction("tag", "t")]))
         assert app.cache.values == {"r": "3"}
         (message,) = app.cache.messages

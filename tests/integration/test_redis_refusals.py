@@ -96,7 +96,7 @@ async def test_one_line_says_what_is_wrong_and_what_to_do(name, servers):
     places, what, todo = WRONG[name]
     async with RedisTarget("cache", places(servers)) as target:
         with pytest.raises(TargetAway, match=what) as caught:
-            await target.beat()
+            await target.heartbeat()
     assert caught.value.todo == todo
     assert "\n" not in str(caught.value)
     assert "wrong@" not in str(caught.value)
@@ -106,7 +106,7 @@ async def test_one_line_says_what_is_wrong_and_what_to_do(name, servers):
 async def test_what_speaks_no_resp_is_said_to_be_no_redis(postgres):
     async with RedisTarget("cache", single(postgres.port)) as target:
         with pytest.raises(TargetAway, match=r"no Redis|closed the connection"):
-            await target.beat()
+            await target.heartbeat()
 
 
 CONFIG = """
@@ -187,5 +187,5 @@ async def test_a_server_that_does_not_say_who_it_is(redis_url, monkeypatch):
     monkeypatch.setattr(line, "read_info", lambda info: {**read_info(info.replace(b"run_id", b"nothing"))})
     async with RedisTarget("cache", parse_redis_url(redis_url)) as target:
         with pytest.raises(TargetAway, match="its INFO has no 'run_id'") as caught:
-            await target.beat()
+            await target.heartbeat()
     assert caught.value.reason == "refused"

@@ -117,7 +117,7 @@ async def test_every_kind_of_eviction(topology):
     places, client = topology
     fill(client)
     async with RedisTarget("cache", places, prefix="app:") as target:
-        await target.beat()
+        await target.heartbeat()
         assert await target.evict(Evictions.of(EVICTIONS)) == 9
     check(client)
 
@@ -135,7 +135,7 @@ async def test_a_flush_of_the_database_keeps_counters_and_what_sidecars_left(top
     fill(client)
     alive = "invalidator:x:alive"
     async with RedisTarget("cache", places, prefix="app:", whole_database=True, alive_key=alive) as target:
-        await target.beat()
+        await target.heartbeat()
         await target.peer_store.publish("received", as_of=None)
         await target.peer_store.publish("received", as_of=asyncio.get_running_loop().time())
         assert await target.peer_store.flush_lock.acquire()
@@ -219,7 +219,7 @@ async def test_the_keys_that_exist_say_that_a_prefix_is_wrong(topology):
     owned = [Eviction("key", "product:*", glob=True), Eviction("key", "catalog"), Eviction("version", "version")]
     async with RedisTarget("cache", places, prefix="app:") as target:
         assert await target.compare(owned) is None  # nothing is there
-        await target.beat()
+        await target.heartbeat()
         await target.peer_store.publish("received", as_of=None)
         await target.evict(Evictions.of([Eviction("version", "version")]))
         client.delete("app:version")
@@ -249,7 +249,7 @@ async def test_a_certificate_of_somebody_else_is_refused(servers):
     for wrong in (endpoint, parse_redis_url(f"rediss://127.0.0.1:{server.port}/0?ssl_ca_certs={server.authority}")):
         async with RedisTarget("cache", wrong) as target:
             with pytest.raises(TargetAway, match="its certificate is not trusted") as caught:
-                await target.beat()
+                await target.heartbeat()
             assert caught.value.todo == "name its authority in ssl_ca_certs"
     assert endpoint.tls == Tls()
 
@@ -269,7 +269,7 @@ class TestClusterOnTheMove:
         destination = next(n for n in moving.nodes if n is not source)
         client = moving.client()
         async with target:
-            await target.beat()
+            await target.heartbeat()
             for name in names:
                 client.set(name, "x")
             destination.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
@@ -306,7 +306,7 @@ class TestClusterOnTheMove:
         target = RedisTarget("cache", Cluster(parse_redis_url(moving.url)), whole_database=True)
         client, flushes = moving.client(), []
         async with target:
-            await target.beat()
+            await target.heartbeat()
             first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target._topology.layout.slots[0]))
             slot = target._topology.layout.slots.index(f"127.0.0.1:{last.port}")
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
@@ -329,7 +329,7 @@ class TestClusterOnTheMove:
         """A slot goes from a node that is looked at last to one that was looked at first."""
         client, walk, walks = moving.client(), sweep._Pages.walk, []
         async with target:
-            await target.beat()
+            await target.heartbeat()
             order = [endpoint.port for endpoint in target._topology.primaries.values()]
             early, *_, late = sorted(moving.nodes, key=lambda node: order.index(node.port))
             slot = target._topology.layout.slots.index(f"127.0.0.1:{late.port}")
@@ -394,7 +394,7 @@ class TestClusterThatGrowsAndShrinks:
             evicting = asyncio.create_task(evict())
             while len(moves) < 20:
                 try:
-                    await target.beat()
+                    await target.heartbeat()
                 except TargetAway as error:
                     changed += isinstance(error, TargetChanged)
             await eventually(lambda: knows_all(target), 20)
@@ -410,7 +410,7 @@ class TestClusterThatGrowsAndShrinks:
 
 async def knows_all(target):
     with suppress(TargetAway):
-        await target.beat()
+        await target.heartbeat()
     return target._met.is_complete
 
 

@@ -91,11 +91,11 @@ async def test_a_heartbeat_says_how_far_we_are_behind_all_that_it_stands_on(stre
         await eventually(lambda: listener.events)
         assert listener.age == float("inf")
         await stream.evict(keys("a"))
-        await stream.beat(loop.time() - 1.0)
+        await stream.heartbeat(loop.time() - 1.0)
         await eventually(lambda: listener.as_of)
         assert evicted(listener) == ["FLUSH", "a"]
         assert 1.0 <= listener.age < 1.5
-        await stream.beat(None)
+        await stream.heartbeat(None)
         await eventually(lambda: listener.age == float("inf"))
 
 
@@ -103,7 +103,7 @@ async def test_a_reader_is_told_only_about_the_names_that_it_asks_for(stream):
     async with served(stream) as port, Listener(port, query="?prefix=p:&prefix=q:").reading() as listener:
         await stream.evict(keys("x:1", "p:1"))
         await stream.evict(keys("x:2"))
-        await stream.beat(1.0)
+        await stream.heartbeat(1.0)
         await eventually(lambda: listener.last == "e-2")
         assert evicted(listener) == ["FLUSH", "p:1"]
         await stream.flush([], "gap")
@@ -174,7 +174,7 @@ async def test_a_reader_that_vanishes_is_forgotten(stream):
     async with served(stream) as port:
         async with Listener(port).reading():
             await eventually(lambda: stream.readers == 1)
-        await stream.beat(1.0)
+        await stream.heartbeat(1.0)
         await eventually(lambda: stream.readers == 0)
 
 

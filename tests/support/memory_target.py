@@ -28,7 +28,7 @@ class MemoryTarget:
     async def __aexit__(self, *exc_info: object) -> None:
         return None
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         return
 
     async def evict(self, evictions: Evictions) -> int:

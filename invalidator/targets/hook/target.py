@@ -72,7 +72,7 @@ class HookTarget:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._sender.close()
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         """Learn how far the lane is; the application is told with the next batch."""
         self._as_of = as_of
 

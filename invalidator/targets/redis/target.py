@@ -133,7 +133,7 @@ class RedisTarget:
         """Remove what these cover, or the whole database; how many keys there had been, as far as that is known."""
         return await self._told(self._written(self._flush(owned)))
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         """See that the servers are there, and still the same ones; TargetChanged when they are not."""
         await self._told(self._beat())
 

@@ -130,7 +130,7 @@ class StreamTarget:
         self._news.set()
         return 0
 
-    async def beat(self, as_of: float | None = None) -> None:
+    async def heartbeat(self, as_of: float | None = None) -> None:
         """Tell everybody how far the lane is."""
         self._beat += 1
         self._as_of = as_of

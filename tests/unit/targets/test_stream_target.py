@@ -40,7 +40,7 @@ async def test_no_reader_hears_how_far_we_are_before_it_was_told_all_that_this_s
         stream.join(reader, "")
         names = [f"{'key' * 100}:{number}" for number in range(2000)]
         await stream.evict(Evictions(dict.fromkeys(names)))
-        await stream.beat(123.0)
+        await stream.heartbeat(123.0)
 
         def reads_on():
             reader.waits = 0
