@@ -15,8 +15,10 @@ from invalidator import __version__
 from invalidator.cli.main import _COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
+from invalidator.config.defaults import alive_key, follows, stale_after
 from invalidator.config.find import DEFAULT_PATHS
 from invalidator.config.models.targets import CDN_RATES
+from invalidator.config.parse import parse
 from invalidator.config.show import schema
 from invalidator.core.delivery import capabilities as reach
 from invalidator.core.delivery.lane import LaneState
@@ -81,6 +83,20 @@ def test_every_key_is_in_the_example(repo):
     example = (repo / "config.example.yaml").read_text()
     for key in keys(models.Config):
         assert re.search(rf"\b{key.rpartition('.')[2]}:", example), key
+
+
+def test_the_example_has_the_defaults(repo):
+    config = parse((repo / "config.example.yaml").read_text(), {}, None)
+    for part in (config.postgres, config.source, config.triggers, config.listen):
+        assert part == type(part)()
+    cache, local = config.targets["cache"], config.targets["local"]
+    assert cache == models.RedisTarget(kind="redis", alive_key=cache.alive_key, after=cache.after)
+    unsaid = config.targets | {"cache": models.RedisTarget(kind="redis"), "local": models.StreamTarget(kind="stream")}
+    assert cache.alive_key == alive_key(config.name, unsaid, "cache")
+    assert {"cache": cache.after, "local": local.after} == follows(unsaid)
+    assert local.stale_after == stale_after(config.postgres)
+    (channel,) = (channel for channel in config.channels.values() if channel.each)
+    assert channel.each_interval == models.Channel.model_fields["each_interval"].default
 
 
 def test_the_defaults_in_the_reference_are_the_codes(reference):

@@ -139,7 +139,7 @@ def documented(repo, section):
 
 
 async def test_the_channels_of_the_reference_are_right_beside_the_trigger_there(repo, db, dsn, redis_url, cache):
-    (channels, rules), (trigger,) = documented(repo, "Other people's notifications")
+    (channels, rules), (trigger,) = documented(repo, "Notifications of other programs")
     rules += (
         '  - {table: public.products, evict: "product:{id}"}\n'
         '  - {table: public.agent_events, evict: "agent:{tenant}:{id}"}\n'
