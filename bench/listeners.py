@@ -175,7 +175,7 @@ def main():
         db.execute("vacuum analyze")
         with (
             started(sys.executable, "-c", NAIVE, dsn, store.url, until="listening") as naive,
-            started(*ours_command, "run", "-c", str(config), until="flushed what") as ours,
+            started(*ours_command, "run", "-c", str(config), until="flushed everything") as ours,
         ):
             time.sleep(2)
             measure(dsn, db, cache, naive, ours)

@@ -270,7 +270,7 @@ def main():
         command = [sys.executable, "-m", "invalidator"]
         subprocess.run([*command, "install-triggers", "-c", config], check=True, stdout=subprocess.DEVNULL)
         db.execute("vacuum analyze")
-        with started(*command, "run", "-c", str(config), until="flushed what") as sidecar:
+        with started(*command, "run", "-c", str(config), until="flushed everything") as sidecar:
             time.sleep(4)
             places = {"Redis": Redis(cache), "stream": Stream(port), "hook": hook}
             waits = {name: [] for name in places}

@@ -55,10 +55,10 @@ class InternalErrors:
         text = f"internal error: {type(error).__name__}: {error}".strip().splitlines()[0]
         if self._is_new(part, error):
             self._log.error(
-                "internal_error",
-                "an exception that nobody expected; please report it with its traceback",
+                "internal_error_caught",
+                "an unexpected exception was caught; please report it with its traceback",
                 part=part,
-                why=text,
+                error=text,
                 traceback="".join(traceback.format_exception(error)),
             )
         return text

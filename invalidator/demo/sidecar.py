@@ -93,12 +93,12 @@ class Sidecar:
             self.heard.news.append(line.decode(errors="replace").rstrip())
             return
         event = record["event"]
-        if event == "batch":
+        if event == "batch_received":
             self.heard.changes += record["changes"]
-        elif event == "evicted":
+        elif event == "evictions_completed":
             self.heard.evictions += record["evictions"]
             self.heard.removed += record["existed"]
-        elif event == "flushed":
+        elif event == "flush_completed":
             self.heard.flushes += 1
             self.ready.set()
         if record["level"] != "debug":

@@ -118,7 +118,10 @@ class Listener:
         if not self._said or now > self._said + _SAY_EVERY:
             self._said = now
             _log.warning(
-                "crowded", "too many connections; the oldest idle ones are closed", what=self._name, most=self._most
+                "connection_limit_reached",
+                "the listener has too many connections; the oldest idle ones are closed",
+                listener=self._name,
+                limit=self._most,
             )
 
 

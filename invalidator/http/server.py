@@ -146,7 +146,7 @@ class Server:
         self._sockets.append(listening)
         names = [one.getsockname() for one in listening.sockets]
         places = [str(place) if isinstance(place, str) else "{}:{}".format(*place[:2]) for place in names]
-        _log.info("listening", "listening", what=name, at=", ".join(places))
+        _log.info("listener_started", "listening", listener=name, address=", ".join(places))
 
     async def _socket(self, listener: Listener, address: str, backlog: int) -> asyncio.Server:
         loop = asyncio.get_running_loop()

@@ -113,7 +113,7 @@ class Lane:
         state.put(evictions, number, clock.now(), hold_until, unshared=unshared)
         if state.collapses > collapses:
             self._log.warning(
-                "collapsed", "too much waits for the target: it is owed a flush instead", bound=state.bound
+                "backlog_collapsed", "too many evictions are queued; a flush replaces them", limit=state.bound
             )
         if evictions or hold_until is not None:
             self._wake()
@@ -207,7 +207,7 @@ class Lane:
     def _give_up(self) -> None:
         """Say a flush in place of all that waits, and of all that comes while it does not answer that either."""
         if not self.state.pending_flush:
-            self._log.warning("given_up", "the target has not answered for long: it is owed a flush instead")
+            self._log.warning("evictions_given_up", "the give-up time is over; a flush replaces the queued evictions")
         self.state.collapse(clock.now())
 
     async def _tell_exact(self, work: Work) -> FlushOutcome:
@@ -229,14 +229,18 @@ class Lane:
         existed, covered = outcome
         self._metrics.answered(work, existed, clock.now(), covered=covered)
         if covered:
-            self._log.info("covered", "another sidecar has evicted everything; no flush is needed", reason=work.flush)
+            self._log.info("flush_covered", "a peer has evicted everything; no flush is needed", reason=work.flush)
         elif work.flush == FlushReason.REPEAT:
-            self._log.debug("flush_repeated", "flushed once more", existed=existed)
+            self._log.debug("flush_repeated", "repeated a flush", existed=existed)
         elif work.flush:
-            self._log.info("flushed", "flushed what the rules own", reason=work.flush, existed=existed)
+            self._log.info(
+                "flush_completed", "flushed everything that the rules own", reason=work.flush, existed=existed
+            )
         else:
             told = len(work.fresh) + len(work.again)
-            self._log.debug("evicted", "the target has answered", evictions=told, existed=existed)
+            self._log.debug(
+                "evictions_completed", "the target completed the evictions", evictions=told, existed=existed
+            )
         if self.state.is_asked:
             self._asked.set()
         self._on_answer()
@@ -292,7 +296,7 @@ class Lane:
         self._metrics.failed(error)
         if isinstance(error, TargetChanged):
             self._log.warning(
-                "target_changed", "what was evicted there may be back; it is owed a flush", why=str(error)
+                "target_changed", "evicted keys may be back on the target; a flush is pending", error=str(error)
             )
             self._on_change(self, FlushReason.TARGET_CHANGED)
             return
@@ -304,11 +308,11 @@ class Lane:
         if failure[:2] in known:
             return
         if error.reason == RetryReason.REFUSED:
-            self._log.error("target_refuses", "the target refuses us, until somebody mends it", why=str(error))
-        elif not known:
-            self._log.warning(
-                "target_away", "the target does not answer; it is tried again until it does", why=str(error)
+            self._log.error(
+                "target_refused", "the target refuses requests; an operator has to fix the cause", error=str(error)
             )
+        elif not known:
+            self._log.warning("target_unavailable", "the target does not answer; retrying", error=str(error))
 
     def _broke(self, way: Outbox, why: str) -> None:
         known = self._failing.get(way)
@@ -322,7 +326,7 @@ class Lane:
         if way == "watch" and before is not None and before.reason == FlushReason.INTERNAL_ERROR:
             self._on_change(self, FlushReason.INTERNAL_ERROR)
         if before is not None and not self._failing:
-            self._log.info("target_back", "the target answers again")
+            self._log.info("target_recovered", "the target answers again")
             self.publish_soon()
 
     async def _sleep(self, way: Outbox) -> None:

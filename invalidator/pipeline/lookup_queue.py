@@ -124,5 +124,5 @@ class LookupQueue:
 
     def _failed(self, rule: Rule, why: str) -> None:
         self._log.warning(
-            "lookup_failed", "a lookup has no answer; a wildcard stands for it", rule=rule.number, why=why
+            "lookup_failed", "a lookup failed; a wildcard replaces its columns", rule=rule.number, error=why
         )

@@ -142,7 +142,9 @@ class Pipeline:
             if not done:
                 names = [lane.target.name for lane in self.lanes if not lane.state.is_idle]
                 left = ", ".join(names or self._rules.targets)  # what was not looked up may be for all of them
-                self._log.warning("left", "stopped before these targets had answered", targets=left)
+                self._log.warning(
+                    "shutdown_incomplete", "stopped before these targets had completed their evictions", targets=left
+                )
             for task in tasks:
                 task.cancel()
 
@@ -223,11 +225,13 @@ class Pipeline:
         """Changes may have been missed; the number that is answered when it is settled."""
         self.metrics.gaps.labels(gap.reason).inc()
         if gap.reason == FlushReason.START:
-            self._log.info("flush_at_start", "nothing is known from before the start: the targets are flushed")
+            self._log.info(
+                "startup_flush_required", "changes before the start are unknown; a flush of every target is pending"
+            )
         else:
             self._log.warning(
-                "gap",
-                "changes may have been missed; the targets are owed a flush",
+                "gap_detected",
+                "changes may have been missed; a flush is pending",
                 reason=gap.reason,
                 **({"tables": ", ".join(sorted(map(str, gap.tables)))} if gap.tables is not None else {}),
             )
@@ -281,7 +285,7 @@ class Pipeline:
                     stop_if_cancelled()
                     self.failures, self.why = 0, ""
                     self._moved_on()
-                    self._log.info("feed_open", "the source is open")
+                    self._log.info("feed_opened", "the source is open")
                     self._on_open()
                     async for item in self._feed:
                         self._take(item)
@@ -289,7 +293,7 @@ class Pipeline:
                 self.failures, self.why = self.failures + 1, str(error)
                 self.metrics.reconnects.labels(error.reason).inc()
                 log = self._log.warning if self.failures == 1 else self._log.debug
-                log("feed_lost", "the source is lost; it is opened again", why=str(error))
+                log("feed_lost", "the source is lost; reopening it", error=str(error))
             except RefusedError:
                 raise
             except Exception as error:  # what was read and not put is read again, or lies in the gap that is said then
@@ -336,7 +340,7 @@ class Pipeline:
         asyncio.get_running_loop().call_soon(self._count, changes)  # when the lanes have sent
         if self._asking:
             self._asking.put(changes, unshared=unshared)
-        self._log.debug("batch", "heard changes", changes=len(changes), number=self._number)
+        self._log.debug("batch_received", "received changes", changes=len(changes), number=self._number)
 
     def _put(
         self, evictions: Mapping[str, Evictions], changes: Sequence[Change] = (), *, unshared: bool = False

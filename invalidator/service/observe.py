@@ -102,7 +102,7 @@ class Observation:
         self.rules = RuleSet(rules, [observer.name for observer in self.observers], can_send, before)
 
     async def __aenter__(self) -> Observation:
-        _log.info("observing", "nothing is evicted, only counted")
+        _log.info("observation_started", "evictions are counted, not carried out")
         for target in self._redises.values():
             await self._stack.enter_async_context(target)
         return self
@@ -115,7 +115,12 @@ class Observation:
         while True:
             await asyncio.sleep(PERIOD)
             for observer in self.observers:
-                _log.info("observed", "evicted nothing, only counted", rule=observer.name, **observer.counts())
+                _log.info(
+                    "observation_reported",
+                    "evictions counted so far; none was carried out",
+                    rule=observer.name,
+                    **observer.counts(),
+                )
 
     def lines(self) -> list[str]:
         """What was counted, as a table."""

@@ -107,7 +107,11 @@ async def run(config: Config, read_config: ReadConfig, report: Report | None = N
             except RefusedError as error:
                 if last_good is None:
                     raise
-                _log.error("reload_refused", "the new configuration is refused; the old one goes on", why=str(error))
+                _log.error(
+                    "reload_refused",
+                    "the new configuration was refused; the previous one stays in use",
+                    error=str(error),
+                )
                 config, last_good = last_good, None
             except Exception as error:  # the last resort: each part handles its own errors
                 (sidecar.errors if sidecar else InternalErrors()).report("other", error)
@@ -120,7 +124,7 @@ async def run(config: Config, read_config: ReadConfig, report: Report | None = N
             else:
                 if isinstance(outcome, Reload):
                     last_good, config = config, outcome.config
-    _log.info("stopped", "stopped")
+    _log.info("sidecar_stopped", "stopped")
 
 
 @contextmanager
@@ -176,7 +180,9 @@ def read_new_config(sidecar: Sidecar, read_config: ReadConfig) -> Config | None:
         config = read_config()
     except (ConfigError, UsageError) as error:
         sidecar.reloaded = False
-        _log.error("reload_refused", "the new configuration is wrong; the old one goes on", why=str(error))
+        _log.error(
+            "reload_refused", "the new configuration is invalid; the previous one stays in use", error=str(error)
+        )
         return None
     except Exception as error:
         sidecar.reloaded = False
@@ -184,9 +190,9 @@ def read_new_config(sidecar: Sidecar, read_config: ReadConfig) -> Config | None:
         return None
     sidecar.reloaded = True
     if config == sidecar.config:
-        _log.info("reload_unchanged", "the configuration is the same as before")
+        _log.info("configuration_unchanged", "the configuration is the same as before")
         return None
-    _log.info("reloading", "the new configuration takes over")
+    _log.info("configuration_reloaded", "the new configuration takes over")
     return config
 
 

@@ -67,7 +67,7 @@ class Sidecar:
         """Keep the targets right until told to stop, and then so long as it takes, or `drain` seconds."""
         self._began = clock.now()
         for name in self.config.targets:
-            _log.info("starting", "starting", name=self.config.name, target=name, digest=self._digests[name])
+            _log.info("sidecar_starting", "starting", name=self.config.name, target=name, digest=self._digests[name])
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)

@@ -54,7 +54,12 @@ class Systemd:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
                 line.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
         except OSError as error:
-            _log.warning("systemd_away", "could not tell systemd", what=text.partition("\n")[0], why=str(error))
+            _log.warning(
+                "systemd_unavailable",
+                "systemd did not take a notification",
+                notification=text.partition("\n")[0],
+                error=str(error),
+            )
 
     async def _feed(self) -> None:
         while True:

@@ -167,13 +167,13 @@ class Watch:
         """Take in how a look went; what is the same failure as before is not logged again."""
         if not why:
             if self._why:
-                self._log.info("triggers_seen", "the triggers can be looked at again")
+                self._log.info("trigger_check_recovered", "the triggers can be checked again")
             self._failures, self._looked = 0, began
             self._known = began >= self._opened
         else:
             self._failures += 1
             if why != self._why:
-                self._log.warning("triggers_unseen", "the triggers can't be looked at; it is tried again", why=why)
+                self._log.warning("trigger_check_failed", "the triggers can't be checked; retrying", error=why)
         self._why = why
         self._doubt(why)
 
@@ -200,9 +200,9 @@ class Watch:
         try:
             install(connection, installation(self._config), self._rules)
         except (psycopg.Error, InvalidatorError) as error:
-            self._log.error("triggers_not_installed", "the triggers can't be installed", why=str(error).strip())
+            self._log.error("trigger_installation_failed", "the triggers can't be installed", error=str(error).strip())
         else:
-            self._log.info("triggers_installed", "installed the triggers that were missing")
+            self._log.info("triggers_installed", "installed missing triggers")
 
     def _compare(self, plan: Plan) -> None:
         seen = table_states(plan)
@@ -210,11 +210,11 @@ class Watch:
         for table, standing in drift.items():
             if table not in before or before[table].state != standing.state:
                 self._log.error(
-                    "trigger_drift",
-                    "changes of this table may not be heard; run install-triggers",
+                    "trigger_drift_detected",
+                    "changes of this table may be missed; run install-triggers",
                     table=str(table),
                     state=standing.state,
-                    why="; ".join(standing.why),
+                    details="; ".join(standing.why),
                 )
         touched = {
             table
@@ -234,5 +234,7 @@ class Watch:
         """Say what somebody could do with what we installed: no matter of what is evicted, but of who may do what."""
         unsafe = {str(finding) for finding in plan.findings("tampered")}
         for finding in sorted(unsafe - self._unsafe):
-            self._log.error("installation_unsafe", "what we installed can be replaced by others", why=finding)
+            self._log.error(
+                "unsafe_installation_detected", "another role can replace installed objects", finding=finding
+            )
         self._unsafe = unsafe

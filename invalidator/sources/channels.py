@@ -227,10 +227,10 @@ class Subscriptions:
             query.due = query.asked + min(query.channel.interval, 2.0**query.failures)
             query.failures, query.why = min(query.failures + 1, 30), f"the query of `each` fails: {error.what}"
             self._log.error(
-                "channels_unknown",
-                "nobody knows which channels there are: the query of `each` fails",
+                "channel_discovery_failed",
+                "the query of `each` failed; the channels to listen on are unknown",
                 table=str(query.channel.table),
-                why=str(error),
+                error=str(error),
             )
 
     async def find(self, channel: Channel, query: _Query | None = None) -> _Named:

@@ -214,4 +214,4 @@ class NotifyFeed:
         self._metrics.payload_errors.labels(reason).inc()
         if not self._complained:
             self._complained = True
-            self._log.warning("payload_unreadable", "a notification can't be read", why=why)
+            self._log.warning("payload_unreadable", "a notification can't be decoded", error=why)

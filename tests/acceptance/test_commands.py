@@ -271,8 +271,8 @@ class TestAgainstServers:
             sidecar.send_signal(signal.SIGTERM)
             assert sidecar.wait(10) == 0
             events = [json.loads(line)["event"] for line in sidecar.stderr]
-        assert events[:3] == ["listening", "listening", "starting"]
-        assert events[-1] == "stopped"
+        assert events[:3] == ["listener_started", "listener_started", "sidecar_starting"]
+        assert events[-1] == "sidecar_stopped"
         done = invalidator("uninstall-triggers", "-c", example, **environ)
         assert len(done.stdout.splitlines()) == 4
         assert db.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)

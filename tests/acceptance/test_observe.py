@@ -77,7 +77,7 @@ class Observed(Home):
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def gaps(self, reason):
-        return len([event for event in self.events() if event["event"] == "gap" and event["reason"] == reason])
+        return len([event for event in self.events() if event["event"] == "gap_detected" and event["reason"] == reason])
 
     def status(self):
         """What `GET /v1/status` answers; None while nothing listens."""
@@ -140,7 +140,7 @@ def test_it_lives_through_every_period_that_it_has(home, db, arguments):
             until(lambda tenant=tenant: home.gaps("channels changed") == "ab".index(tenant) + 1, 30)
         until(lambda: seen.update(db.execute(canaries)) or len(seen) > 3, 30)
         if arguments:
-            until(lambda: [event["event"] for event in home.events()].count("observed") > 3 * 5, 30)
+            until(lambda: [event["event"] for event in home.events()].count("observation_reported") > 3 * 5, 30)
         until(lambda: home.is_under_way(process), 60)
         process.terminate()
         assert process.wait(60) == 0
@@ -209,7 +209,7 @@ def test_it_reports_whenever_a_configuration_ends(home, db, cache):
         until(lambda: home.is_under_way(process), 60)
         home.write(dsn, redis_url, change=lambda text: text.replace("e:{id}", "f:{id}"))
         process.send_signal(signal.SIGHUP)
-        until(lambda: [event["event"] for event in home.events()].count("observing") == 4, 60)
+        until(lambda: [event["event"] for event in home.events()].count("observation_started") == 4, 60)
         until(lambda: home.is_under_way(process), 60)
         process.terminate()
         printed = process.stdout.read()
@@ -223,7 +223,7 @@ def test_it_installs_no_triggers(home, db, cache):
     home.write(*home.given, change=lambda text: text + "\ntriggers: {install: auto}\n")
     with home.living("--observe") as process:
         until(lambda: home.triggers() == "missing", 60)
-        until(lambda: "trigger_drift" in [event["event"] for event in home.events()], 30)
+        until(lambda: "trigger_drift_detected" in [event["event"] for event in home.events()], 30)
         process.terminate()
         assert process.wait(60) == 0
     assert db.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)

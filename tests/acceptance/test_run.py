@@ -176,8 +176,8 @@ def test_a_start_and_an_end_without_any_trouble_warn_of_nothing(home):
         assert process.wait(10) == 0
         records = [json.loads(line) for line in process.stderr]
     assert {record["level"] for record in records} == {"info"}
-    (start,) = [record for record in records if record["event"] == "flush_at_start"]
-    assert start["message"] == "nothing is known from before the start: the targets are flushed"
+    (start,) = [record for record in records if record["event"] == "startup_flush_required"]
+    assert start["message"] == "changes before the start are unknown; a flush of every target is pending"
 
 
 def test_sigterm_drains_what_was_heard(home, db, cache, redis_server):
@@ -206,7 +206,7 @@ def test_sigterm_with_a_target_that_stays_away_ends_within_ten_seconds_and_says_
             assert process.wait(10) == 0
         finally:
             redis_server.thaw()
-        assert "left" in events(process)
+        assert "shutdown_incomplete" in events(process)
 
 
 def test_sighup_takes_over_a_right_configuration_and_keeps_the_old_for_a_wrong_one(home, db, dsn, cache, redis_url):
@@ -218,19 +218,19 @@ def test_sighup_takes_over_a_right_configuration_and_keeps_the_old_for_a_wrong_o
             return line
 
         process.send_signal(signal.SIGHUP)
-        reads("reload_unchanged")
+        reads("configuration_unchanged")
         home.file.write_text(home.file.read_text().replace("products", "product s"))
         process.send_signal(signal.SIGHUP)
-        assert "is no table name" in reads("reload_refused")["why"]
+        assert "is no table name" in reads("reload_refused")["error"]
         home.write(psycopg.conninfo.make_conninfo(dsn, user="nobody_at_all"), redis_url)
         process.send_signal(signal.SIGHUP)
-        assert '"nobody_at_all" does not exist' in reads("reload_refused")["why"]
+        assert '"nobody_at_all" does not exist' in reads("reload_refused")["error"]
         home.write(dsn, redis_url)
         until(lambda: home("health", "--ready").returncode == 0)
         cache.mset({"q:1": "x", "p:1": "x"})
         home.write(dsn, redis_url, more='  - {table: public.products, evict: "q:{id}"}\n')
         process.send_signal(signal.SIGHUP)
-        reads("reloading")
+        reads("configuration_reloaded")
         until(lambda: not cache.exists("q:1", "p:1"))
         until(lambda: home("health", "--ready").returncode == 0)
         cache.set("q:2", "x")
@@ -247,7 +247,7 @@ def test_a_reload_to_an_address_that_is_taken_keeps_the_old_one(home, db, cache,
         process.send_signal(signal.SIGHUP)
         while (line := json.loads(process.stderr.readline()))["event"] != "reload_refused":
             pass
-        assert "can't listen on 127.0.0.1:" in line["why"]
+        assert "can't listen on 127.0.0.1:" in line["error"]
         home.file.write_text(old)
         until(home.is_settled)
         cache.set("p:1", "x")
@@ -458,7 +458,7 @@ class TestWaits:
         with home.running(ready=False) as process:
             while (line := json.loads(process.stderr.readline()))["event"] != "feed_lost":
                 pass
-            assert line["why"].startswith("postgres: can't connect: ")
+            assert line["error"].startswith("postgres: can't connect: ")
             done = home("health", "--ready")
             assert done.returncode == 1
             assert "source: postgres: can't connect" in done.stdout
@@ -474,7 +474,7 @@ class TestWaits:
         with home.running(ready=False) as process:
             while (line := json.loads(process.stderr.readline()))["event"] != "feed_lost":
                 pass
-            assert "a standby can't LISTEN" in line["why"]
+            assert "a standby can't LISTEN" in line["error"]
             db.execute("set default_transaction_read_only = off")
             db.execute(f"alter database {db.info.dbname} reset default_transaction_read_only")
             until(lambda: home("health", "--ready").returncode == 0)

@@ -140,7 +140,7 @@ async def test_an_abstract_socket_a_lost_one_and_none(tmp_path, caplog):
     assert heard.next() == "READY=1"
     heard.socket.close()
     Systemd({"NOTIFY_SOCKET": f"{tmp_path}/gone"}).ready()
-    assert [record.event for record in caplog.records] == ["systemd_away"]
+    assert [record.event for record in caplog.records] == ["systemd_unavailable"]
     await Systemd({}).run(lambda: False)  # nobody listens: there is nothing to wait for
 
 

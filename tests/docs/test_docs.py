@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -28,6 +29,7 @@ from invalidator.core.rules import filters
 from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, LossReason, RetryReason, UsageError
 from invalidator.metrics import Metrics, lane_gauges
+from invalidator.service.observe import Observer
 from invalidator.targets.hook import HookTarget
 from invalidator.triggers.drift import STATES
 from tests.support.apps import App
@@ -179,15 +181,45 @@ def test_every_exit_code_is_documented(repo):
     assert {kind.exit_code for kind in (InvalidatorError, ConfigError, UsageError, AwayError)} <= documented
 
 
-def test_every_log_event_is_documented_with_its_level(repo):
-    commands = (repo / "docs/commands.md").read_text()
-    documented = set(re.findall(r"^\| `([a-z_]+)` \| (error|warning|info|debug) \|", commands, re.MULTILINE))
-    written = set()
+def test_every_log_event_is_documented_with_its_level_and_fields(repo):
+    rows = re.findall(
+        r"^\| `([a-z_]+)` \| (error|warning|info|debug) \| .+ \| *(.*) \|$",
+        (repo / "docs/logs.md").read_text(),
+        re.MULTILINE,
+    )
+    documented = {event: (level, set(re.findall(r"`([a-z_]+)`", fields))) for event, level, fields in rows}
+    written = {}
     for file in (repo / "invalidator").rglob("*.py"):
-        written |= {
-            (e, level) for level, e in re.findall(r'\.(error|warning|info|debug)\(\s*"([a-z_]+)",', file.read_text())
-        }
-    assert written | {("feed_lost", "warning")} == documented
+        for event, level, fields in log_events(file.read_text()):
+            assert written.setdefault(event, (level, fields)) == (level, fields)
+    assert written == documented
+    assert len(rows) == len(documented)
+
+
+def log_events(text):
+    """The events that a module logs, each with its level and the names of its fields."""
+    tree = ast.parse(text)
+    common = {
+        keyword.arg
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Log"
+        for keyword in node.keywords
+    }
+    for node in ast.walk(tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        found = re.fullmatch(r"(?:self\.)?_?log(?:\.(error|warning|info|debug))?", called)
+        if found and node.args and isinstance(node.args[0], ast.Constant):
+            event, fields = node.args[0].value, set(common)
+            for keyword in node.keywords:
+                if keyword.arg:
+                    fields.add(keyword.arg)
+                elif ast.unparse(keyword.value) == "observer.counts()":
+                    fields |= set(Observer("", None, "").counts())
+                else:
+                    fields |= {
+                        key.value for one in ast.walk(keyword.value) if isinstance(one, ast.Dict) for key in one.keys
+                    }
+            yield event, found[1] or "warning", fields  # `log` is `warning` the first time, then `debug`
 
 
 def test_every_metric_is_documented_with_its_labels_and_no_other(repo):

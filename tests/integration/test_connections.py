@@ -127,7 +127,9 @@ def test_a_flood_of_half_open_requests_uses_up_no_descriptor_that_is_needed(home
                 line.close()
         process.terminate()
         assert process.wait(30) == 0
-        assert "crowded" in [json.loads(line)["event"] for line in process.stderr if line.startswith("{")]
+        assert "connection_limit_reached" in [
+            json.loads(line)["event"] for line in process.stderr if line.startswith("{")
+        ]
 
 
 def knock(port, place):

@@ -460,8 +460,8 @@ class TestLooks:
             finally:
                 world.execute("alter role plain connection limit -1")
             await world.is_right_again(sidecar)
-        unseen = [record.facts for record in caplog.records if getattr(record, "event", "") == "triggers_unseen"]
-        assert [one["why"].rpartition("FATAL:  ")[2] for one in unseen] == ['too many connections for role "plain"']
+        unseen = [record.facts for record in caplog.records if getattr(record, "event", "") == "trigger_check_failed"]
+        assert [one["error"].rpartition("FATAL:  ")[2] for one in unseen] == ['too many connections for role "plain"']
 
     async def test_one_that_gets_no_answer(self, world):
         async with world.serving() as sidecar:
@@ -490,7 +490,7 @@ class TestLooks:
                 patched.setattr(watch, "look", {}.__getitem__)
                 await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
             await world.is_right_again(sidecar)
-        (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "internal_error")
+        (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "internal_error_caught")
         assert "Traceback" in unseen.facts["traceback"]
 
     @pytest.fixture

@@ -302,7 +302,7 @@ async def process(world, instance):
 async def test_one_that_is_frozen_for_long_and_woken_costs_at_most_one(world, all_of_them):
     """For longer than its connections are waited for, its presence lasts, and its lock would be held."""
     async with process(world, "frozen") as (running, log):
-        await eventually(lambda: '"covered"' in log.read_text(), 20)
+        await eventually(lambda: '"flush_covered"' in log.read_text(), 20)
         before = all_of_them.count()
         running.send_signal(signal.SIGSTOP)
         keys = [await asyncio.to_thread(world.change) for _ in range(5)]
@@ -311,7 +311,7 @@ async def test_one_that_is_frozen_for_long_and_woken_costs_at_most_one(world, al
         world.cache.set("p:after", "fresh")
         running.send_signal(signal.SIGCONT)
         await eventually(lambda: any(m.startswith("frozen:") for m in world.cache.zrange(in_sync, 0, -1)), 20)
-        flushed = log.read_text().count('"flushed"')
+        flushed = log.read_text().count('"flush_completed"')
         assert all_of_them.count() == before
         assert flushed <= 1
         await all_of_them.is_right(*keys)
@@ -320,7 +320,7 @@ async def test_one_that_is_frozen_for_long_and_woken_costs_at_most_one(world, al
 async def test_a_flusher_that_dies_is_replaced(world, fleet):
     """Its lock runs out; nobody takes it for a flush that was done."""
     async with process(world, "dying") as (_, log):
-        await eventually(lambda: '"flushed"' in log.read_text(), 20)
+        await eventually(lambda: '"flush_completed"' in log.read_text(), 20)
     world.cache.mset({"p:0": "stale", "p:1": "stale"})
     world.cache.set("invalidator:{many.cache}:flush", "dead", px=1500)
     fleet.start(*(world.config(f"pod-{number}") for number in range(5)))

@@ -239,7 +239,7 @@ async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
     caplog.set_level("INFO", "invalidator")
     async with RedisTarget("cache", parse_redis_url(plain.url)) as target:
         await target.flush([Eviction("key", "p:*", glob=True)])
-    assert [record.event for record in caplog.records] == ["sweeping"]
+    assert [record.event for record in caplog.records] == ["scan_progressed"]
 
 
 async def test_a_certificate_of_somebody_else_is_refused(servers):

@@ -154,5 +154,5 @@ class TestRun:
     def test_it_ends_with_sigterm(self, world, running):
         assert world.podman.stop(running) == 0
         told = [json.loads(line) for line in world.podman("logs", running).stderr.splitlines()]
-        assert told[-1]["event"] == "stopped"
+        assert told[-1]["event"] == "sidecar_stopped"
         assert not [line for line in told if line["level"] == "error"]

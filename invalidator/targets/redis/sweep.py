@@ -187,9 +187,9 @@ class _Progress:
         if now >= self._said + _SAY_EVERY:
             self._said = now
             self._log.info(
-                "sweeping",
-                "a SCAN pass is under way",
-                looked_at=self._seen,
+                "scan_progressed",
+                "a SCAN pass is in progress",
+                keys=self._seen,
                 seconds=round(now - self._began, 1),
-                at=str(connection.endpoint),
+                node=str(connection.endpoint),
             )

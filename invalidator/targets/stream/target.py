@@ -206,7 +206,7 @@ class StreamTarget:
         if reader.behind() > BEHIND:
             seat.blocked = now if seat.blocked is None else seat.blocked
             if now - seat.blocked > STALLED or not ring.can_send(seat.at):
-                self._log.info("reader_cut", "a reader of the stream was too slow; it is cut off")
+                self._log.info("reader_disconnected", "a reader of the stream read too slowly and was disconnected")
                 self._let_go(seat, cut=True)
                 return False
             return True
