@@ -1,11 +1,14 @@
-"""What Prometheus scrapes. Labels come from the configuration alone, never from keys; all children exist at once.
+"""The metrics that Prometheus scrapes.
 
-Counters are counted where things happen. What has a state is asked at the scrape, from memory: nothing is queried.
+Label values come from the configuration and from enums, never from keys: every child exists from the start. Counters
+are incremented where the event happens. Gauges of current state are computed at the scrape, from memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from types import MappingProxyType
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,33 +25,55 @@ from invalidator.errors import LossReason, RetryReason, TargetAway
 Part = Literal[
     "source", "canary", "channels", "rules", "lookups", "lane", "triggers", "stream", "tail", "http", "reload", "other"
 ]
-"""What an internal error may be in."""
+"""The parts in which an internal error is reported."""
 
 UNMATCHED: Final = "other"
-"""The label of a table that the configuration does not name."""
+"""The `table` label of every table that the configuration does not name."""
 
 _BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600)
 
-State = Callable[[], Iterable[tuple[str, dict[str, str], float]]]
-"""Asked at the scrape: the name of a gauge, its labels, and its value."""
+Sample = tuple[str, dict[str, str], float]
+"""A gauge's name, its labels and its value."""
 
-GAUGES: Final = {
-    "source_up": "1 while the source is heard",
-    "as_of_age_seconds": "the age of the moment before which everything committed is evicted here",
-    "target_up": "1 while the target answers",
-    "lane_depth": "evictions that wait for the target, repeats included",
-    "lane_oldest_seconds": "the age of the oldest thing that the target has not answered for",
-    "flush_owed": "1 while the target is owed a flush",
+HELP: Final = MappingProxyType({
+    "build_info": "the version that runs",
+    "source_up": "1 while the source is receiving",
+    "source_reconnects": "the source was lost and opened again",
+    "source_gaps": "gaps: intervals in which changes may have been missed",
+    "canary_seconds": "round trip of the last canary through PostgreSQL",
+    "notifications": "notifications received, including the canaries of all sidecars",
+    "notify_queue_usage_ratio": "fraction of PostgreSQL's notification queue that is in use, sampled every 10 s",
+    "notify_lock_waiters": "sessions of the whole server that wait for the lock of NOTIFY, sampled every 10 s",
+    "changes": "changes received",
+    "changes_unmatched": "changes received from tables that no rule names",
+    "bulk_collapses": "changes received as one change of the whole table",
+    "payload_errors": "notifications that could not be read",
+    "internal_errors": "unexpected exceptions, each a defect of invalidator",
+    "evictions": "evictions that the target confirmed",
+    "keys_existed": "evicted keys that existed in the target",
+    "repeats": "evictions and flushes that were repeated after `repeat_after`",
+    "flushes": "flushes that the target confirmed",
+    "flushes_covered": "pending flushes that another sidecar's confirmation made unnecessary",
+    "target_retries": "calls to the target that failed and are made again",
+    "commit_to_evict_seconds": "time from the receipt of a change to the target's confirmation, plus the last canary's "
+    "round trip",
+    "as_of_age_seconds": "age of the moment before which every committed change is evicted from the target",
+    "target_up": "1 while the target responds and refuses nothing",
+    "lane_depth": "evictions that wait for the target, including scheduled repeats",
+    "lane_oldest_seconds": "age of the oldest eviction or flush that the target has not confirmed",
+    "flush_owed": "1 while a flush of the target is pending",
     "trigger_drift": "tables whose triggers are in this state",
-    "stream_clients": "readers of the stream",
-    "config_reload_success": "1 when the last reload of the configuration was taken over",
-}
+    "stream_clients": "connected readers of the stream",
+    "config_reload_success": "1 if the last reload of the configuration succeeded",
+})  # fmt: skip
+"""The help text of each metric, by its name without prefix and suffix."""
 
 
 class Metrics:
-    """One registry; `targets` and `tables` are the labels that there are.
+    """The metrics of one sidecar, in a registry of their own.
 
-    `counting` are those targets that say how many keys there had been; None for all.
+    `targets` and `tables` are label values. `counting` names the targets that report how many keys existed; None: all.
+    `state` yields the gauges that are computed at the scrape.
     """
 
     def __init__(
@@ -60,97 +85,85 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._targets, self._tables = tuple(targets), tuple(tables)
         self.counting = frozenset(self._targets if counting is None else counting)
-        build = self._gauge("build_info", "the version that runs", "version")
-        build.labels(__version__).set(1)
-        self.reconnects = self._counter("source_reconnects", "the source was lost and opened again", reason=LossReason)
-        self.gaps = self._counter("source_gaps", "stretches in which changes may have been missed", reason=GAP_REASONS)
-        self.canary_seconds = self._gauge("canary_seconds", "the last canary's way through PostgreSQL")
-        self.notifications = self._counter("notifications", "notifications received, our own probes among them")
-        self.queue_usage = self._gauge("notify_queue_usage_ratio", "how full PostgreSQL's notification queue is")
-        self.lock_waiters = self._gauge(
-            "notify_lock_waiters", "sessions that waited for the lock of each COMMIT after NOTIFY, at the last sample"
-        )
-        self.changes = self._counter("changes", "changes heard", table=(*self._tables, UNMATCHED), op=(*OPS, "unknown"))
-        self.unmatched = self._counter("changes_unmatched", "changes that no rule is about")
-        self.bulk_collapses = self._counter(
-            "bulk_collapses", "changes that came as one about a whole table", table=(*self._tables, UNMATCHED)
-        )
-        self.payload_errors = self._counter("payload_errors", "notifications that can't be read", reason=PayloadReason)
-        self.internal_errors = self._counter(
-            "internal_errors", "exceptions that nobody expected, by the part that they were in", part=get_args(Part)
-        )
-        self.evictions = self._counter(
-            "evictions", "evictions answered for", target=self._targets, kind=(*KINDS, "pattern")
-        )
-        self.keys_existed = self._counter("keys_existed", "keys that were there", target=sorted(self.counting))
-        self.repeats = self._counter("repeats", "evictions carried out once more", target=self._targets)
-        self.flushes = self._counter("flushes", "flushes answered for", target=self._targets, reason=LANE_REASONS)
-        self.covered = self._counter(
-            "flushes_covered", "flushes that another sidecar's answer made needless", target=self._targets
-        )
-        self.retries = self._counter(
-            "target_retries", "calls that the target did not answer for", target=self._targets, reason=RetryReason
-        )
+        self._gauge("build_info", "version").labels(__version__).set(1)
+        self.reconnects = self._counter("source_reconnects", reason=LossReason)
+        self.gaps = self._counter("source_gaps", reason=GAP_REASONS)
+        self.canary_seconds = self._gauge("canary_seconds")
+        self.notifications = self._counter("notifications")
+        self.queue_usage = self._gauge("notify_queue_usage_ratio")
+        self.lock_waiters = self._gauge("notify_lock_waiters")
+        self.changes = self._counter("changes", table=(*self._tables, UNMATCHED), op=(*OPS, "unknown"))
+        self.unmatched = self._counter("changes_unmatched")
+        self.bulk_collapses = self._counter("bulk_collapses", table=(*self._tables, UNMATCHED))
+        self.payload_errors = self._counter("payload_errors", reason=PayloadReason)
+        self.internal_errors = self._counter("internal_errors", part=get_args(Part))
+        self.evictions = self._counter("evictions", target=self._targets, kind=(*KINDS, "pattern"))
+        self.keys_existed = self._counter("keys_existed", target=sorted(self.counting))
+        self.repeats = self._counter("repeats", target=self._targets)
+        self.flushes = self._counter("flushes", target=self._targets, reason=LANE_REASONS)
+        self.covered = self._counter("flushes_covered", target=self._targets)
+        self.retries = self._counter("target_retries", target=self._targets, reason=RetryReason)
         self.commit_to_evict = Histogram(
             "invalidator_commit_to_evict_seconds",
-            "from hearing a change to the target's answer, and the last canary's way through PostgreSQL before that",
+            HELP["commit_to_evict_seconds"],
             ["target"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
         for target in self._targets:
             self.commit_to_evict.labels(target)
-        self.state: State = tuple
+        self.state: Callable[[], Iterable[Sample]] = tuple
         self.canary_took = 0.0
-        self._heard: dict[tuple[Table, Op | None], tuple[Counter, Counter]] = {}
+        self._change_counters: dict[tuple[Table, Op | None], tuple[Counter, Counter]] = {}
         self._known_tables = frozenset(self._tables)
-        self.registry.register(_Asked(self))
+        self.registry.register(_StateCollector(self))
 
     def lane(self, target: str) -> LaneMetrics:
         return LaneMetrics(self, target)
 
-    def heard(self, table: Table, op: Op | None, number: int, *, wide: bool) -> None:
-        """Changes of a table were heard."""
-        children = self._heard.get((table, op))
-        if children is None:
+    def received(self, table: Table, op: Op | None, number: int, *, wide: bool) -> None:
+        """Count changes of a table. A hot path: the counters of each table and operation are kept at hand."""
+        counters = self._change_counters.get((table, op))
+        if counters is None:
             label = str(table) if str(table) in self._known_tables else UNMATCHED
-            children = self.changes.labels(label, op or "unknown"), self.bulk_collapses.labels(label)
+            counters = self.changes.labels(label, op or "unknown"), self.bulk_collapses.labels(label)
             if label != UNMATCHED:
-                self._heard[table, op] = children
-        children[0].inc(number)
+                self._change_counters[table, op] = counters
+        changes, collapses = counters
+        changes.inc(number)
         if wide:
-            children[1].inc(number)
+            collapses.inc(number)
 
     def canary(self, took: float) -> None:
-        """A canary came back."""
+        """Record the round trip of a canary."""
         self.canary_took = took
         self.canary_seconds.set(took)
 
     def sampled(self, usage: float, waiting: int) -> None:
-        """How full the notification queue was, and how many sessions waited for its lock."""
+        """Record a sample of the notification queue and of the sessions that wait for its lock."""
         self.queue_usage.set(usage)
         self.lock_waiters.set(waiting)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"invalidator_{name}", text, labels, registry=self.registry)
+    def _gauge(self, name: str, *labels: str) -> Gauge:
+        return Gauge(f"invalidator_{name}", HELP[name], labels, registry=self.registry)
 
-    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
-        made = Counter(f"invalidator_{name}", text, list(labels), registry=self.registry)
-        for values in _product([tuple(values) for values in labels.values()]):
-            if values:
-                made.labels(*values)
-        return made
+    def _counter(self, name: str, **labels: Iterable[str]) -> Counter:
+        counter = Counter(f"invalidator_{name}", HELP[name], list(labels), registry=self.registry)
+        if labels:
+            for values in product(*labels.values()):
+                counter.labels(*values)
+        return counter
 
 
 class LaneMetrics:
-    """One target's, its children at hand."""
+    """The metrics of one target. A hot path: their children are kept at hand."""
 
     def __init__(self, metrics: Metrics, target: str) -> None:
         self._metrics, self._target = metrics, target
         self._keys = metrics.evictions.labels(target, "key")
         self._existed = metrics.keys_existed.labels(target) if target in metrics.counting else None
         self.absent = 0
-        """Exact keys that were evicted since one was there, or the beginning."""
+        """Exact keys evicted since the last one that existed, or since the start."""
         self._repeats = metrics.repeats.labels(target)
         self._took = metrics.commit_to_evict.labels(target)
 
@@ -178,8 +191,8 @@ class LaneMetrics:
         self._metrics.retries.labels(self._target, error.reason).inc()
 
 
-def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Iterator[tuple[str, dict[str, str], float]]:
-    """What a scrape asks of a lane."""
+def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Iterator[Sample]:
+    """The gauges of a lane."""
     labels, oldest = {"target": target}, state.oldest()
     yield "target_up", labels, float(up)
     yield "lane_depth", labels, float(state.depth)
@@ -188,8 +201,8 @@ def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Itera
     yield "as_of_age_seconds", labels, float("inf") if state.as_of is None else now - state.as_of
 
 
-class _Asked:
-    """Collects the gauges that are asked at the scrape."""
+class _StateCollector:
+    """Collects the gauges of `Metrics.state` at each scrape."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -199,15 +212,6 @@ class _Asked:
         for name, labels, value in self._metrics.state():
             family = families.get(name)
             if family is None:
-                family = families[name] = GaugeMetricFamily(f"invalidator_{name}", GAUGES[name], labels=list(labels))
+                family = families[name] = GaugeMetricFamily(f"invalidator_{name}", HELP[name], labels=list(labels))
             family.add_metric(list(labels.values()), value)
         yield from families.values()
-
-
-def _product(choices: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    if not choices:
-        yield ()
-        return
-    for first in choices[0]:
-        for rest in _product(choices[1:]):
-            yield (first, *rest)

@@ -417,7 +417,7 @@ class Pipeline:
     def _count(self, changes: Sequence[Change]) -> None:
         for (table, op, wide), group in groupby(changes, _KIND):
             number = sum(1 for _ in group)
-            self.metrics.heard(table, op, number, wide=wide)
+            self.metrics.received(table, op, number, wide=wide)
             if not self._rules.about(table):
                 self.metrics.unmatched.inc(number)
 

@@ -28,7 +28,7 @@ from invalidator.core.protocol.reasons import GAP_REASONS, LANE_REASONS, FlushRe
 from invalidator.core.rules import filters
 from invalidator.core.rules.eviction import Evictions
 from invalidator.errors import AwayError, ConfigError, InvalidatorError, LossReason, RetryReason, UsageError
-from invalidator.metrics import Metrics, lane_gauges
+from invalidator.metrics import HELP, Metrics, lane_gauges
 from invalidator.service.observe import Observer
 from invalidator.targets.hook import HookTarget
 from invalidator.triggers.drift import STATES
@@ -241,6 +241,15 @@ def test_every_metric_is_documented_with_its_labels_and_no_other(repo):
             names = ",".join(name for name in labels if name != "le")
             there.add(family.name.removeprefix("invalidator_") + suffix + (f"{{{names}}}" if names else ""))
     assert there == documented
+
+
+def test_the_meaning_of_each_metric_begins_with_its_help_text(repo):
+    rows = re.findall(
+        r"^\| `invalidator_([a-z_]+)(?:\{.*\})?` \| (.*) \|$", (repo / "docs/http.md").read_text(), re.MULTILINE
+    )
+    meanings = {name.removesuffix("_total"): meaning for name, meaning in rows}
+    assert set(meanings) == set(HELP)
+    assert {name for name, meaning in meanings.items() if not meaning.startswith(HELP[name])} == set()
 
 
 def test_every_reason_is_documented_with_what_counts_it_and_no_other(repo):
