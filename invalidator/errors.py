@@ -1,16 +1,16 @@
-"""Every error of ours, ordered by who has to act next.
+"""The errors of the product, ordered by who acts next.
 
     InvalidatorError
-    +-- ConfigError          the operator edits the file: a list of mistakes, each with its place
-    +-- UsageError           the operator types another command
-    +-- RefusedError         the operator changes the world: waiting can't mend it
-    +-- AwayError            we retry: a dependency can't be reached now
-    |   +-- SourceLost       the feed is gone; what it did not deliver is a gap
-    |   +-- TargetAway       the target has not answered; what it was given is still owed
-    |       +-- TargetChanged    it is another server than before; it is owed a flush
-    +-- PayloadError         nobody can: a notification that is not readable as one of ours
+    +-- ConfigError          the operator corrects the file: a list of mistakes, each with its place
+    +-- UsageError           the operator corrects the command
+    +-- RefusedError         the operator changes the environment; waiting does not help
+    +-- AwayError            the sidecar retries: a dependency can't be reached or can't serve now
+    |   +-- SourceLost       the feed ended; changes that it did not deliver are a gap
+    |   +-- TargetAway       the target did not confirm; all that it was sent is sent again
+    |       +-- TargetChanged    it is another server than before; it needs a flush
+    +-- PayloadError         nobody: a notification that can't be read
 
-A constructor takes facts; `str()` is one sentence: `where: what; what to do`.
+A constructor takes facts; `str()` makes one sentence of them: `where: what; what to do`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from typing import NamedTuple
 
 
 class InvalidatorError(Exception):
-    """What all errors of ours are; `exit_code` is what a command that dies of it exits with."""
+    """The base of all errors; `exit_code` is the exit code of a command that fails with it."""
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.todo = what, where, todo
+        self.what = what
+        self.where = where
+        self.todo = todo
 
     def __str__(self) -> str:
         return sentence(self.where, self.what, self.todo)
@@ -52,7 +54,7 @@ class InvalidValueError(ValueError):
 
 
 class Mistake(NamedTuple):
-    """One mistake in a configuration file; line and column count from 1, 0 when there is none."""
+    """One mistake in a configuration file; line and column count from 1 and are 0 where there is none."""
 
     line: int
     column: int
@@ -61,12 +63,12 @@ class Mistake(NamedTuple):
     todo: str = ""
 
     def at(self, file: str) -> str:
-        place = f"{file}:{self.line}:{self.column}" if self.line else file
-        return sentence(f"{place}: {self.path}" if self.path else place, self.what, self.todo)
+        position = f"{file}:{self.line}:{self.column}" if self.line else file
+        return sentence(f"{position}: {self.path}" if self.path else position, self.what, self.todo)
 
 
 class ConfigError(InvalidatorError):
-    """The configuration is wrong; `mistakes` holds every one that was found."""
+    """The configuration is wrong; `mistakes` holds all that were found."""
 
     exit_code = 2
 
@@ -85,11 +87,11 @@ class UsageError(InvalidatorError):
 
 
 class RefusedError(InvalidatorError):
-    """We don't go on, because no waiting would mend it."""
+    """The sidecar stops, or the command fails, because waiting would not help."""
 
 
 class AwayError(InvalidatorError):
-    """A dependency can't be reached, or can't serve us, now."""
+    """A dependency can't be reached, or can't serve, now."""
 
     exit_code = 4
 
@@ -117,7 +119,7 @@ class RetryReason(StrEnum):
 
 
 class SourceLost(AwayError):
-    """The source's feed ended, or could not be opened; what happens until the next one opens is a gap."""
+    """The source's feed ended, or could not be opened; the time until the next one opens is a gap."""
 
     def __init__(
         self, what: str, *, where: str = "", todo: str = "", reason: LossReason = LossReason.CONNECTION
@@ -127,7 +129,7 @@ class SourceLost(AwayError):
 
 
 class TargetAway(AwayError):
-    """A target did not answer for what it was given; nothing of it may be taken as evicted."""
+    """A target did not confirm a call; nothing of that call may be taken as evicted."""
 
     def __init__(self, what: str, *, where: str = "", todo: str = "", reason: RetryReason = RetryReason.AWAY) -> None:
         super().__init__(what, where=where, todo=todo)
@@ -135,24 +137,24 @@ class TargetAway(AwayError):
 
 
 class TargetChanged(TargetAway):
-    """It is another server than before, or the same one come back with what it had saved: it is owed a flush."""
+    """The target is another server than before, or the same one that restarted from saved data: it needs a flush."""
 
     def __init__(self, what: str, *, where: str = "") -> None:
         super().__init__(what, where=where, reason=RetryReason.CHANGED)
 
 
 class PayloadError(InvalidatorError):
-    """A notification on our channel can't be read."""
+    """A notification on the sidecar's own channel can't be read."""
 
 
 def leaf(error: BaseException) -> BaseException:
-    """The first of the errors that groups within groups hold."""
+    """The first error in nested exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def sentence(where: str, what: str, todo: str = "") -> str:
-    """Join the three parts of a message that are there."""
+    """Join those parts of a message that are not empty."""
     text = f"{where}: {what}" if where else what
     return f"{text}; {todo}" if todo else text

@@ -1,18 +1,18 @@
-"""Exceptions that nobody expected: defects of ours, which must cost neither the process nor a change.
+"""Unexpected exceptions: defects of the product, which must cost neither the process nor a change.
 
-Each part catches `Exception` at the edge of its loop, and nowhere else; cancellation is none, and passes. What it
-caught is reported here: logged with its traceback, counted, and shown as long as it lasts, as a reason why the promise
-can't be kept. The rest is what the part does about any other failure, only wider where it can't know what was lost:
+Each part catches `Exception` at the edge of its loop and nowhere else. Cancellation is no `Exception` and passes. A
+caught exception is reported here: logged with its traceback, counted, and shown while it lasts as a reason why the
+promise is not kept. Then the part acts as on any other failure, and more widely where it can't know what was lost:
 
-    a call to a target          the evictions wait again, and become a flush; tried again
-    a lane's own bookkeeping    begins anew, with a flush of every target
-    the source, its canary or   the feed is lost, and opened again: a gap
+    a call to a target          the evictions become a pending flush, which is retried
+    the state of a lane         begins anew, with a flush of every target
+    the source, its canary or   the feed is closed and opened again: a gap
     its channels
     one notification            a gap
     a rule                      the whole table is evicted; where that fails too, a gap
     a lookup                    a wildcard; where that fails too, a gap
-    the look at the triggers    looked at again; until then nothing is claimed of them
-    a reader of the stream      is disconnected, and resumes or is told to flush
+    the drift check             is run again; until it succeeds, the promise is not kept
+    a reader of the stream      is disconnected; it resumes or receives a flush
     a request                   500
 """
 
@@ -32,15 +32,18 @@ from invalidator.logs import Log
 from invalidator.metrics import Metrics, Part
 
 RESOLVED_AFTER = 5.0
-"""Seconds without another failure after which a part that was started again counts as working."""
+"""Seconds without another failure after which a restarted part counts as working."""
 
 _LOGGED_AGAIN_AFTER: Final = 600.0
-_MAX_REMEMBERED: Final = 1000
+_MAX_REMEMBERED_FAILURES: Final = 1000
 _BACKOFF: Final = Backoff()
 
 
 class InternalErrors:
-    """Those of one sidecar. `failing` has what does not work now, and why; `changed` is called when that changes."""
+    """The internal errors of one sidecar.
+
+    `failing` maps each failing part to its error; `changed` is called when it changes.
+    """
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._counter = (metrics or Metrics()).internal_errors
@@ -50,7 +53,7 @@ class InternalErrors:
         self._log = Log()
 
     def report(self, part: Part, error: BaseException) -> str:
-        """Log it with its traceback, if that was not done lately, and count it; what it is, in one line."""
+        """Count the error and log it, unless the same one was logged lately; returns it as one line."""
         self._counter.labels(part).inc()
         text = f"internal error: {type(error).__name__}: {error}".strip().splitlines()[0]
         if self._is_new(part, error):
@@ -66,7 +69,7 @@ class InternalErrors:
     async def keep_running(
         self, part: Part, run: Callable[[], Awaitable[None]], on_failure: Callable[[], None] = lambda: None
     ) -> None:
-        """Run it until it returns, and again after each failure; `on_failure` says what may be lost by then."""
+        """Run a part until it returns, and again after each failure. `on_failure` accounts for what may be lost."""
         loop, failures = asyncio.get_running_loop(), 0
         while True:
             stop_if_cancelled()
@@ -98,13 +101,13 @@ class InternalErrors:
             self.changed()
 
     def _is_new(self, part: Part, error: BaseException) -> bool:
-        """Whether this failure, by where it was raised, was not logged in the last minutes."""
+        """Whether no error of this type, raised at this line, was logged in the last minutes."""
         frames = traceback.extract_tb(error.__traceback__)[-1:]
         failure = (part, type(error), *((frame.filename, frame.lineno) for frame in frames))
         now = time.monotonic()
         if now < self._logged.get(failure, -_LOGGED_AGAIN_AFTER) + _LOGGED_AGAIN_AFTER:
             return False
-        if len(self._logged) >= _MAX_REMEMBERED:
+        if len(self._logged) >= _MAX_REMEMBERED_FAILURES:
             self._logged.clear()
         self._logged[failure] = now
         return True

@@ -1,11 +1,11 @@
-"""What a source and a target are to the rest of us.
+"""The protocols of sources, targets and lookups.
 
-A source is opened to a feed; a feed yields batches and gaps, and is told which positions every target has answered
-for. A feed that ends does so by raising `SourceLost`; whoever opens the next one asks it to resume, and what can't be
-resumed is the new feed's first item, a `Gap`. So no reader of a feed can forget one.
+Opening a source gives a feed. A feed yields batches and gaps, and is told which positions every target has confirmed.
+It ends by raising `SourceLost`. The next feed is opened with the last confirmed position; when it can't resume from
+there, its first item is a `Gap`. So a reader of feeds can't overlook one.
 
-A target takes evictions and returns when it has answered for all of them; it raises `TargetAway` for anything less,
-and then nothing of that call may be taken as evicted. `TargetChanged` says more: what was evicted before may be back.
+A call to a target returns when the target has confirmed all of it, and raises `TargetAway` otherwise: then nothing of
+that call may be taken as evicted. `TargetChanged` says more: earlier evictions may be undone.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Feed(Protocol):
     """An open source."""
 
     def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | CoverageRequest]:
-        """Batches and gaps in commit order, until the feed is lost. `as_of` means nothing while there are doubts."""
+        """Batches and gaps in commit order, until the feed is lost. While it is degraded, `as_of` has no meaning."""
         ...
 
     async def confirm(self, position: Position) -> None:
-        """Every target has answered for everything up to this position, repeats included."""
+        """Record that every target has confirmed everything up to this position, repeats included."""
         ...
 
     async def refresh(self) -> bool:
-        """Find out what else there is to hear; a probe after this is behind it. False when the feed is lost first."""
+        """Subscribe to all channels that exist now; a later probe covers them. False when the feed is lost first."""
         ...
 
     def probe(self) -> None:
-        """Find out at once how far the feed is: a batch with an `as_of` of now or later is to follow."""
+        """Request a batch whose `as_of` is now or later."""
         ...
 
     def request_coverage(self, request: CoverageRequest) -> bool:
@@ -46,7 +46,7 @@ class Feed(Protocol):
 
 
 class Source(Protocol):
-    """Where changes come from."""
+    """A stream of changes."""
 
     def open(self, position: Position | None) -> AbstractAsyncContextManager[Feed]:
         """Open a feed that goes on after `position`, or that begins with a gap."""
@@ -54,14 +54,14 @@ class Source(Protocol):
 
 
 class Lookups(Protocol):
-    """Where columns that a change does not have are asked for."""
+    """Queries for columns that a change does not carry."""
 
     async def describe(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
-        """The lookup's columns and those of these tables, without answers; AwayError when they can't be known."""
+        """The columns of the lookup and of these tables, without rows; AwayError when they can't be read."""
         ...
 
     async def ask(self, lookup: Lookup, parameters: Sequence[Parameters]) -> Answers:
-        """The rows for each of these, in one query; AwayError when there is no answer, or too long a one."""
+        """The rows for each set of parameters, in one query; AwayError when it fails or returns too much."""
         ...
 
 
@@ -116,9 +116,9 @@ class PeerStore(Protocol):
 
 
 class Target(Protocol):
-    """Where evictions go. Opened once and for all its life; it reconnects by itself, at the next call.
+    """A cache. It is opened once, and reconnects by itself at the next call.
 
-    Where exact keys may overtake (`overtakes`), `evict` is called with them while another call is under way.
+    Where `overtakes` is true, `evict` may be called with exact keys while another call is in progress.
     """
 
     @property
@@ -134,19 +134,19 @@ class Target(Protocol):
 
     @property
     def give_up_after(self) -> float:
-        """Seconds without an answer after which a flush is the better message than all that waits."""
+        """Seconds without a confirmation after which a flush replaces all that waits."""
         ...
 
     async def heartbeat(self, as_of: float | None = None) -> None:
-        """See that it is there, and the same as before; called every second, with how far its lane is."""
+        """Check that the server responds and is the same as before; called every second, with the lane's `as_of`."""
         ...
 
     async def evict(self, evictions: Evictions) -> int:
-        """Carry out all of them; returns how many keys there had been, as far as the target says."""
+        """Carry out all of these; returns how many of the keys existed, as far as the target reports it."""
         ...
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
-        """Remove everything that these cover, or more; returns how many keys there had been."""
+        """Remove everything that these patterns match, or more; returns how many keys existed."""
         ...
 
     async def __aenter__(self) -> Target: ...
