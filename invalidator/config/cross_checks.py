@@ -18,6 +18,7 @@ from invalidator.config.types import is_loopback, read_table
 from invalidator.core.delivery.capabilities import FALLBACKS
 from invalidator.core.protocol.channel import LONGEST_NAME, holes, parse_text
 from invalidator.core.protocol.hook_url import parse_hook_url
+from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules.suggest import did_you_mean
 from invalidator.errors import InvalidValueError
 
@@ -110,8 +111,27 @@ def _check_targets(
 def _check_redis(target: models.RedisTarget, partial: Partial[models.Target], path: Path, report: Report) -> None:
     if target.cluster and target.sentinel is not None:
         report((*path, "cluster"), "a Cluster has no Sentinels", "take one of the two out")
+    endpoint = parse_redis_url(target.url.get_secret_value()) if partial.has("url") else Endpoint()
+    _check_login(target, path, report, user=endpoint.user, password=endpoint.password)
+    if target.sentinel is not None:
+        sentinel = target.sentinel
+        password = sentinel.password.get_secret_value()
+        _check_login(sentinel, (*path, "sentinel"), report, user=sentinel.username, password=password)
     if target.cluster and partial.has("url") and parse_redis_url(target.url.get_secret_value()).database:
         report((*path, "url"), "a Cluster has only database 0", "take the database out")
+
+
+def _check_login(
+    part: models.RedisTarget | models.Sentinel, path: Path, report: Report, *, user: str, password: str
+) -> None:
+    names = ("password_file", "password_command", "credential_provider")
+    given = [name for name in names if getattr(part, name)]
+    if given and password:
+        report((*path, given[0]), "there is a password already", "take one of the two out")
+    elif len(given) > 1:
+        report((*path, given[1]), f"{given[0]} gives a password already", "take one of the two out")
+    elif given == ["credential_provider"] and user:
+        report((*path, given[0]), "there is a user already, and the provider gives one", "take one of the two out")
 
 
 def _check_stream(

@@ -102,6 +102,26 @@ def _hashable(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def parse_sentinel_node(text: str) -> str | Endpoint:
+    """A Sentinel: `host:port` as it is, which has the TLS of the target's url, or a URL that says its own."""
+    if "://" not in text:
+        parse_address(text, PORT)
+        return text
+    if not text.startswith(("redis://", "rediss://")):
+        raise ValueError("not a Sentinel; write host:port, redis://host:port or rediss://host:port")
+    try:
+        endpoint = parse_redis_url(text)
+    except ValueError as error:
+        if "port" in str(error).lower():  # urlsplit's error quotes it, and it may be part of a password
+            raise ValueError("not a Sentinel; write redis://host:port") from None
+        raise
+    if endpoint.user or endpoint.password or "@" in text:
+        raise ValueError("the user and the password of Sentinels have keys of their own; write username: and password:")
+    if endpoint.database:
+        raise ValueError("a Sentinel has no database; take it out")
+    return endpoint
+
+
 def parse_address(text: str, default_port: int) -> tuple[str, int]:
     """`host`, `host:port` or `[v6]:port`."""
     parts = urlsplit(f"//{text}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
-from invalidator.config.redis_url import parse_address, parse_redis_url
+from invalidator.config.redis_url import parse_redis_url, parse_sentinel_node
 from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
 from invalidator.core.rules.fields import parse_field
 from invalidator.core.rules.rule import TablePattern
@@ -143,13 +144,28 @@ def _instance_name(name: Any) -> Any:
     return name
 
 
-def _host_port(text: Any) -> Any:
+_SITE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+
+
+def _sentinel_node(text: Any) -> Any:
     if isinstance(text, str):
-        parse_address(text, 0)
+        parse_sentinel_node(text)
     return text
 
 
-_SITE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+def _command(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise ValueError("not a command; close its quotes, or write a list of its words") from None
+
+
+def _provider(text: Any) -> Any:
+    if isinstance(text, str) and text and not re.fullmatch(r"\w+(?:\.\w+)*:\w+", text):
+        raise ValueError("not a factory of Python; write package.module:factory")
+    return text
 
 
 def _site(text: Any) -> Any:
@@ -181,13 +197,16 @@ InstallationName = Annotated[
     str, BeforeValidator(_installation_name), WithJsonSchema({"type": "string", "pattern": _INSTALLATION})
 ]
 InstanceName = Annotated[str, BeforeValidator(_instance_name)]
-HostPort = Annotated[str, BeforeValidator(_host_port)]
+Command = Annotated[list[str], BeforeValidator(_command), _OrOne()]
+"""A program and its arguments; a text is split as a shell would, and no shell runs."""
+
+Provider = Annotated[str, BeforeValidator(_provider)]
 HostName = Annotated[str, BeforeValidator(_host_name)]
 TargetName = Annotated[str, BeforeValidator(_target_name)]
 TableName = Annotated[str, BeforeValidator(_table)]
 
 _URL_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)\S*(@)")  # up to the last @: a password may hold what it should not
-_PARAMETER = re.compile(r"\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
+_PARAMETER = re.compile(r"\b((?:ssl_?)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
 _QUERY = re.compile(r"\?.*")
 MASK: Final = "***"
 
@@ -260,3 +279,4 @@ RedisUrl = Annotated[
     ),
     *_SECRET,
 ]
+SentinelNode = Annotated[SecretStr, BeforeValidator(_sentinel_node), *_SECRET]

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import psycopg
 
 from invalidator.config.compile import compile_channels, compile_rules
-from invalidator.config.models import Config, HookTarget, StreamTarget
+from invalidator.config.models import Config, HookTarget, RedisTarget, StreamTarget
 from invalidator.config.types import read_table
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.eviction import Eviction
@@ -73,10 +73,22 @@ async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> Async
         async for finding in _hook(part, name):
             yield finding
         return
+    async for finding in _redis(config, name, part, owned):
+        yield finding
+
+
+async def _redis(config: Config, name: str, part: RedisTarget, owned: Sequence[Eviction]) -> AsyncIterator[Finding]:
     if part.cluster and has_hash_tag(part.prefix):
         what = "the prefix has a hash tag, so all keys lie on one node of the Cluster"
         yield Finding("note", f"target {name}", what, "take the braces out of it, if the application can")
-    async with wiring.redis(config, name, part) as target:
+    if ignored := wiring.ignored_parameters(part):
+        yield Finding("note", f"target {name}", f"{', '.join(ignored)} in its url has no effect here")
+    try:
+        made = wiring.redis(config, name, part)
+    except RefusedError as error:
+        yield Finding("finding", f"target {name}", f"{error.where}: {error.what}", error.todo)
+        return
+    async with made as target:
         try:
             found = await target.check()
             differs = None if found else await target.compare(owned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,13 +15,15 @@ from invalidator.config.defaults import alive_key, rate, stale_after
 from invalidator.config.models import Config, Tls
 from invalidator.config.models import HookTarget as HookConfig
 from invalidator.config.models import RedisTarget as RedisConfig
+from invalidator.config.models import Sentinel as SentinelConfig
 from invalidator.config.models import StreamTarget as StreamConfig
-from invalidator.config.redis_url import parse_address, parse_redis_url
+from invalidator.config.redis_url import parse_address, parse_redis_url, parse_sentinel_node, read_redis_url
 from invalidator.core.protocol.hook_url import parse_hook_url, secret_bytes
-from invalidator.core.protocol.redis_endpoint import Endpoint
+from invalidator.core.protocol.redis_endpoint import Credentials, Endpoint
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.internal_errors import InternalErrors
+from invalidator.logs import Log
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import Metrics
 from invalidator.postgres.connections import connect_blocking
@@ -29,6 +32,7 @@ from invalidator.targets.hook import HookTarget
 from invalidator.targets.hook import formats as formats_
 from invalidator.targets.hook.formats import Format
 from invalidator.targets.redis import RedisTarget
+from invalidator.targets.redis.credentials import PasswordCommand, PasswordFile, load_provider
 from invalidator.targets.redis.topology import SENTINEL_PORT, Cluster, Sentinel, Single, Topology
 from invalidator.targets.stream import StreamTarget
 from invalidator.triggers.spec import Installation
@@ -82,13 +86,23 @@ def target(config: Config, name: str, errors: InternalErrors | None = None) -> A
         return hook(part, name)
     if isinstance(part, StreamConfig):
         return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres), errors=errors)
+    if ignored := ignored_parameters(part):
+        message = "parameters of the url have no effect: the sidecar has a pool, timeouts and decoding of its own"
+        Log(target=name).warning("url_parameters_ignored", message, parameters=", ".join(ignored))
     return redis(config, name, part)
+
+
+def ignored_parameters(part: RedisConfig) -> list[str]:
+    """The parameters of a Redis target's URLs that mean something to redis-py, and nothing here."""
+    nodes = [node.get_secret_value() for node in part.sentinel.nodes] if part.sentinel else []
+    urls = [part.url.get_secret_value(), *(node for node in nodes if "://" in node)]
+    return list(dict.fromkeys(name for url in urls for name in read_redis_url(url).ignored))
 
 
 def redis(config: Config, name: str, part: RedisConfig) -> RedisTarget:
     return RedisTarget(
         name,
-        _topology(part),
+        _topology(part, f"targets.{name}"),
         prefix=part.prefix,
         installation=config.name,
         instance=config.instance or socket.gethostname(),
@@ -142,12 +156,38 @@ def _tls(part: Tls, where: str) -> ssl.SSLContext | None:
     return context
 
 
-def _topology(part: RedisConfig) -> Topology:
+def _topology(part: RedisConfig, where: str) -> Topology:
     endpoint = parse_redis_url(part.url.get_secret_value())
+    endpoint = replace(endpoint, credentials=_credentials(part, endpoint.user, where))
     if part.cluster:
         return Cluster(endpoint)
     if part.sentinel is None:
         return Single(endpoint)
-    who = Endpoint(user=part.sentinel.username, password=part.sentinel.password.get_secret_value(), tls=endpoint.tls)
-    nodes = [who.at(*parse_address(node, SENTINEL_PORT)) for node in part.sentinel.nodes]
-    return Sentinel(nodes, part.sentinel.service, endpoint)
+    sentinel = part.sentinel
+    login = Endpoint(
+        user=sentinel.username,
+        password=sentinel.password.get_secret_value(),
+        tls=endpoint.tls,
+        credentials=_credentials(sentinel, sentinel.username, f"{where}.sentinel"),
+    )
+    nodes = [_sentinel(node.get_secret_value(), login) for node in sentinel.nodes]
+    return Sentinel(nodes, sentinel.service, endpoint)
+
+
+def _sentinel(node: str, login: Endpoint) -> Endpoint:
+    parsed = parse_sentinel_node(node)
+    if isinstance(parsed, str):
+        return login.at(*parse_address(parsed, SENTINEL_PORT))
+    port = parsed.port if urlsplit(node).port else SENTINEL_PORT
+    return replace(login.at(parsed.host, port), tls=parsed.tls, client_name=parsed.client_name)
+
+
+def _credentials(part: RedisConfig | SentinelConfig, user: str, where: str) -> Credentials | None:
+    """What gives a password at each connect; None where it is in the configuration."""
+    if part.password_file:
+        return PasswordFile(user, part.password_file)
+    if part.password_command:
+        return PasswordCommand(user, part.password_command)
+    if part.credential_provider:
+        return load_provider(part.credential_provider, where)
+    return None

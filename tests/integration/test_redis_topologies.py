@@ -59,9 +59,9 @@ def topology(request, servers, program):
         made = request.getfixturevalue("cluster")
         return Cluster(parse_redis_url(made.url)), made.client()
     if request.param == "tls":
-        server = TlsServer(servers)
+        server = TlsServer(servers, program)
         server.start()
-        url = f"rediss://localhost:{server.port}/0?ssl_ca_certs={server.authority}"
+        url = f"rediss://localhost:{server.tls_port}/0?ssl_ca_certs={server.authority}"
         return Single(parse_redis_url(url)), redis.Redis.from_url(url, decode_responses=True)
     if request.param == "sentinel":
         primary = Keeping(servers, program)
@@ -242,11 +242,11 @@ async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
     assert [record.event for record in caplog.records] == ["scan_progressed"]
 
 
-async def test_a_certificate_of_somebody_else_is_refused(servers):
-    server = TlsServer(servers)
+async def test_a_certificate_of_somebody_else_is_refused(servers, program):
+    server = TlsServer(servers, program)
     server.start()
-    endpoint = parse_redis_url(f"rediss://localhost:{server.port}/0")
-    for wrong in (endpoint, parse_redis_url(f"rediss://127.0.0.1:{server.port}/0?ssl_ca_certs={server.authority}")):
+    endpoint = parse_redis_url(f"rediss://localhost:{server.tls_port}/0")
+    for wrong in (endpoint, parse_redis_url(f"rediss://127.0.0.1:{server.tls_port}/0?ssl_ca_certs={server.authority}")):
         async with RedisTarget("cache", wrong) as target:
             with pytest.raises(TargetAway, match="its certificate is not trusted") as caught:
                 await target.heartbeat()

@@ -15,6 +15,7 @@ from invalidator.embedded.redis import find_redis
 from invalidator.errors import TargetAway
 from invalidator.targets.redis.connection import connect
 from invalidator.targets.redis.replies import ErrorReply
+from tests.support import eventually
 from tests.support.redises import Keeping
 
 
@@ -70,6 +71,23 @@ async def test_a_cancelled_exchange_closes_it(connection):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not connection.is_open
+
+
+async def test_a_connection_that_the_server_closed_is_not_opened_again(connection, server):
+    """redis-py would connect anew, perhaps to another server, and nobody would have read which one."""
+    (me,) = await connection.ask(("CLIENT", "ID"))
+    server.client().execute_command("CLIENT", "KILL", "ID", me)
+    await eventually(lambda: not connection.is_open)
+    for _ in range(2):
+        with pytest.raises(TargetAway, match=r"closed the connection|connection lost"):
+            await connection.ask(("PING",))
+    assert [one["name"] for one in server.client().client_list()] == [""]
+
+
+async def test_a_reply_that_takes_long_is_waited_for_while_others_arrive(connection):
+    """The alarm is about the time without any reply."""
+    replies = await connection.ask(*[("BLPOP", "nothing", "0.1")] * 5)
+    assert replies == [None] * 5
 
 
 async def test_what_failed_keeps_nothing_of_what_was_on_its_way(connection, server):

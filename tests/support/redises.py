@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-from pathlib import Path
 
-import pytest
 import redis
 
 from invalidator.embedded.redis import RedisServer, find_redis
 from invalidator.embedded.workspace import UNPRIVILEGED, free_port
 from tests.support import until
-
-OPENSSL, TLS_SERVER = shutil.which("openssl"), shutil.which("redis-server")
+from tests.support.certificates import Authority
+from tests.support.tls_terminator import TlsTerminator
 
 
 def owned(path):
@@ -175,63 +171,29 @@ def close_slot(slot, source, target):
     source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
 
-class TlsServer(RedisServer):
-    """Speaks TLS alone, with a certificate of an authority of its own."""
+class TlsServer(Keeping):
+    """One that speaks TLS as well, on `tls_port`, with a certificate of an authority of its own."""
 
-    def __init__(self, workspace):
-        if OPENSSL is None or TLS_SERVER is None:
-            pytest.skip("openssl or redis-server is not installed")
-        super().__init__(workspace, Path(TLS_SERVER))
-        self.authority = self.folder / "ca.pem"
-        self.certify("ca", "/CN=authority", signed=False)
-        self.certify("server", "/CN=localhost")
-        plain = self.port
-        self._settings |= {
-            "tls-port": str(plain),
-            "tls-cert-file": str(self.folder / "server.pem"),
-            "tls-key-file": str(self.folder / "server.key"),
-            "tls-ca-cert-file": str(self.authority),
-            "tls-auth-clients": "no",
-        }
+    def __init__(self, workspace, program=None, *hosts, strict=True, with_clients=False):
+        super().__init__(workspace, program)
+        self._made = Authority(self.folder / "tls", strict=strict)
+        self.authority = self._made.certificate
+        self._trusts = self._made.certificate if with_clients else None
+        self.files = self._made.issue("server", *(hosts or ("localhost",)))
+        self.client_files = self._made.issue("client")
+        self._terminator = None
 
-    def certify(self, name, subject, *, signed=True):
-        key, certificate = self.folder / f"{name}.key", self.folder / f"{name}.pem"
-        command = [
-            OPENSSL,
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ]
-        command += ["-subj", subject]
-        if signed:
-            command += [
-                "-CA",
-                self.authority,
-                "-CAkey",
-                self.folder / "ca.key",
-                "-addext",
-                "subjectAltName=DNS:localhost",
-            ]
-        subprocess.run(command, check=True, capture_output=True)
-        owned(key)
-        owned(certificate)
+    def start(self):
+        super().start()
+        self._terminator = TlsTerminator(self.port, *self.files, clients=self._trusts)
+        self._terminator.__enter__()
 
-    def command(self):
-        command = list(super().command())
-        command[command.index("--port") + 1] = "0"
-        return command
+    @property
+    def tls_port(self):
+        return self._terminator.port
 
-    def ready(self):
-        with redis.Redis(port=self.port, ssl=True, ssl_ca_certs=str(self.authority), socket_timeout=1) as client:
-            try:
-                return client.ping()
-            except redis.RedisError:
-                return False
+    def stop(self, how=signal.SIGKILL):
+        if self._terminator is not None:
+            self._terminator.__exit__()
+            self._terminator = None
+        super().stop(how)

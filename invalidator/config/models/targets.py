@@ -9,7 +9,17 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SecretStr
 
 from invalidator.config.models.base import Model
-from invalidator.config.types import HookSecret, HookUrlText, HostPort, OneOrMany, RedisUrl, Seconds, Site
+from invalidator.config.types import (
+    Command,
+    HookSecret,
+    HookUrlText,
+    OneOrMany,
+    Provider,
+    RedisUrl,
+    Seconds,
+    SentinelNode,
+    Site,
+)
 from invalidator.core.delivery.capabilities import Fallback, Format
 
 CDN_RATES: Final[Mapping[Format, float]] = MappingProxyType({"fastly": 25.0, "cloudflare": 5.0})
@@ -26,18 +36,34 @@ _AFTER: Final = (
 )
 
 
+_FROM_FILE: Final = "A file that holds the password. It is read at each connect, so the password may be rotated."
+_FROM_COMMAND: Final = (
+    "A program that prints the password, and its arguments. It runs at each connect, without a shell, for at most "
+    "10 s. A text is split into words as a shell would."
+)
+_CREDENTIAL_PROVIDER: Final = (
+    "`package.module:factory`, a function without arguments that returns a `CredentialProvider` of redis-py, such as "
+    "those for AWS IAM and Entra ID. It supplies user and password at each connect."
+)
+
+
 class Sentinel(Model):
     """Sentinels, from which the address of the primary is read."""
 
     service: str = Field(min_length=1, description="The name under which the Sentinels monitor the primary.")
-    nodes: OneOrMany[HostPort] = Field(
-        min_length=1, description="All Sentinels, each as `host:port`. Without a port, it is 26379."
+    nodes: OneOrMany[SentinelNode] = Field(
+        min_length=1,
+        description="All Sentinels. `host:port` uses the TLS of the target's `url`; `redis://host:port` uses none; "
+        "`rediss://host:port?ssl_ca_certs=...` has TLS parameters of its own. Without a port, it is 26379.",
     )
     username: str = Field("", description="The user for connections to the Sentinels.")
     password: SecretStr = Field(
         SecretStr(""),
         description="The password for connections to the Sentinels; the primary's password is part of `url`.",
     )
+    password_file: str = Field("", description=_FROM_FILE)
+    password_command: Command = Field([], description=_FROM_COMMAND)
+    credential_provider: Provider = Field("", description=_CREDENTIAL_PROVIDER)
 
 
 class RedisTarget(Model):
@@ -50,6 +76,9 @@ class RedisTarget(Model):
         "`sentinel`, its host is not used; its user, password, database and TLS parameters are. With `cluster`, it "
         "names any node of the cluster.",
     )
+    password_file: str = Field("", description=_FROM_FILE)
+    password_command: Command = Field([], description=_FROM_COMMAND)
+    credential_provider: Provider = Field("", description=_CREDENTIAL_PROVIDER)
     sentinel: Sentinel | None = Field(None, description="Ask these Sentinels for the address of the primary.")
     cluster: bool = Field(False, description="`true`: the server is a Redis Cluster.")
     prefix: str = Field(

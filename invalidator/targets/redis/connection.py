@@ -35,7 +35,7 @@ TIMEOUT = 3.0
 """Seconds without any reply after which a connection is given up."""
 
 _CHUNKS_AHEAD: Final = 4  # sent before the replies to the first are read; more gains nothing
-_STRICT: Final = ("Missing Authority Key Identifier", "Missing Subject Key Identifier")
+_STRICT: Final = range(80, 94)  # OpenSSL's codes of what only VERIFY_X509_STRICT refuses
 
 Command = tuple[str | bytes | int, ...]
 
@@ -214,7 +214,7 @@ def _unreachable(error: exceptions.RedisError, where: str) -> TargetAway:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         todo = "name its authority in ssl_ca_certs"
-        if cause.verify_message in _STRICT:
+        if cause.verify_code in _STRICT:
             todo = "set ssl_exclude_verify_flags=VERIFY_X509_STRICT, or issue certificates with key identifiers"
         return TargetAway(
             f"its certificate is not trusted: {cause.verify_message}",
@@ -239,7 +239,7 @@ def _said(error: exceptions.RedisError) -> str:
 def _os_text(error: OSError | ValueError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return f"TLS: {error.reason.lower().replace('_', ' ')}"
+    if reason := getattr(error, "reason", None):  # of OpenSSL, like WRONG_VERSION_NUMBER
+        return f"TLS: {str(reason).lower().replace('_', ' ')}"
     text = error.strerror if isinstance(error, OSError) else None
     return (text or str(error) or type(error).__name__).lower()

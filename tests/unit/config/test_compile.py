@@ -60,6 +60,9 @@ COUNTS_NOT = {
     "url": "redis://elsewhere",  # which server it is, is read from it
     "sentinel": "{service: s, nodes: ['h:1']}",
     "cluster": "true",
+    "password_file": "/run/secrets/redis",
+    "password_command": "print-a-token",
+    "credential_provider": "package.module:factory",
     "alive_key": "x",  # nobody's answer depends on it
 }
 POSTGRES = {"pooled_dsn": "postgres:///pooled"}  # where lookups are asked
