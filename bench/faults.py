@@ -61,7 +61,7 @@ async def main():
             world.proxy.target = world.postgres.port
 
         await measure(world, "a transaction pooler comes between", between, gone)
-        canary.RENEWED = 30.0
+        canary.RENEW_AFTER = 30.0
         standby = faults.Standby(workspace, world.postgres)
         standby.start()
 

@@ -16,7 +16,7 @@ from invalidator.config.redis_url import parse_redis_url
 from invalidator.config.rule_checks import Report, check_rule
 from invalidator.config.types import is_loopback, read_table
 from invalidator.core.delivery.capabilities import FALLBACKS
-from invalidator.core.protocol.channel import LONGEST_NAME, holes, parse_text
+from invalidator.core.protocol.channel import MAX_NAME_BYTES, holes, parse_text
 from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.core.rules.suggest import did_you_mean
@@ -53,8 +53,8 @@ def _check_channel(name: str, partial: Partial[models.Channel], own: str | None,
     if partial.has("each"):
         if not channel.each and "each_interval" in channel.model_fields_set:
             report((*path, "each_interval"), "there is no query to run", "take it out, or write the query in `each`")
-        if not channel.each and len(name.encode()) > LONGEST_NAME:
-            report(path, "this name is too long", f"PostgreSQL's channels have at most {LONGEST_NAME} bytes")
+        if not channel.each and len(name.encode()) > MAX_NAME_BYTES:
+            report(path, "this name is too long", f"PostgreSQL's channels have at most {MAX_NAME_BYTES} bytes")
     if name == own:
         report(path, "this is the channel of invalidator's own triggers", "rename the installation, or the channel")
     if partial.has("table") and not read_table(channel.table).is_exact():

@@ -1,18 +1,20 @@
-"""The canary: our own probe through the channel, sent from a second connection.
+"""The canary: a probe of the sidecar's own, sent through the channel from a second connection.
 
-It says two things. That the listening connection hears: no answer within the timeout and it is dead, whatever TCP says.
-Sent on the listening connection it would be answered even where LISTEN is swallowed, so it never is. And how far we
-are: when it is heard, everything committed before it was sent has been heard, because PostgreSQL delivers in commit
-order.
+A canary that returns proves two things. First, that the listening connection receives: a connection through which none
+returns within the timeout is dead, whatever TCP reports. A canary sent on the listening connection would return even
+where LISTEN has no effect, so the sidecar never sends one there. Second, how far the feed is: everything committed
+before the canary was sent has been received, because PostgreSQL delivers in commit order.
 
-It may carry a question to the other sidecars of this name, who hear it behind all that was committed before.
+A canary can carry a coverage request to the other sidecars of this name. They receive it behind everything that
+committed before.
 
-Every half minute the second connection is made anew. It goes where the name points then: when that is another server
-than the one we listen to, an old primary for one, its canaries do not come back either.
+The second connection is replaced every 30 seconds. The new one goes where the host name points by then. When that is
+another server than the one that the sidecar listens to, its canaries do not return, either: the sidecar was listening
+to an old primary.
 
-On the way it samples what a server's administrator wants to see of notifications: how full their queue is, and how many
-sessions wait for the lock that a COMMIT after NOTIFY holds, one at a time in the whole server, until its record is
-flushed. That is a statement of its own before the canary, which would wait for the same lock.
+The same connection samples what the administrator of a server wants to know about notifications: how full their queue
+is, and how many sessions wait for the lock that each COMMIT after a NOTIFY holds until its record is flushed. There is
+one such lock in the server. The sample is a statement of its own before the canary, which would wait for that lock.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ from invalidator.postgres.session import session_settings
 from invalidator.postgres.timeouts import within
 
 HEAD: Final = b'{"v":1,"canary":"'
-"""What the payload of every canary begins with, ours and those of others."""
+"""The first bytes of every canary's payload, whichever sidecar sent it."""
 
-_QUESTION: Final = re.compile(rb'"ask":"([^"\\]{1,200})","nonce":"([0-9a-f]{1,32})"\}$')
-_QUESTIONS: Final = 100
+_REQUEST: Final = re.compile(rb'"ask":"([^"\\]{1,200})","nonce":"([0-9a-f]{1,32})"\}$')
+_MAX_REQUESTS: Final = 100
 
 SAMPLE: Final = b"""
     select pg_catalog.pg_notification_queue_usage(), (
@@ -51,103 +53,99 @@ SAMPLE: Final = b"""
 """
 """How full the notification queue is, from 0 to 1, and how many sessions wait for the lock of NOTIFY."""
 
-RENEWED: Final = 30.0
-SAMPLED: Final = 10.0
-_RETRY: Final = 0.2
-_TOO_MANY: Final = "too many clients|remaining connection slots|too many connections"
+RENEW_AFTER: Final = 30.0
+SAMPLE_EVERY: Final = 10.0
+_RETRY_AFTER: Final = 0.2
+_SERVER_IS_FULL: Final = re.compile("too many clients|remaining connection slots|too many connections")
 
 
 class Canary:
-    """`heard(as_of, took)` is called when one comes back, `sampled(usage, waiting)` now and then."""
+    """Sends canaries, and recognizes those that return.
 
-    def __init__(
-        self,
-        dsn: str,
-        application_name: str,
-        channel: str,
-        *,
-        period: float,
-        timeout: float,
-    ) -> None:
+    `on_return(sent, took)` is called when a canary of this sidecar returns, `on_sample(usage, waiting)` at each sample.
+    """
+
+    def __init__(self, dsn: str, application_name: str, channel: str, *, period: float, timeout: float) -> None:
         self._dsn, self._application_name, self._channel = dsn, application_name, channel
         self._period, self._timeout = period, timeout
-        self.heard: Callable[[float, float], None] = lambda *_: None
-        self.sampled: Callable[[float, int], None] = lambda *_: None
+        self.on_return: Callable[[float, float], None] = lambda *_: None
+        self.on_sample: Callable[[float, int], None] = lambda *_: None
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._opened, self._sample_due = 0.0, 0.0
+        self._opened = 0.0
+        self._sample_due = 0.0
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
-        self._sent: dict[bytes, float] = {}
-        self._questions: deque[CoverageRequest] = deque(maxlen=_QUESTIONS)
-        self._asked, self._back = asyncio.Event(), asyncio.Event()
+        self._sent: dict[bytes, float] = {}  # by payload, when it was sent; in the order of sending
+        self._requests: deque[CoverageRequest] = deque(maxlen=_MAX_REQUESTS)
+        self._send_now = asyncio.Event()
+        self._returned = asyncio.Event()
 
-    def ask(self, ask: CoverageRequest | None = None) -> None:
-        """Send one at once; one that asks other sidecars something, where there is a question."""
-        if ask is not None:
-            self._questions.append(ask)
-        self._asked.set()
+    def send_soon(self, request: CoverageRequest | None = None) -> None:
+        """Send a canary without waiting for the period; it carries the coverage request, if there is one."""
+        if request is not None:
+            self._requests.append(request)
+        self._send_now.set()
 
-    def hear(self, payload: bytes) -> CoverageRequest | None:
-        """A canary has come through the channel, maybe ours; what it asks, when it does."""
+    def receive(self, payload: bytes) -> CoverageRequest | None:
+        """Take in a canary of any sidecar; returns the coverage request that it carries."""
         sent = self._sent.pop(payload, None)
         if sent is not None:
             for older in [one for one, at in self._sent.items() if at <= sent]:
                 del self._sent[older]
-            self._back.set()
-            self.heard(sent, clock.now() - sent)
-        question = _QUESTION.search(payload)
-        return CoverageRequest(question[1].decode(), question[2].decode()) if question else None
+            self._returned.set()
+            self.on_return(sent, clock.now() - sent)
+        request = _REQUEST.search(payload)
+        return CoverageRequest(request[1].decode(), request[2].decode()) if request else None
 
-    async def first(self) -> None:
-        """Send one, and wait until it is back; AwayError when it could not be sent, SourceLost when it is not back."""
-        self._back.clear()
+    async def round_trip(self) -> None:
+        """Send a canary and wait until it returns; AwayError when it could not be sent, SourceLost on a timeout."""
+        self._returned.clear()
         await self._send()
         try:
             async with asyncio.timeout(self._timeout):
-                await self._back.wait()
+                await self._returned.wait()
         except TimeoutError as error:
-            raise self._silence() from error
+            raise self._not_returned() from error
 
     async def run(self, drain: Callable[[], None]) -> SourceLost:
-        """Send one each period, until one does not come back; what that means. `drain` hears what waits."""
-        sent, failing = clock.now(), 0.0
+        """Send a canary each period until one does not return, or none can be sent; returns that loss.
+
+        `drain` reads the listening socket: after the sidecar itself was frozen, the canary may wait in there.
+        """
+        last_sent, failing_since = clock.now(), None
         while True:
             now = clock.now()
             if self._is_overdue(now):
-                drain()  # after we were frozen ourselves, the answer lies in the socket
+                drain()
                 if self._is_overdue(now):
-                    return self._silence()
-            if self._asked.is_set() or now >= sent + self._period:
-                self._asked.clear()
-                question = self._questions.popleft() if self._questions else None
+                    return self._not_returned()
+            if self._send_now.is_set() or now >= last_sent + self._period:
+                self._send_now.clear()
+                request = self._requests.popleft() if self._requests else None
                 try:
-                    await self._send(question)
-                    sent, failing = now, 0.0
-                    if self._questions:
-                        self._asked.set()
-                        continue
+                    await self._send(request)
                 except (AwayError, RefusedError) as error:
-                    failing = failing or now
-                    if clock.now() >= failing + self._timeout:
-                        return SourceLost(
-                            f"no canary could be sent for {self._timeout:g} s: {error.what}",
-                            where="postgres",
-                            reason=LossReason.CANARY,
-                        )
-                    self.ask(question)
-                    await asyncio.sleep(_RETRY)
+                    failing_since = now if failing_since is None else failing_since
+                    if clock.now() >= failing_since + self._timeout:
+                        return self._not_sent(error)
+                    self.send_soon(request)
+                    await asyncio.sleep(_RETRY_AFTER)
                     continue
-            await self._wait(sent + self._period)
+                last_sent, failing_since = now, None
+                if self._requests:
+                    self._send_now.set()
+                    continue
+            await self._wait(last_sent + self._period)
 
     async def close(self) -> None:
         if self._connection is not None:
             self._connection.pgconn.finish()
             self._connection = None
 
-    async def _send(self, question: CoverageRequest | None = None) -> None:
+    async def _send(self, request: CoverageRequest | None = None) -> None:
         await self._renew()
         assert self._connection is not None
-        asks = f',"ask":"{question.target}","nonce":"{question.nonce}"' if question else ""
-        payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{asks}}}'.encode()
+        carried = f',"ask":"{request.target}","nonce":"{request.nonce}"' if request else ""
+        payload = HEAD + f'{self._nonce}-{next(self._numbers)}"{carried}}}'.encode()
         notify = sql.SQL("notify {}, {}").format(sql.Identifier(self._channel), sql.Literal(payload.decode()))
         own = session_settings(self._connection.info.server_version, 2 * self._timeout, local=True)
         query = own + b"; " + notify.as_bytes(self._connection)
@@ -157,27 +155,27 @@ class Canary:
             await within(self._timeout, self._connection, self._connection.execute(query))
         except BaseException:
             self._sent.pop(payload, None)
-            self._sample_due = 0.0  # a queue that was full stays so until somebody asks for its usage
+            self._sample_due = 0.0  # reading the usage of a full queue is what lets the server truncate it
             await self.close()
             raise
 
     async def _sample(self, connection: psycopg.AsyncConnection[Any]) -> None:
         if clock.now() < self._sample_due:
             return
-        self._sample_due = clock.now() + SAMPLED
+        self._sample_due = clock.now() + SAMPLE_EVERY
         cursor = await within(self._timeout, connection, connection.execute(SAMPLE))
         usage, waiting = await cursor.fetchone() or (0.0, 0)
-        self.sampled(float(usage), int(waiting))
+        self.on_sample(float(usage), int(waiting))
 
     async def _renew(self) -> None:
-        """A second connection that is not older than half a minute."""
-        if self._connection is not None and clock.now() < self._opened + RENEWED:
+        """Replace a connection that is older than `RENEW_AFTER`, or open the first one."""
+        if self._connection is not None and clock.now() < self._opened + RENEW_AFTER:
             return
         try:
             fresh = await connect(self._dsn, self._application_name, self._timeout)
         except (AwayError, RefusedError) as error:
-            if self._connection is not None and _is_crowded(error.what):
-                self._opened = clock.now()  # the server is there and full: no reason to lose what we have
+            if self._connection is not None and _SERVER_IS_FULL.search(error.what):
+                self._opened = clock.now()  # the server answers: no reason to give up the connection that works
                 return
             raise
         await self.close()
@@ -186,17 +184,19 @@ class Canary:
     def _is_overdue(self, now: float) -> bool:
         return any(now >= sent + self._timeout for sent in self._sent.values())
 
-    def _silence(self) -> SourceLost:
-        return SourceLost(f"no canary came back within {self._timeout:g} s", where="postgres", reason=LossReason.CANARY)
+    def _not_returned(self) -> SourceLost:
+        what = f"no canary came back within {self._timeout:g} s"
+        return SourceLost(what, where="postgres", reason=LossReason.CANARY)
+
+    def _not_sent(self, error: AwayError | RefusedError) -> SourceLost:
+        what = f"no canary could be sent for {self._timeout:g} s: {error.what}"
+        return SourceLost(what, where="postgres", reason=LossReason.CANARY)
 
     async def _wait(self, until: float) -> None:
+        """Wait until this moment, the next timeout or the next `send_soon`."""
         moment = min([until, *(sent + self._timeout for sent in self._sent.values())])
         try:
             async with asyncio.timeout(max(moment - clock.now(), 0.0)):
-                await self._asked.wait()
+                await self._send_now.wait()
         except TimeoutError:
             pass
-
-
-def _is_crowded(text: str) -> bool:
-    return any(words in text for words in _TOO_MANY.split("|"))

@@ -1,26 +1,27 @@
-"""Which channels of other people are listened to: those with plain names, and one for each row of an `each` query.
+"""The application's channels: which ones the sidecar listens to, and the queries of `each` that name them.
 
-A query is asked again every `each_interval`, on a connection of its own; before a barrier's canary goes; and at once
-after a change of a table that it reads, where we receive those. A channel that is new may have been notified before we
-listened, so once LISTEN is answered its table has a gap, and so has the table of a channel whose row of `each` is
-another than before: what came meanwhile was read with the old row. So has that of a channel that is gone, where its row
-may have been another before it went.
+A channel with a plain name is fixed. An `each` query names one channel per row. It runs again every `each_interval`, on
+a connection of its own; before the canary of a barrier; and soon after a change of a table that it reads, where the
+sidecar receives those changes.
 
-While a query fails nobody knows which channels are not heard. That is a doubt, as triggers that drifted are, and each
-time a gap of the table; it is asked again sooner, after 1, 2, 4 ... seconds.
+A new channel may have been notified before the sidecar listened to it. So its table has a gap as soon as LISTEN is
+confirmed. A channel whose row of `each` has changed has a gap, too: notifications that arrived meanwhile were read with
+the old row. So has a channel that is gone, if its row may have changed before it went.
 
-The gap comes after LISTEN, and a barrier's canary after both. So when a barrier is answered, all that was sent to a
-channel whose row was committed before it is evicted, by the gap or by name.
+While a query fails, the set of channels is unknown. The sidecar is degraded then, as with triggers that drifted, and
+each failure is a gap of the channel's table. The query is retried after 1, 2, 4 ... seconds.
 
-    tenant t2 is committed - t2 is notified - barrier: the query is asked - LISTEN t2 - gap - canary - canary is back
+The gap comes after LISTEN, and a barrier's canary after both. When the barrier returns, everything that was sent to a
+channel whose row was committed before is evicted, by the gap or by its notification:
 
-Other sidecars may take our word that everything is evicted (`core/coordination/coverage.py`), for as long as they
-listen to the same channels. Our word for a new channel counts once a canary has come back behind its gap, not when we
-begin to listen; until then it is what it was, for the channels of before. Where one is gone or has another row there is
-no such word.
+    tenant t2 commits - NOTIFY to t2 - barrier: query runs - LISTEN t2 - gap - canary sent - canary returns
 
-A row whose hole is null stands for the name that `format` and `concat` make of it, with nothing in its place: `||`
-makes no name at all. Names are cut by the server, in its encoding, as LISTEN and NOTIFY do.
+A peer accepts this sidecar's coverage only when both listen to the same channels. The fingerprint of the channels takes
+a new channel in when a canary has returned behind its gap, not when LISTEN is confirmed; until then it covers the old
+channels. After a channel has gone or has another row, there is no fingerprint until the next canary has returned.
+
+A null in a row of `each` becomes empty text in the channel's name, as `format` and `concat` do; with `||` there would
+be no name. The server cuts names to their maximal length, in its own encoding, as LISTEN and NOTIFY do.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ from invalidator.postgres.connections import connect
 from invalidator.postgres.timeouts import within
 from invalidator.queries import prepare_transaction, read_rows
 
-LEAST: Final = 1.0
-"""Seconds between two asks of a query after changes of what it reads: each ask opens a connection."""
+MIN_QUERY_INTERVAL: Final = 1.0
+"""Seconds between two runs of a query after changes of what it reads: each run opens a connection."""
 
-_Named = list[tuple[str, Row]]
+_MAX_FAILURES: Final = 30  # the exponent of the retry's delay; the query's own interval bounds it long before
+
+_NamedRows = list[tuple[str, Row]]
 _Readers = dict[bytes, list[tuple[Channel, Row]]]
 
 _CUT = "select name::pg_catalog.name::text from pg_catalog.unnest(%s::text[]) with ordinality as n (name, n) order by n"
@@ -64,19 +67,19 @@ select nspname, relname from read
 join pg_catalog.pg_class c using (oid) join pg_catalog.pg_namespace n on n.oid = relnamespace
 where relkind in ('r', 'p', 'v', 'm', 'f') and nspname not in ('pg_catalog', 'information_schema')
 """
-"""What a transaction has read, by the locks that it holds, views and functions seen through; and their ancestors."""
+"""The tables that this transaction has read, and their ancestors: its locks name them, through views and functions."""
 
 
 @dataclass(slots=True)
 class _Query:
-    """The query of one channel: what it found last, which tables it reads, how often it has failed since, its times."""
+    """The `each` query of one channel, with the rows of its last good run."""
 
     channel: Channel
-    found: _Named = field(default_factory=list)
-    failures: int = 0
+    rows: _NamedRows = field(default_factory=list)
+    tables: frozenset[Table] = frozenset()  # that it reads; empty before the first good run
+    failures: int = 0  # since the last good run
     why: str = ""
-    tables: frozenset[Table] = frozenset()
-    asked: float = 0.0
+    started: float = 0.0
     due: float = 0.0
 
 
@@ -84,11 +87,11 @@ class Listener(Protocol):
     """What subscriptions need of the feed that they belong to (`sources/feed.py`)."""
 
     async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
-        """LISTEN to these channels and UNLISTEN from those; AwayError when the server does not confirm."""
+        """LISTEN to some channels and UNLISTEN from others; AwayError when the server does not confirm."""
         ...
 
-    def say(self, item: Gap | Degraded) -> None:
-        """Yield this item behind all changes received so far."""
+    def put(self, item: Gap | Degraded) -> None:
+        """Put an item behind all changes received so far."""
         ...
 
     def probe(self) -> None:
@@ -97,7 +100,7 @@ class Listener(Protocol):
 
 
 class Subscriptions:
-    """Who reads which channel; `own` is the one of our triggers, which nobody else reads."""
+    """The channels that a feed listens to. `own` is the channel of the triggers, which no entry of `channels` reads."""
 
     def __init__(
         self, channels: Sequence[Channel], dsn: str, application_name: str, give_up_after: float, own: bytes
@@ -108,124 +111,138 @@ class Subscriptions:
         self._queries = [_Query(channel) for channel in channels if channel.each]
         self._readers: _Readers = {}
         self._fingerprint: str | None = None
-        self._proven, self._proven_by = False, 0.0
+        self._is_proven = False  # the fingerprint is that of `_readers`
+        self._proven_by = 0.0  # a canary sent at or after this moment proves it
         self._waiting: list[asyncio.Future[bool]] = []
-        self._news = asyncio.Event()
+        self._wake = asyncio.Event()
         self._ended = False
         self._degraded: dict[str, str] = {}
         self._log = Log(source="notify")
 
     @property
     def fingerprint(self) -> str | None:
-        """Of which channels everything was heard; None while that can't be said."""
+        """A digest of the channels from which everything was received; None while it can't be told."""
         return self._fingerprint
 
-    def about(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
-        """Who reads what comes on this channel, with their row of `each`."""
+    def readers(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
+        """The entries of `channels` that read this channel, with their row of `each`."""
         return self._readers.get(name, ())
 
-    def changed(self, table: Table | None) -> None:
-        """This table has changed, or any: queries that read it are asked soon."""
+    def table_changed(self, table: Table | None) -> None:
+        """This table, or any table, has changed: run the queries that read it soon."""
         for query in self._queries:
             if table is None or table in query.tables:
-                query.due = min(query.due, query.asked + LEAST)
-                self._news.set()
+                query.due = min(query.due, query.started + MIN_QUERY_INTERVAL)
+                self._wake.set()
 
-    def reach(self, as_of: float) -> None:
-        """Everything committed before this moment has been handed on."""
-        if not self._proven and as_of >= self._proven_by and not any(query.failures for query in self._queries):
+    def canary_returned(self, as_of: float) -> None:
+        """Everything committed before this moment has been received."""
+        if not self._is_proven and as_of >= self._proven_by and not any(query.failures for query in self._queries):
             rows = {name.decode(): [row for _, row in readers] for name, readers in self._readers.items()}
-            self._fingerprint, self._proven = digest(rows), True
+            self._fingerprint, self._is_proven = digest(rows), True
 
     async def refresh(self) -> bool:
-        """Ask all queries anew, after this call; False when the connection is lost before that is done."""
+        """Run all queries anew, after this call; False when the connection is lost before that is done."""
         if not self._queries or self._ended:
             return not self._ended
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self._news.set()
+        self._wake.set()
         return await done
 
-    async def run(self, feed: Listener) -> SourceLost:
-        """Ask whenever it is time, until LISTEN fails; what that means."""
+    async def run(self, listener: Listener) -> SourceLost:
+        """Run each query when it is due, until LISTEN fails; returns that loss."""
         waiting: list[asyncio.Future[bool]] = []
         try:
             while True:
                 await self._until_due()
                 waiting, self._waiting = self._waiting, []
                 try:
-                    await self.look(feed, all_queries=bool(waiting))
+                    await self.update(listener, all_queries=bool(waiting))
                 except AwayError as error:
                     return SourceLost(f"can't listen: {error.what}", where="postgres")
-                _answer(waiting, done=True)
+                _resolve(waiting, done=True)
         finally:
             self._ended = True
-            _answer([*waiting, *self._waiting], done=False)
+            _resolve([*waiting, *self._waiting], done=False)
 
     async def _until_due(self) -> None:
         while not self._waiting:
             left = min((query.due for query in self._queries), default=float("inf")) - clock.now()
             if left <= 0:
                 return
-            self._news.clear()
+            self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left if self._queries else None):
-                    await self._news.wait()
+                    await self._wake.wait()
 
-    async def look(self, feed: Listener, *, all_queries: bool = False, first: bool = False) -> None:
-        """Listen to what there is now; what is new, or unknown, is a gap of its table, which the first gap covers."""
-        asked = [query for query in self._queries if all_queries or first or query.due <= clock.now()]
-        for query in asked:
-            await self._ask(query)
-        readers = self._wanted()
-        new = [name for name in readers if name not in self._readers]
-        gone = [name for name in self._readers if name not in readers]
-        other = [name for name in readers if readers[name] != self._readers.get(name)]
-        if gone or len(other) > len(new) or any(query.failures for query in asked):
-            self._fingerprint = None
-        self._proven = self._proven and self._fingerprint is not None and not new
-        before, self._readers = self._readers, {**self._readers, **readers}
-        if new or gone:
-            await feed.listen([name.decode() for name in new], [name.decode() for name in gone])
-        self._readers = readers
-        tables = frozenset(
-            reader[0].table for name in other for reader in readers[name] if reader not in before.get(name, ())
-        )
-        # The row of a channel that is gone may have been another, while we still read its notifications by the old one.
-        tables |= {channel.table for name in gone for channel, row in before[name] if not channel.is_fixed_by_name(row)}
+    async def update(self, listener: Listener, *, all_queries: bool = False, first: bool = False) -> None:
+        """Run the queries that are due, listen to the channels that there are now, and announce the gaps.
+
+        The first update of a connection announces none: the gap of the connect covers them.
+        """
+        run = [query for query in self._queries if all_queries or first or query.due <= clock.now()]
+        for query in run:
+            await self._run(query)
+        tables = await self._listen(listener, failed=any(query.failures for query in run))
+        unknown = frozenset(query.channel.table for query in run if query.failures)
         if tables and not first:
-            feed.say(Gap(FlushReason.CHANNELS_CHANGED, tables))
-        if not first and (unknown := frozenset(query.channel.table for query in asked if query.failures)):
-            feed.say(Gap(FlushReason.CHANNELS_UNKNOWN, unknown))
+            listener.put(Gap(FlushReason.CHANNELS_CHANGED, tables))
+        if unknown and not first:
+            listener.put(Gap(FlushReason.CHANNELS_UNKNOWN, unknown))
         degraded = {f"channels {query.channel}": query.why for query in self._queries if query.failures}
         if degraded != self._degraded:
             self._degraded = degraded
-            feed.say(Degraded(degraded))
-        if not self._proven:
+            listener.put(Degraded(degraded))
+        if not self._is_proven:
             self._proven_by = clock.now()
             if not first:
-                feed.probe()
+                listener.probe()
+
+    async def _listen(self, listener: Listener, *, failed: bool) -> frozenset[Table]:
+        """Listen to the wanted channels; returns the tables of which notifications may have been missed or misread."""
+        wanted = self._wanted()
+        new = [name for name in wanted if name not in self._readers]
+        gone = [name for name in self._readers if name not in wanted]
+        changed = [name for name in wanted if wanted[name] != self._readers.get(name)]
+        if gone or len(changed) > len(new) or failed:
+            self._fingerprint = None
+        self._is_proven = self._is_proven and self._fingerprint is not None and not new
+        before, self._readers = self._readers, {**self._readers, **wanted}
+        if new or gone:
+            await listener.listen([name.decode() for name in new], [name.decode() for name in gone])
+        self._readers = wanted
+        tables = {
+            channel.table
+            for name in changed
+            for channel, row in wanted[name]
+            if (channel, row) not in before.get(name, ())
+        }
+        # Until now, notifications of a channel that is gone were read with a row that may have changed before it went.
+        tables |= {channel.table for name in gone for channel, row in before[name] if not channel.is_fixed_by_name(row)}
+        return frozenset(tables)
 
     def _wanted(self) -> _Readers:
-        readers: _Readers = {}
+        wanted: _Readers = {}
         for channel in self._plain:
-            readers.setdefault((channel.called({}) or "").encode(), []).append((channel, {}))
+            wanted.setdefault(channel.name_for({}).encode(), []).append((channel, {}))
         for query in self._queries:
-            for name, row in query.found:
-                readers.setdefault(name.encode(), []).append((query.channel, row))
-        readers.pop(self._own, None)
-        return readers
+            for name, row in query.rows:
+                wanted.setdefault(name.encode(), []).append((query.channel, row))
+        wanted.pop(self._own, None)
+        return wanted
 
-    async def _ask(self, query: _Query) -> None:
-        """Ask a query anew; what it found before is kept where it fails."""
-        query.asked = clock.now()
-        query.due = query.asked + query.channel.interval  # a change that comes meanwhile moves it forward
+    async def _run(self, query: _Query) -> None:
+        """Run a query; when it fails, the rows of its last good run stay."""
+        query.started = clock.now()
+        query.due = query.started + query.channel.interval  # a change during the run moves it forward
         try:
-            query.found = await self.find(query.channel, query)
+            query.rows = await self.find(query.channel, query)
             query.failures = 0
         except (AwayError, RefusedError) as error:
-            query.due = query.asked + min(query.channel.interval, 2.0**query.failures)
-            query.failures, query.why = min(query.failures + 1, 30), f"the query of `each` fails: {error.what}"
+            query.due = query.started + min(query.channel.interval, 2.0**query.failures)
+            query.failures = min(query.failures + 1, _MAX_FAILURES)
+            query.why = f"the query of `each` fails: {error.what}"
             self._log.error(
                 "channel_discovery_failed",
                 "the query of `each` failed; the channels to listen on are unknown",
@@ -233,15 +250,17 @@ class Subscriptions:
                 error=str(error),
             )
 
-    async def find(self, channel: Channel, query: _Query | None = None) -> _Named:
-        """The channels of a query of `each` with their rows; AwayError or RefusedError where it can't be asked."""
+    async def find(self, channel: Channel, query: _Query | None = None) -> _NamedRows:
+        """The channels that an `each` query names, with their rows; AwayError or RefusedError when it fails."""
         connection = await connect(self._dsn, self._application_name, self._give_up_after)
         try:
             return await within(self._give_up_after, connection, self._find(connection, channel, query))
         finally:
             connection.pgconn.finish()
 
-    async def _find(self, connection: psycopg.AsyncConnection[Any], channel: Channel, query: _Query | None) -> _Named:
+    async def _find(
+        self, connection: psycopg.AsyncConnection[Any], channel: Channel, query: _Query | None
+    ) -> _NamedRows:
         async with connection.transaction():
             await prepare_transaction(connection, self._give_up_after)
             rows = await read_rows(connection, channel.each)
@@ -249,7 +268,7 @@ class Subscriptions:
                 cursor = await connection.execute(_TABLES)
                 query.tables = frozenset(Table(*names) for names in await cursor.fetchall())
             try:
-                named = [(channel.called(row), channel.of_each(row)) for row in rows]
+                named = [(channel.name_for(row), channel.columns_used(row)) for row in rows]
             except ValueError as error:
                 raise AwayError(str(error), where="each", todo="name a column of the select so") from error
             cursor = await connection.execute(_CUT, [[name for name, _ in named]])
@@ -257,7 +276,7 @@ class Subscriptions:
             return [(name, row) for name, (_, row) in zip(cut, named, strict=True) if name]
 
 
-def _answer(waiting: Sequence[asyncio.Future[bool]], *, done: bool) -> None:
+def _resolve(waiting: Sequence[asyncio.Future[bool]], *, done: bool) -> None:
     for one in waiting:
         if not one.done():
             one.set_result(done)

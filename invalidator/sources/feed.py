@@ -1,8 +1,8 @@
 """An open connection that listens: from libpq's socket to batches and gaps.
 
-The socket is drained by the event loop whenever it is readable, whatever becomes of what was read: a listener that
-stops reading pins the server's notification queue. Notifications are taken from libpq itself, because psycopg's own
-generator forgets the rest of a batch when it is left. The connection is never inside a transaction.
+The event loop drains the socket whenever it is readable, whatever the targets do: a listener that stops reading keeps
+the server from truncating its notification queue. Notifications are taken from libpq itself, because psycopg's own
+generator drops the rest of a batch when its reader stops. The connection is never inside a transaction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INTERNAL: Final = Gap(FlushReason.INTERNAL_ERROR)
 
 
 class NotifyFeed:
-    """An open connection that listens. `with` it, to have its socket drained."""
+    """The items of one listening connection. Entering it starts to drain the socket, leaving it stops."""
 
     def __init__(
         self,
@@ -50,17 +50,18 @@ class NotifyFeed:
         self._errors = errors or InternalErrors(metrics)
         self._connection, self._pgconn = connection, connection.pgconn
         self._canary, self._subscriptions, self._metrics = canary, subscriptions, metrics
-        self._own, self._give_up_after = channel.encode(), give_up_after
-        self._items: list[Batch | Gap | Degraded | CoverageRequest] = []
-        self._changes: list[Change] = []
+        self._channel, self._give_up_after = channel.encode(), give_up_after
+        self._items: list[Batch | Gap | Degraded | CoverageRequest] = []  # in commit order, not yielded yet
+        self._changes: list[Change] = []  # received behind all of `_items`
         self._lost: SourceLost | None = None
-        self._complained, self._noted = False, 0
-        self._news = asyncio.Event()
+        self._logged_unreadable = False  # since the socket became readable
+        self._received = 0  # notifications that the metrics do not count yet
+        self._wake = asyncio.Event()
         self._log = Log(source="notify")
 
     def __enter__(self) -> NotifyFeed:
         self._socket = self._pgconn.socket
-        self._pgconn.notify_handler = self._note  # hears what comes while a LISTEN is answered
+        self._pgconn.notify_handler = self._receive  # for what arrives while psycopg waits for a LISTEN
         asyncio.get_running_loop().add_reader(self._socket, self.drain)
         return self
 
@@ -75,53 +76,62 @@ class NotifyFeed:
             if self._lost is not None and not self._items:
                 raise self._lost
             if not self._items:
-                self._news.clear()
-                await self._news.wait()
+                self._wake.clear()
+                await self._wake.wait()
+
+    @property
+    def pending(self) -> Sequence[Batch | Gap | Degraded | CoverageRequest]:
+        """The items that are received and not yielded yet."""
+        return tuple(self._items)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the feed ends behind its pending items."""
+        return self._lost is not None
 
     async def confirm(self, position: Position) -> None:
-        """Nothing to do: the server keeps nothing for us."""
+        """Nothing to do: the server keeps no positions of a listener."""
 
     async def refresh(self) -> bool:
         return await self._subscriptions.refresh()
 
     def probe(self) -> None:
-        self._canary.ask()
+        self._canary.send_soon()
 
     def request_coverage(self, request: CoverageRequest) -> bool:
-        self._canary.ask(request)
+        self._canary.send_soon(request)
         return True
 
-    def begin(self, reason: FlushReason, *, says_gap: bool) -> None:
-        """Say the gap, before all that was heard by now: what the flush covers is evicted twice, at worst."""
-        if says_gap:
-            self._items.insert(0, Gap(reason))
-            self._news.set()
+    def announce_gap(self, reason: FlushReason) -> None:
+        """Put the gap of the connect before everything received so far; the flush may evict some of it twice."""
+        self._items.insert(0, Gap(reason))
+        self._wake.set()
 
-    def reach(self, as_of: float, took: float) -> None:
-        """A canary came back."""
+    def canary_returned(self, as_of: float, took: float) -> None:
+        """Everything committed before `as_of` has been received."""
         self._metrics.canary(took)
-        self._subscriptions.reach(as_of)
-        self._flush_changes()
-        self._items.append(Batch((), as_of=as_of))
-        self._news.set()
+        self._subscriptions.canary_returned(as_of)
+        self.put(Batch((), as_of=as_of))
 
-    def say(self, item: Gap | Degraded) -> None:
+    def put(self, item: Batch | Gap | Degraded | CoverageRequest) -> None:
+        """Put an item behind all changes received so far."""
         self._flush_changes()
         self._items.append(item)
-        self._news.set()
+        self._wake.set()
 
     def lose(self, lost: SourceLost) -> None:
+        """End the feed behind its pending items; the first loss is the one that it raises."""
         if self._lost is None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._lost = lost
-            self._news.set()
+            self._wake.set()
 
-    def break_off(self, part: Part, error: Exception) -> None:
-        """A failure of our own: what was heard by now is kept, what comes is heard by the next feed, behind its gap."""
+    def fail(self, part: Part, error: Exception) -> None:
+        """End the feed after an internal error. Pending items stay; the next feed begins with a gap."""
         self.lose(SourceLost(self._errors.report(part, error), where="postgres", reason=LossReason.INTERNAL))
 
     async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
-        """LISTEN to these channels, and no more to those. Draining goes on: psycopg hands on what comes meanwhile."""
+        """LISTEN to some channels and UNLISTEN from others. psycopg passes on what arrives meanwhile."""
         commands = [sql.SQL("listen {}").format(sql.Identifier(name)) for name in names]
         commands += [sql.SQL("unlisten {}").format(sql.Identifier(name)) for name in unlisten]
         loop = asyncio.get_running_loop()
@@ -131,64 +141,62 @@ class NotifyFeed:
         finally:
             if self._lost is None and self._pgconn.status == pq.ConnStatus.OK:
                 loop.add_reader(self._socket, self.drain)
-                self.drain()  # what came in one read with the answer makes the socket readable no more
+                self.drain()  # libpq may hold what arrived with the reply: no event of the socket announces that
 
     def drain(self) -> None:
-        """Take in all that has come."""
+        """Receive everything that has arrived."""
         try:
             self._drain()
-        except Exception as error:  # the event loop, which calls this, would go on as if nothing had been
-            self.break_off("source", error)
+        except Exception as error:  # the event loop, which calls this, would log it and go on
+            self.fail("source", error)
 
     def _drain(self) -> None:
-        self._complained = False
+        self._logged_unreadable = False
         try:
             self._pgconn.consume_input()
             while notification := self._pgconn.notifies():
-                self._note(notification)
+                self._receive(notification)
         except psycopg.OperationalError as error:
             self.lose(SourceLost(f"the connection is lost: {first_line(error)}", where="postgres"))
         self._flush_changes()
-        self._metrics.notifications.inc(self._noted)
-        self._noted = 0
+        self._metrics.notifications.inc(self._received)
+        self._received = 0
 
-    def _note(self, notification: PGnotify) -> None:
-        """Take in one notification; where we fail at that, nobody knows what it said: a gap."""
-        self._noted += 1
+    def _receive(self, notification: PGnotify) -> None:
+        """Handle one notification. When that fails, its content is unknown: a gap."""
+        self._received += 1
         try:
-            self._understand(notification)
+            self._handle(notification)
         except Exception as error:
             self._errors.report("source", error)
             if not self._items or self._items[-1] != _INTERNAL:
-                self.say(_INTERNAL)
+                self.put(_INTERNAL)
 
-    def _understand(self, notification: PGnotify) -> None:
+    def _handle(self, notification: PGnotify) -> None:
         payload = notification.extra
-        if notification.relname != self._own:
-            # Bytes that are no text, as a damaged database may send, come out as unknown values.
+        if notification.relname != self._channel:
+            # Bytes that are not UTF-8, as a damaged database may send, become unknown values.
             text = payload.decode("utf-8", "surrogateescape")
-            for channel, row in self._subscriptions.about(notification.relname):
-                self._take(self._read(channel, row, text))
+            for channel, row in self._subscriptions.readers(notification.relname):
+                self._add(self._read(channel, row, text))
         elif payload.startswith(HEAD):
-            question = self._canary.hear(payload)
-            if question is not None:
-                self._flush_changes()
-                self._items.append(question)
-                self._news.set()
+            request = self._canary.receive(payload)
+            if request is not None:
+                self.put(request)
         else:
-            self._take(self._decode(payload))
+            self._add(self._decode(payload))
 
-    def _take(self, changes: list[Change]) -> None:
-        """Take in the changes of one payload, which are of one table."""
+    def _add(self, changes: list[Change]) -> None:
+        """Add the changes of one payload, which are all of one table."""
         self._changes += changes
         if changes:
-            self._subscriptions.changed(changes[0].table)
+            self._subscriptions.table_changed(changes[0].table)
 
     def _flush_changes(self) -> None:
         if self._changes:
             self._items.append(Batch(self._changes))
             self._changes = []
-            self._news.set()
+            self._wake.set()
 
     def _read(self, channel: Channel, row: Row, payload: str) -> list[Change]:
         changes, readable = channel.read(payload, row)
@@ -197,21 +205,21 @@ class NotifyFeed:
         return changes
 
     def _decode(self, payload: bytes) -> list[Change]:
-        """The changes of a payload; of one that can't be read, the wider change or the gap that covers it."""
+        """The changes of a payload. An unreadable one is a table-wide change or, when it names no table, a gap."""
         try:
             return decode(payload.decode("utf-8", "surrogateescape"))
         except UnreadableError as error:
             self._unreadable(PayloadReason.OWN, str(error))
             if error.table is not None:
                 return [table_wide(error.table)]
-            if self._changes or not self._items or self._items[-1] != _UNREADABLE:  # one gap says as much as many
-                self.say(_UNREADABLE)
-            self._subscriptions.changed(None)
+            if self._changes or not self._items or self._items[-1] != _UNREADABLE:  # one gap is enough for many
+                self.put(_UNREADABLE)
+            self._subscriptions.table_changed(None)
             return []
 
     def _unreadable(self, reason: PayloadReason, why: str) -> None:
-        """Count each, and say it once for all that came at once: whoever may NOTIFY could fill a disk with logs."""
+        """Count each, and log the first of a burst: any role that may NOTIFY could fill the disk with log records."""
         self._metrics.payload_errors.labels(reason).inc()
-        if not self._complained:
-            self._complained = True
+        if not self._logged_unreadable:
+            self._logged_unreadable = True
             self._log.warning("payload_unreadable", "a notification can't be decoded", error=why)

@@ -1,21 +1,24 @@
 """PostgreSQL's LISTEN as a source.
 
-Nothing is kept for us while we are not connected, so every feed begins with a gap. It is said when LISTEN has been
-answered and a canary has come back, never before (`core/protocol/listen_order.py` says why): what commits after LISTEN
-is heard, what committed before is covered by the gap.
+The server keeps nothing for a listener that is not connected, so every feed begins with a gap. The life cycle of one
+connection, in the order that `core/protocol/listen_order.py` explains:
 
-A connection that no canary comes through is given up by closing it, never by waiting for it.
+    _connect -> _detect_pooler -> _listen -> _prove -> gap announced -> feed yielded, _background -> closed
 
-A pooler is refused, unless `session_pooler` says that it gives each client a session of its own
-(`postgres/poolers.py`).
+Each phase either succeeds or raises. A failure that a retry may resolve is a `SourceLost`. A failure that needs the
+operator is a `RefusedError` before the first feed; later it is a `SourceLost`, too, because a sidecar that has worked
+waits for it to be fixed.
+
+A connection through which no canary returns is closed, never waited for. A pooler is refused, unless `session_pooler`
+says that it gives each client a session of its own (`postgres/poolers.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
 
 import psycopg
 
@@ -36,7 +39,7 @@ from invalidator.sources.feed import NotifyFeed
 
 
 class NotifySource:
-    """Listens on our own channel and on other people's; `pooled_dsn` is where canaries are sent from."""
+    """Listens to the channel of the triggers and to the application's channels; canaries go through `pooled_dsn`."""
 
     def __init__(
         self,
@@ -72,31 +75,14 @@ class NotifySource:
 
     @property
     def channels(self) -> str | None:
-        """Which channels are listened to; None while that is not known."""
+        """The fingerprint of the channels that it listens to; None while it is not known."""
         return self._subscriptions.fingerprint if self._subscriptions else None
 
     @asynccontextmanager
     async def open(self, position: Position | None) -> AsyncIterator[NotifyFeed]:
-        """A feed that begins with a gap: LISTEN has no memory, so a position means nothing to it.
-
-        What no waiting mends is `RefusedError` the first time; once it has worked, it is waited for all the same.
-        """
-        try:
-            connection = await connect(self._dsn, self._application_name, self._timeout)
-        except AwayError as error:
-            raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
-        except RefusedError as error:
-            self._refuse(error)
+        """A feed that begins with a gap: LISTEN has no memory, so a position means nothing to it."""
+        connection = await self._connect()
         self._order.advance(Event.CONNECTED)
-        try:
-            async with self._listening(connection) as feed:
-                yield feed
-        finally:
-            self._order.advance(Event.LOST)
-            connection.pgconn.finish()
-
-    @asynccontextmanager
-    async def _listening(self, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[NotifyFeed]:
         canary = Canary(
             self._pooled_dsn,
             f"{self._application_name} canary",
@@ -104,91 +90,115 @@ class NotifySource:
             period=self._period,
             timeout=self._timeout,
         )
-        own = self._channel.encode()
-        subscriptions = Subscriptions(self._channels, self._dsn, self._application_name, self._timeout, own)
-        self._subscriptions = subscriptions
+        subscriptions = self._subscriptions = Subscriptions(
+            self._channels, self._dsn, self._application_name, self._timeout, self._channel.encode()
+        )
         feed = NotifyFeed(connection, canary, subscriptions, self._channel, self._timeout, self._metrics, self._errors)
-        canary.heard, canary.sampled = feed.reach, self._metrics.sampled
+        canary.on_return, canary.on_sample = feed.canary_returned, self._metrics.sampled
         try:
             with feed:
-                await self._listen(connection, feed, canary, subscriptions)
-                feed.begin(
-                    FlushReason.RECONNECT if self._opened else FlushReason.START,
-                    says_gap=self._order.advance(Event.CANARY_RETURNED),
-                )
+                is_pooled = await self._detect_pooler(connection)
+                await self._listen(feed, subscriptions)
+                self._order.advance(Event.LISTEN_CONFIRMED)
+                await self._prove(connection, canary, is_pooled=is_pooled)
+                if self._order.advance(Event.CANARY_RETURNED):
+                    feed.announce_gap(FlushReason.RECONNECT if self._opened else FlushReason.START)
                 self._opened = True
-                async with _beside(feed, canary, subscriptions):
+                async with _background(feed, canary, subscriptions):
                     yield feed
         finally:
             await canary.close()
+            self._order.advance(Event.LOST)
+            connection.pgconn.finish()
 
-    async def _listen(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        feed: NotifyFeed,
-        canary: Canary,
-        subscriptions: Subscriptions,
-    ) -> None:
-        pooled = False
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
         try:
+            return await connect(self._dsn, self._application_name, self._timeout)
+        except AwayError as error:
+            raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
+        except RefusedError as error:
+            self._refuse(error)
+
+    async def _detect_pooler(self, connection: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether a pooler answers; where the configuration vouches for its sessions, set this one's settings."""
+        with self._connect_errors():
             pooled = await is_pooled(connection, self._timeout)
+            if pooled and not self._session_pooler:
+                raise pooler_refused()
             if pooled:
-                if not self._session_pooler:
-                    raise pooler_refused()
                 await apply_session_settings(connection, self._timeout)
+            return pooled
+
+    async def _listen(self, feed: NotifyFeed, subscriptions: Subscriptions) -> None:
+        """LISTEN to all channels."""
+        with self._connect_errors():
             await feed.listen([self._channel])
-            await subscriptions.look(feed, first=True)
-            self._order.advance(Event.LISTEN_CONFIRMED)
-            await canary.first()
+            await subscriptions.update(feed, first=True)
+
+    async def _prove(self, connection: psycopg.AsyncConnection[Any], canary: Canary, *, is_pooled: bool) -> None:
+        """Wait for the first canary, which proves that LISTEN has an effect."""
+        try:
+            with self._connect_errors():
+                await canary.round_trip()
         except SourceLost as error:
-            if pooled:
-                await _leave(connection, self._timeout)
+            if error.reason is not LossReason.CANARY:
+                raise
+            if is_pooled:
+                await _unlisten(connection, self._timeout)
                 self._refuse(listen_is_lost())
             todo = "check that postgres.pooled_dsn reaches the same database" if self._pooled_dsn != self._dsn else ""
             raise SourceLost(error.what, where=error.where, todo=todo, reason=error.reason) from error
+
+    @contextmanager
+    def _connect_errors(self) -> Iterator[None]:
+        """Raise the errors of a phase as the loss, or the refusal, of the source."""
+        try:
+            yield
+        except SourceLost:
+            raise
         except AwayError as error:
             raise SourceLost(f"can't listen: {error.what}", where="postgres", reason=LossReason.CONNECT) from error
         except RefusedError as error:
             self._refuse(error)
 
-    def _refuse(self, error: RefusedError) -> None:
+    def _refuse(self, error: RefusedError) -> NoReturn:
         if self._opened:
             raise SourceLost(error.what, where=error.where, todo=error.todo, reason=LossReason.CONNECT) from error
         raise error
 
 
 @asynccontextmanager
-async def _beside(feed: NotifyFeed, canary: Canary, subscriptions: Subscriptions) -> AsyncIterator[None]:
-    """Look after the feed's canary and its subscriptions meanwhile."""
+async def _background(feed: NotifyFeed, canary: Canary, subscriptions: Subscriptions) -> AsyncIterator[None]:
+    """Send canaries and keep the subscriptions current while the feed is open; a loss of either ends the feed."""
 
-    async def probe() -> None:
+    async def send_canaries() -> None:
         try:
             feed.lose(await canary.run(feed.drain))
         except Exception as error:
-            feed.break_off("canary", error)
+            feed.fail("canary", error)
 
     async def subscribe() -> None:
         try:
             feed.lose(await subscriptions.run(feed))
         except Exception as error:
-            feed.break_off("channels", error)
+            feed.fail("channels", error)
 
-    lost: Exception | None = None
+    raised: Exception | None = None
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(probe(), name="canary"), group.create_task(subscribe(), name="channels")]
+        tasks = [group.create_task(send_canaries(), name="canary"), group.create_task(subscribe(), name="channels")]
         try:
             yield
-        except Exception as error:  # a group would wrap it
-            lost = error
+        except Exception as error:  # a TaskGroup would wrap it in an exception group
+            raised = error
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
-    if lost is not None:
-        raise lost
+    if raised is not None:
+        raise raised
 
 
-async def _leave(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> None:
-    """Take back a LISTEN that a pooler has put on some server's connection, where that is the one we get again."""
+async def _unlisten(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> None:
+    """Undo a LISTEN that the pooler has run on one of its server connections, if this call gets the same one."""
     try:
         await within(give_up_after, connection, connection.execute("unlisten *"))
     except AwayError:

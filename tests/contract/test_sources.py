@@ -58,10 +58,10 @@ class Notify:
         )
 
     def has_received(self, feed):
-        return any(isinstance(item, Batch) and item.changes for item in feed._items)
+        return any(isinstance(item, Batch) and item.changes for item in feed.pending)
 
     def has_noticed(self, feed):
-        return feed._lost is not None
+        return feed.is_lost
 
 
 @pytest.fixture(params=["memory", "notify"])

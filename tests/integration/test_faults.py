@@ -138,7 +138,7 @@ def world():
 
 @pytest.fixture(autouse=True)
 def fresh(world, monkeypatch):
-    monkeypatch.setattr(canary, "RENEWED", 0.3)
+    monkeypatch.setattr(canary, "RENEW_AFTER", 0.3)
     monkeypatch.setattr(watch, "PERIOD", 0.2)
     world.cache.flushdb()
     yield

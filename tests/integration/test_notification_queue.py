@@ -37,9 +37,9 @@ rules:
 """
 SIDECAR = """
 import sys
-from invalidator import database
 from invalidator.cli.main import main
-database.FROZEN_AFTER = 2500
+from invalidator.postgres import session
+session.FROZEN_AFTER = 2500
 sys.argv[1:] = ["run", "-c", sys.argv[1]]
 main()
 """

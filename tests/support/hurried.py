@@ -10,7 +10,7 @@ from invalidator.cli import main
 from invalidator.service import observe, watch
 from invalidator.sources import canary
 
-PERIODS = [(watch, "PERIOD"), (observe, "PERIOD"), (canary, "RENEWED"), (canary, "SAMPLED")]
+PERIODS = [(watch, "PERIOD"), (observe, "PERIOD"), (canary, "RENEW_AFTER"), (canary, "SAMPLE_EVERY")]
 SECONDS = 0.25
 
 if __name__ == "__main__":

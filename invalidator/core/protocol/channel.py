@@ -1,12 +1,12 @@
-"""Somebody else's notifications, as they are: from a channel's payload to changes of a table.
+"""The application's notifications: from the payload of a channel to changes of a table.
 
-A payload is JSON, whose fields the holes name, or plain text, which `{payload}` is. What can't be read is no exception
-to the promise: a field that is not there is unknown, a payload that is not JSON where JSON is needed is a change of
-the whole table, an operation that is none of ours could be any.
+A payload is JSON, whose fields the holes name, or plain text, which `{payload}` stands for. A payload that can't be
+read must not break the promise: a missing field is unknown, text where JSON is needed is a change of the whole table,
+and an operation that is none of the four could be any of them.
 
-A null is unknown too, and so is empty text. Most triggers send `NEW.id` whatever happened, and on a DELETE that is
-null; `format` and `concat` make empty text of it. It says nothing about the row, and a null that made no key would
-leave the deleted row's key. That a column really was null costs a wildcard.
+A null is unknown, too, and so is empty text. Most triggers send `NEW.id` whatever happened. On a DELETE that is null,
+and `format` and `concat` make empty text of it. It says nothing about the row. If a null made no key, the key of the
+deleted row would stay. The price is a wildcard where a column really was null.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from invalidator.core.rules.json_text import DECODER
 from invalidator.core.rules.values import UNKNOWN, Row, Unknown, encodable
 from invalidator.errors import InvalidValueError
 
-LONGEST_NAME: Final = 63
+MAX_NAME_BYTES: Final = 63
 PAYLOAD: Final = ("payload",)
 
 Known = str | Unknown
@@ -34,7 +34,7 @@ _BROKEN: Final = object()
 
 
 def parse_text(text: str) -> Parts:
-    """Literal text and holes, which are paths; InvalidValueError says what is wrong."""
+    """Literal text, and paths for the holes; InvalidValueError names the mistake."""
     parts: list[str | Path] = []
     for found in _PIECE.finditer(text):
         piece, inside = found[0], found[1]
@@ -56,7 +56,7 @@ def holes(parts: Parts) -> list[Path]:
 
 @dataclass(frozen=True)
 class Channel:
-    """One entry of `channels`; with `each`, one channel for each row that this query gives each `interval` seconds."""
+    """One entry of `channels`. With `each` it is one channel per row of that query, which runs every `interval` s."""
 
     name: Parts
     table: Table
@@ -69,21 +69,21 @@ class Channel:
     def __str__(self) -> str:
         return "".join(part if isinstance(part, str) else f"{{{'.'.join(part)}}}" for part in self.name)
 
-    def called(self, row: Row) -> str:
-        """The channel's name for a row of `each`, a null being empty text; ValueError when a hole is not in the row."""
+    def name_for(self, row: Row) -> str:
+        """The channel's name for a row of `each`; null is empty text. ValueError when the row lacks a hole's column."""
         return "".join(part if isinstance(part, str) else _column(part, row) for part in self.name)
 
-    def of_each(self, row: Row) -> Row:
-        """What a notification takes from a row of `each`."""
+    def columns_used(self, row: Row) -> Row:
+        """The columns of a row of `each` that the holes of a notification name."""
         named = {path[0] for path in self._holes() if len(path) == 1}
         return {column: value for column, value in row.items() if column in named}
 
     def is_fixed_by_name(self, row: Row) -> bool:
-        """Whether a row, as `of_each` gives it, can't be another while the channel's name stays the same."""
+        """Whether the channel's name determines this row (as `columns_used` returns it)."""
         return row.keys() <= {path[0] for path in holes(self.name)}
 
     def read(self, payload: str, row: Row) -> tuple[list[Change], bool]:
-        """The changes that a payload says, and whether it could be read; `row` is the one of `each`."""
+        """The changes that a payload reports, and whether it was readable; `row` is the channel's row of `each`."""
         fields: Any = None
         if self._needs_json(row):
             fields = _parsed(payload)
@@ -128,14 +128,14 @@ def _parsed(payload: str) -> object:
 
 
 def _fill(parts: Parts, row: Row, fields: Any, payload: str) -> Known:
-    """The text with its holes filled; unknown when one of them is."""
+    """The text with its holes filled; unknown when any of them is."""
     values = [part if isinstance(part, str) else _read(part, row, fields, payload) for part in parts]
     known = [value for value in values if isinstance(value, str)]
     return "".join(known) if len(known) == len(values) else UNKNOWN
 
 
 def _read(path: Path, row: Row, fields: Any, payload: str) -> Known:
-    """What a hole says: never null, which is no knowledge here."""
+    """The value of a hole. A null is unknown here."""
     if len(path) == 1 and path[0] in row:
         value = row[path[0]]
         return UNKNOWN if value is None else value
