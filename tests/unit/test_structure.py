@@ -1,0 +1,133 @@
+"""The shape of the code base: small files, no import cycle, and tests that read public names only."""
+
+from __future__ import annotations
+
+import ast
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+PACKAGE = REPO / "invalidator"
+MAX_LINES = 350
+TOO_LONG = {"invalidator/core/delivery/lane.py", "invalidator/pipeline/pipeline.py"}
+LEFT = {
+    "tests/acceptance/test_stream_clients.py",
+    "tests/deploy/test_systemd.py",
+    "tests/docs/test_docs.py",
+    "tests/integration/test_after.py",
+    "tests/integration/test_alive_key.py",
+    "tests/integration/test_covers.py",
+    "tests/integration/test_faults.py",
+    "tests/integration/test_internal_errors.py",
+    "tests/integration/test_many_sidecars.py",
+    "tests/integration/test_redis_faults.py",
+    "tests/integration/test_redis_login.py",
+    "tests/integration/test_redis_topologies.py",
+    "tests/integration/test_sessions.py",
+    "tests/integration/test_stream.py",
+    "tests/support/pgbouncer.py",
+    "tests/support/redises.py",
+    "tests/unit/core/test_lane_oracle.py",
+    "tests/unit/core/test_overtaking.py",
+    "tests/unit/core/test_rule.py",
+    "tests/unit/pipeline/test_followers.py",
+    "tests/unit/targets/test_stream_target.py",
+}
+"""Tests that still read private names; the list only shrinks."""
+
+PRIVATE = re.compile(r"_[a-z]\w*|_[A-Z]\w*")
+
+
+def modules():
+    """Each module of the package with its path."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(REPO).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(tree, known):
+    """The modules of the package that a module imports, also those that it imports late or for annotations."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in known:
+                    yield inner
+                elif node.module in known:
+                    yield node.module
+
+
+def defined(tree):
+    """The names that a module defines: functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                yield name
+            case _:
+                pass
+
+
+def private_names():
+    names = {name for _, path in modules() for name in defined(ast.parse(path.read_text()))}
+    return {name for name in names if PRIVATE.fullmatch(name)}
+
+
+def reads(tree, private):
+    """The private names of the package that a test reads: by attribute, by import, or by name in a string.
+
+    A name that the test defines is its own, unless it is defined in a subclass of a class of the package.
+    """
+    ours, inside = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("invalidator"):
+            ours |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any(
+            isinstance(base, ast.Name) and base.id in ours for base in node.bases
+        ):
+            inside |= set(ast.walk(node))
+    own = set(defined(tree))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) if name in private and (node in inside or name not in own):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name in private and node in inside:
+                yield node.lineno, name
+            case ast.ImportFrom(module=module) if module and module.startswith("invalidator"):
+                yield from ((node.lineno, alias.name) for alias in node.names if alias.name in private)
+            case ast.Constant(value=str(name)) if name in private:
+                yield node.lineno, name
+            case _:
+                pass
+
+
+def test_no_file_of_the_package_is_too_long_to_read_at_once():
+    lines = {str(path.relative_to(REPO)): len(path.read_text().splitlines()) for _, path in modules()}
+    assert {path for path, count in lines.items() if count > MAX_LINES} == TOO_LONG
+
+
+def test_no_two_modules_import_each_other_even_by_way_of_others():
+    known = dict(modules())
+    graph = {name: set(imports(ast.parse(path.read_text()), known)) - {name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_no_test_reads_a_private_name_of_the_package():
+    private = private_names()
+    found = set()
+    for path in sorted((REPO / "tests").rglob("*.py")):
+        if path != Path(__file__):
+            name = str(path.relative_to(REPO))
+            found |= {(name, line, read) for line, read in reads(ast.parse(path.read_text()), private)}
+    assert sorted(one for one in found if one[0] not in LEFT) == []
+    assert {name for name, _, _ in found} >= LEFT, "a file that reads none is taken off the list"
