@@ -9,10 +9,10 @@ import click
 
 from invalidator.cli.options import config_option, load_config, output_option
 from invalidator.config.compile import compile_rules
-from invalidator.config.row_input import change_from_input, explained, table_of
+from invalidator.config.row_input import change_from_input, find_table
 from invalidator.core.rules.change import OPS, Op
 from invalidator.core.rules.eviction import Eviction
-from invalidator.core.rules.explain import Explanation, Verdict
+from invalidator.core.rules.explain import Explanation, Verdict, explanation_data
 from invalidator.core.rules.explain import explain as explain_change
 from invalidator.errors import UsageError
 
@@ -39,12 +39,12 @@ def explain(table: str, op: Op, values: tuple[str, ...], config_file: str | None
     """
     rules = compile_rules(load_config(config_file))
     try:
-        change = change_from_input(table_of(table, [rule.table for rule in rules.rules]), op, _columns(values))
+        change = change_from_input(find_table(table, [rule.table for rule in rules.rules]), op, _columns(values))
     except ValueError as error:
         raise UsageError(str(error)) from error
     found = explain_change(rules, change)
     if output == "json":
-        click.echo(json.dumps(explained(found), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(explanation_data(found), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(found)))
 

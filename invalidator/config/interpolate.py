@@ -1,19 +1,20 @@
-"""`${VAR}`, `${VAR:-default}`, `${file:/path}` and `$$` in the scalars of a configuration."""
+"""References in the scalars of a configuration: `${VAR}`, `${VAR:-default}`, `${file:/path}`, and `$$` for a dollar."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from invalidator.core.rules.suggest import nearest
 from invalidator.errors import InvalidValueError
 
-_DOLLAR = re.compile(r"\$(?:(\$)|\{([^}]*)\})?")
-_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+_DOLLAR: Final = re.compile(r"\$(?:(\$)|\{([^}]*)\})?")
+_VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
 def interpolate(text: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> str:
-    """The text with its references replaced; InvalidValueError says what is wrong with one of them."""
+    """The text with its references replaced; InvalidValueError for one that is wrong."""
 
     def replace(found: re.Match[str]) -> str:
         if found[1]:
@@ -21,7 +22,7 @@ def interpolate(text: str, environ: Mapping[str, str], read_file: Callable[[str]
         if found[2] is None:
             raise InvalidValueError('a "$" on its own', 'write "$$" for a dollar sign')
         if found[2].startswith("file:"):
-            return _file(found[2][len("file:") :], read_file)
+            return _file_text(found[2][len("file:") :], read_file)
         return _variable(found[2], environ)
 
     return _DOLLAR.sub(replace, text) if "$" in text else text
@@ -44,7 +45,7 @@ def _variable(reference: str, environ: Mapping[str, str]) -> str:
     return value
 
 
-def _file(path: str, read_file: Callable[[str], str]) -> str:
+def _file_text(path: str, read_file: Callable[[str], str]) -> str:
     try:
         return read_file(path).rstrip("\r\n")
     except (OSError, UnicodeError) as error:

@@ -9,8 +9,9 @@ from pydantic import SecretStr
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from invalidator.config.connection_strings import mask
 from invalidator.config.models import Config
-from invalidator.config.types import DURATION_PATTERN, mask, write_duration
+from invalidator.config.types import DURATION_PATTERN, write_duration
 
 
 def show(config: Config) -> str:

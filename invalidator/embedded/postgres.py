@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import sql
 
-from invalidator.config.types import mask
+from invalidator.config.connection_strings import mask
 from invalidator.embedded.workspace import HOW_TO_GET_ONE, Server, ServerError, Workspace, unprivileged
 from invalidator.errors import AwayError
 from invalidator.postgres.failures import first_line

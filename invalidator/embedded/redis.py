@@ -10,7 +10,7 @@ from pathlib import Path
 
 import redis
 
-from invalidator.config.types import mask
+from invalidator.config.connection_strings import mask
 from invalidator.embedded.workspace import HOW_TO_GET_ONE, Server, ServerError, Workspace
 from invalidator.errors import AwayError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from invalidator.config.row_input import change_from_input, table_of
+from invalidator.config.row_input import change_from_input, find_table
 from invalidator.core.rules import glob
 from invalidator.core.rules.change import Change, table_wide
 from invalidator.core.rules.eviction import Eviction, Evictions
@@ -64,7 +64,7 @@ def _change(body: Mapping[str, Any], tables: Sequence[TablePattern]) -> Change:
     if not isinstance(name, str) or not isinstance(columns, dict):
         raise BadRequestError('table, columns: write {"table": "schema.table", "columns": {"id": 42}}')
     try:
-        table = table_of(name, tables)
+        table = find_table(name, tables)
     except ValueError as error:
         raise BadRequestError(f"table: {error}") from error
     columns = columns | {name: body[name] for name in ("id", "pk") if name in body}
@@ -91,7 +91,7 @@ def explain_of(query: Sequence[tuple[str, str]], rules: RuleSet) -> Explanation:
     """What the rules make of the change that a query string describes: `table`, `op`, and columns."""
     said = dict(query)
     try:
-        table = table_of(said.get("table", ""), [rule.table for rule in rules.rules])
+        table = find_table(said.get("table", ""), [rule.table for rule in rules.rules])
         columns = [(name, value) for name, value in query if name not in ("table", "op")]
         return explain(rules, change_from_input(table, said.get("op", "update"), columns))
     except ValueError as error:

@@ -17,9 +17,9 @@ from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from invalidator.config.models import Listen
-from invalidator.config.row_input import explained
 from invalidator.core.rules.change import Change
 from invalidator.core.rules.eviction import Evictions
+from invalidator.core.rules.explain import explanation_data
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import RefusedError
 from invalidator.http.connections import Listener, notice, shares
@@ -223,7 +223,7 @@ class Server:
 
     async def _explain(self, request: web.Request) -> web.Response:
         try:
-            return _json(explained(explain_of(list(request.query.items()), self._shown.rules)))
+            return _json(explanation_data(explain_of(list(request.query.items()), self._shown.rules)))
         except BadRequestError as error:
             return _json({"error": str(error)}, 400)
 

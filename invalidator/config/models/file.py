@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
+from invalidator.config.connection_strings import PostgresDsn
 from invalidator.config.models.base import Model
 from invalidator.config.models.rules import Channel, Rule
 from invalidator.config.models.targets import Target
@@ -15,7 +16,6 @@ from invalidator.config.types import (
     InstallationName,
     InstanceName,
     OneOrMany,
-    PostgresDsn,
     Seconds,
     TargetName,
     Version,

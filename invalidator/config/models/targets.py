@@ -8,18 +8,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr
 
+from invalidator.config.connection_strings import HookUrlText, RedisUrl, SentinelNode
 from invalidator.config.models.base import Model
-from invalidator.config.types import (
-    Command,
-    HookSecret,
-    HookUrlText,
-    OneOrMany,
-    Provider,
-    RedisUrl,
-    Seconds,
-    SentinelNode,
-    Site,
-)
+from invalidator.config.types import Command, HookSecret, OneOrMany, Provider, Seconds, Site
 from invalidator.core.delivery.capabilities import Fallback, Format
 
 CDN_RATES: Final[Mapping[Format, float]] = MappingProxyType({"fastly": 25.0, "cloudflare": 5.0})

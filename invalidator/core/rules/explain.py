@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from invalidator.core.rules.change import Change, Op, Table, table_wide
 from invalidator.core.rules.eviction import Eviction, Evictions, prefixed
@@ -133,3 +133,37 @@ def _swept(entry: Evict, out: Evictions) -> Iterable[str]:
             yield f'"{made.key}" has no literal text in front: it sweeps every key that it matches'
     if entry.kind in ("tag", "version") and any(made.glob for made in out):
         yield f"an unknown {entry.kind} costs a SCAN"
+
+
+def explanation_data(explanation: Explanation) -> dict[str, Any]:
+    """The explanation as JSON data."""
+    return {
+        "table": str(explanation.change.table),
+        "op": explanation.change.op,
+        "targets": {
+            name: [_eviction_data(eviction) for eviction in made] for name, made in explanation.targets.items()
+        },
+        "rules": [_verdict_data(verdict) for verdict in explanation.verdicts],
+    }
+
+
+def _verdict_data(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "rule": verdict.rule.number,
+        "table": str(verdict.rule.table),
+        "selected": verdict.why_not is None,
+        "why_not": verdict.why_not,
+        "made": [
+            {
+                "template": made.source,
+                "evictions": [_eviction_data(eviction) for eviction in made.evictions],
+                "notes": list(made.notes),
+            }
+            for made in verdict.made
+        ],
+    }
+
+
+def _eviction_data(eviction: Eviction) -> dict[str, str]:
+    entry = {"kind": eviction.label, "key": eviction.key}
+    return entry | {"field": eviction.field} if eviction.field else entry

@@ -386,7 +386,7 @@ def test_any_text_gives_mistakes_and_never_a_traceback(text):
         ("listen: {probes: 'h:99999'}", "listen.probes: not an address; write host:port or unix:/path"),
         (
             "listen: {hosts: ['shop:9911']}",
-            "listen.hosts[0]: not a host's name; write it in lower case, without a port",
+            "listen.hosts[0]: not a host name; write it in lower case, without a port",
         ),
         ("listen: {api: '0.0.0.0:9911'}", "whoever reaches it can evict; set listen.token, or listen on 127.0.0.1"),
         ("listen: {api: 'example.com:9911'}", "whoever reaches it can evict; "),

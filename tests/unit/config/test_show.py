@@ -4,9 +4,10 @@ import jsonschema
 import pytest
 import yaml
 
+from invalidator.config.connection_strings import mask
 from invalidator.config.parse import parse
 from invalidator.config.show import schema, show
-from invalidator.config.types import mask, read_duration, write_duration
+from invalidator.config.types import read_duration, write_duration
 from tests.unit.config.test_parse import GOOD
 
 
