@@ -124,9 +124,6 @@ def _instance_name(name: Any) -> Any:
     return name
 
 
-_SITE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
-
-
 def _command(text: Any) -> Any:
     if not isinstance(text, str):
         return text
