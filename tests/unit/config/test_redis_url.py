@@ -6,10 +6,10 @@ import ssl
 
 import pytest
 
+from invalidator.config.connection_strings import mask
 from invalidator.config.parse import parse
 from invalidator.config.redis_url import parse_redis_url, parse_sentinel_node, read_redis_url
 from invalidator.config.show import show
-from invalidator.config.types import mask
 from invalidator.core.protocol.redis_endpoint import Endpoint, Tls
 from invalidator.errors import ConfigError
 from invalidator.service import wiring
