@@ -13,7 +13,7 @@ import click
 from invalidator import __version__
 from invalidator.errors import InvalidatorError
 
-_COMMANDS: Final = {
+COMMANDS: Final = {
     "run": ("run", "Keep the caches right, until told to stop."),
     "install-triggers": ("triggers", "Install the triggers that the rules need."),
     "uninstall-triggers": ("triggers", "Remove everything of this installation from the database."),
@@ -34,27 +34,27 @@ class _Lazy(click.Group):
     """Knows its commands by name and one line, and imports one only to run it or to show its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"invalidator.cli.{_COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"invalidator.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.COMMANDS[cmd_name]
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from invalidator.core.rules.suggest import did_you_mean
 
-            raise click.UsageError(f'no command is named "{args[0]}"; {did_you_mean(args[0], _COMMANDS)}')
+            raise click.UsageError(f'no command is named "{args[0]}"; {did_you_mean(args[0], COMMANDS)}')
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -45,12 +45,12 @@ class RedisServer(Server):
         self, workspace: Workspace, program: Path | None = None, settings: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(workspace, "redis")
-        self._program = _readable(program or find_redis(), self.folder)
-        self._settings = {"bind": "127.0.0.1", "save": "", "appendonly": "no", **(settings or {})}
+        self.program = _readable(program or find_redis(), self.folder)
+        self.settings = {"bind": "127.0.0.1", "save": "", "appendonly": "no", **(settings or {})}
 
     def command(self) -> Sequence[str | Path]:
-        options = [part for name, value in self._settings.items() for part in (f"--{name}", value)]
-        return [self._program, "--port", str(self.port), "--dir", self.folder, *options]
+        options = [part for name, value in self.settings.items() for part in (f"--{name}", value)]
+        return [self.program, "--port", str(self.port), "--dir", self.folder, *options]
 
     @property
     def url(self) -> str:

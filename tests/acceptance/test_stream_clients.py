@@ -92,7 +92,7 @@ async def test_the_line_with_curl_shows_the_stream_as_it_is_documented(repo):
             Eviction("key", "search:*:acme", glob=True),
             Eviction("tag", "products-42"),
         ]
-        await eventually(lambda: stream._seats[next(iter(stream._seats))].beat)
+        await eventually(lambda: stream.seats[next(iter(stream.seats))].heartbeat)
         await stream.evict(Evictions.of(evictions))
         shown = ""
         while "event: evict" not in shown or not shown.endswith("\n\n"):
@@ -230,8 +230,8 @@ async def test_it_trusts_nothing_when_nobody_tells_it_and_comes_back(repo, tmp_p
         await beat(stream)
         await eventually(node.fresh)
         await node.get("a", "old")
-        for seat in list(stream._seats.values()):
-            stream._let_go(seat, cut=True)
+        for seat in list(stream.seats.values()):
+            stream.disconnect(seat, cut=True)
         await stream.evict(Evictions({"a": None}))
         await eventually(lambda: stream.readers == 1)
         await eventually(lambda: deferred(node, "a", "new"))

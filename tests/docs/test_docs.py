@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from invalidator import __version__
-from invalidator.cli.main import _COMMANDS
+from invalidator.cli.main import COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
 from invalidator.config.defaults import alive_key, follows, stale_after
@@ -170,7 +170,7 @@ def test_every_state_of_a_table_and_every_option_of_installing_is_documented(rep
 def test_every_command_and_place_is_documented(repo):
     commands = (repo / "docs/commands.md").read_text()
     documented = {match.split()[0] for match in re.findall(r"^\| `([^`]+)` \|", commands, re.MULTILINE)}
-    assert set(_COMMANDS) <= documented
+    assert set(COMMANDS) <= documented
     assert all(f"`{place}`" in commands for place in DEFAULT_PATHS)
 
 

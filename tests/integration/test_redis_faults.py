@@ -306,7 +306,7 @@ async def test_loading_what_it_had_saved(servers, program):
         client.set("p:1", "stale")
         client.save()
         server.stop(signal.SIGKILL)
-        server._settings["key-load-delay"] = "500"
+        server.settings["key-load-delay"] = "500"
         ready, server.ready = server.ready, lambda: True
         await asyncio.to_thread(server.start)
         world.change(2)
@@ -461,4 +461,5 @@ async def test_one_node_of_a_cluster_fails_over_to_a_copy_that_lags(servers):
 
 
 def retries(world, reason):
-    return world.pipeline.metrics.retries.labels("cache", reason)._value.get()
+    labels = {"target": "cache", "reason": reason}
+    return world.pipeline.metrics.registry.get_sample_value("invalidator_target_retries_total", labels)

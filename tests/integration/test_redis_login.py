@@ -22,7 +22,7 @@ from tests.support.redises import Keeping
 @pytest.fixture
 def server(servers, program):
     server = Keeping(servers, program)
-    server._settings |= {"unixsocket": str(server.folder / "socket"), "unixsocketperm": "777"}
+    server.settings |= {"unixsocket": str(server.folder / "socket"), "unixsocketperm": "777"}
     server.start()
     yield server
     server.stop()

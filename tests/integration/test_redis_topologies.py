@@ -43,7 +43,7 @@ def moving(servers):
 @pytest.fixture(scope="module")
 def plain(servers, program):
     server = RedisServer(servers, program)
-    server._settings |= {"unixsocket": str(server.folder / "socket"), "unixsocketperm": "777"}
+    server.settings |= {"unixsocket": str(server.folder / "socket"), "unixsocketperm": "777"}
     server.start()
     with redis.Redis(port=server.port) as client:
         client.execute_command(

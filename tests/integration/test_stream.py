@@ -132,7 +132,7 @@ async def test_a_reader_that_stalls_is_cut_off_costs_little_and_holds_up_nobody(
         line = await stalled(port)
         async with Listener(port).reading() as quick:
             await eventually(lambda: stream.readers == 2)
-            seats = list(stream._seats.values())
+            seats = list(stream.seats.values())
             names = [f"{'key' * 30}:{number}" for number in range(100_000)]
             for start in range(0, len(names), 100):
                 await stream.evict(keys(*names[start : start + 100]))

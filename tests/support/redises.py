@@ -78,7 +78,7 @@ class SentinelServer(Keeping):
         owned(self._file)
 
     def command(self):
-        return [self._program, self._file, "--sentinel"]
+        return [self.program, self._file, "--sentinel"]
 
 
 class ClusterServers:

@@ -35,15 +35,20 @@ class RuleSet:
         self.prefixes = prefixes or {}
         made = {entry.kind for rule in self.rules for entry in rule.evicts}
         self._all_reach_all = all(made <= kinds for kinds in self.reach.values())
-        self._by_table: dict[Table, tuple[Rule, ...]] = {}
+        self._rules_by_table: dict[Table, tuple[Rule, ...]] = {}
+
+    @property
+    def remembered_tables(self) -> int:
+        """The number of tables whose rules are remembered: bounded, because payloads can name any table."""
+        return len(self._rules_by_table)
 
     def about(self, table: Table) -> tuple[Rule, ...]:
         """The rules whose table this is."""
-        rules = self._by_table.get(table)
+        rules = self._rules_by_table.get(table)
         if rules is None:
-            if len(self._by_table) >= _REMEMBERED_TABLES:
-                self._by_table.clear()
-            rules = self._by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
+            if len(self._rules_by_table) >= _REMEMBERED_TABLES:
+                self._rules_by_table.clear()
+            rules = self._rules_by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
         return rules
 
     def evict(self, changes: Sequence[Change], found: Mapping[int, Found] | None = None) -> dict[str, Evictions]:

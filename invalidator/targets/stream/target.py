@@ -63,14 +63,14 @@ class Reader(Protocol):
         ...
 
 
-class _Seat:
+class Seat:
     """A reader, and how far it is."""
 
-    __slots__ = ("at", "beat", "blocked", "prefixes", "reader")
+    __slots__ = ("at", "blocked", "heartbeat", "prefixes", "reader")
 
     def __init__(self, reader: Reader, at: int, prefixes: tuple[str, ...]) -> None:
         self.reader, self.at, self.prefixes = reader, at, prefixes
-        self.beat = 0
+        self.heartbeat = 0
         self.blocked: float | None = None
 
 
@@ -88,9 +88,9 @@ class StreamTarget:
         self.stale_after = stale_after
         self.ring = ring or Ring(secrets.token_hex(8))
         self._errors = errors or InternalErrors()
-        self._seats: dict[Reader, _Seat] = {}
+        self.seats: dict[Reader, Seat] = {}
         self._news = asyncio.Event()
-        self._beat = 0
+        self._heartbeats = 0
         self._as_of: float | None = None
         self._group: asyncio.TaskGroup | None = None
         self._pumping: asyncio.Task[None] | None = None
@@ -109,8 +109,8 @@ class StreamTarget:
         self._pumping.cancel()
         await self._group.__aexit__(None, None, None)
         self._pumping = None
-        for seat in list(self._seats.values()):
-            self._let_go(seat)
+        for seat in list(self.seats.values()):
+            self.disconnect(seat)
 
     # What it is told
 
@@ -132,7 +132,7 @@ class StreamTarget:
 
     async def heartbeat(self, as_of: float | None = None) -> None:
         """Tell everybody how far the lane is."""
-        self._beat += 1
+        self._heartbeats += 1
         self._as_of = as_of
         self._news.set()
 
@@ -140,7 +140,7 @@ class StreamTarget:
 
     @property
     def readers(self) -> int:
-        return len(self._seats)
+        return len(self.seats)
 
     @property
     def at(self) -> str:
@@ -149,7 +149,7 @@ class StreamTarget:
 
     @property
     def is_full(self) -> bool:
-        return len(self._seats) >= READERS
+        return len(self.seats) >= READERS
 
     def join(self, reader: Reader, last: str, prefixes: Sequence[str] = ()) -> None:
         """Serve this reader, which had read up to `last`, from now on."""
@@ -164,14 +164,14 @@ class StreamTarget:
             at = ring.newest
             said += frame("flush", ring.id(at), {"reason": FlushReason.NO_RESUME if last else FlushReason.NEW_READER})
         reader.write(said)
-        seat = self._seats[reader] = _Seat(reader, at, tuple(prefixes))
-        if self._beat:
+        seat = self.seats[reader] = Seat(reader, at, tuple(prefixes))
+        if self._heartbeats:
             self._write(seat, {}, clock.now())
         self._news.set()
 
     def leave(self, reader: Reader) -> None:
         """It went away."""
-        self._seats.pop(reader, None)
+        self.seats.pop(reader, None)
 
     # The pump
 
@@ -179,7 +179,7 @@ class StreamTarget:
         while True:
             stop_if_cancelled()
             self._news.clear()
-            spent, left = 0.0, list(self._seats.values())
+            spent, left = 0.0, list(self.seats.values())
             some_behind = False
             while left:
                 began = clock.now()
@@ -190,29 +190,29 @@ class StreamTarget:
                         some_behind |= self._write(seat, said, began)
                     except Exception as error:  # it comes back, and resumes or is told to flush
                         self._errors.report("stream", error)
-                        self._let_go(seat, cut=True)
+                        self.disconnect(seat, cut=True)
                 spent += clock.now() - began
                 await asyncio.sleep(0)
             await asyncio.sleep(max(min(spent * _REST, _LONGEST_REST), _POLL if some_behind else 0.0))
             if not some_behind:
                 await self._news.wait()
 
-    def _write(self, seat: _Seat, said: dict[tuple[int, int], tuple[bytes, int]], now: float) -> bool:
+    def _write(self, seat: Seat, said: dict[tuple[int, int], tuple[bytes, int]], now: float) -> bool:
         """Tell a reader what comes next; whether there will be more for it than it takes now."""
         reader, ring = seat.reader, self.ring
         if reader.is_gone():
-            self._let_go(seat)
+            self.disconnect(seat)
             return False
         if reader.behind() > BEHIND:
             seat.blocked = now if seat.blocked is None else seat.blocked
             if now - seat.blocked > STALLED or not ring.can_send(seat.at):
                 self._log.info("reader_disconnected", "a reader of the stream read too slowly and was disconnected")
-                self._let_go(seat, cut=True)
+                self.disconnect(seat, cut=True)
                 return False
             return True
         seat.blocked = None
         if not ring.can_send(seat.at):
-            self._let_go(seat, cut=True)
+            self.disconnect(seat, cut=True)
             return False
         data = b""
         if seat.at < ring.newest:
@@ -223,8 +223,8 @@ class StreamTarget:
                 if place not in said:
                     said[place] = ring.since(seat.at, BEHIND)
                 data, seat.at = said[place]
-        if seat.at == ring.newest and seat.beat != self._beat:
-            seat.beat = self._beat
+        if seat.at == ring.newest and seat.heartbeat != self._heartbeats:
+            seat.heartbeat = self._heartbeats
             data += self._heartbeat()
         if data:
             reader.write(data)
@@ -234,6 +234,6 @@ class StreamTarget:
         as_of = None if self._as_of is None else round(self._as_of, 3)
         return frame("heartbeat", self.at, {"as_of": as_of, "now": round(clock.now(), 3)})
 
-    def _let_go(self, seat: _Seat, *, cut: bool = False) -> None:
+    def disconnect(self, seat: Seat, *, cut: bool = False) -> None:
         self.leave(seat.reader)
         seat.reader.end(cut=cut)

@@ -58,7 +58,7 @@ async def test_a_reader_that_was_slow_and_reads_on_is_not_cut_off():
     async with StreamTarget("local", ring=Ring("e")) as stream:
         reader = Slow()
         stream.join(reader, "")
-        seat = stream._seats[reader]
+        seat = stream.seats[reader]
         await stream.evict(Evictions({f"{'key' * 3000}:{number}": None for number in range(20)}))
         await eventually(lambda: seat.blocked)
 
