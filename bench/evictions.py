@@ -36,6 +36,7 @@ from invalidator.embedded import RedisServer, Workspace, open_redis
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget
 from tests.support.memory_source import MemorySource
+from tests.support.running import forever
 
 KEYS, ROUNDS, LATENCIES = 500_000, 5, 3000
 T = Table("public", "products")
@@ -74,9 +75,8 @@ class Lane:
     @asynccontextmanager
     async def running(self):
         async with self.target:
-            task = asyncio.create_task(self.pipeline.run())
-            while not self.lane.state.answered:
-                await self.pipeline._moved.wait()
+            task = asyncio.create_task(forever(self.pipeline))
+            await self.pipeline.progress.until(lambda: self.lane.state.answered > 0)
             try:
                 yield self
             finally:
@@ -89,10 +89,9 @@ class Lane:
         assert await self.pipeline.answered(number, 60)
 
     async def changed(self, changes):
-        number = self.pipeline._number + 1
+        number = self.pipeline.number + 1
         self.source.publish(changes)
-        while self.lane.state.answered < number:
-            await self.pipeline._moved.wait()
+        await self.pipeline.progress.until(lambda: self.lane.state.answered >= number)
 
 
 def raw(port, packed):

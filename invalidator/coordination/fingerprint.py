@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from invalidator.broadcast import Broadcast
 from invalidator.core.coordination.coverage import Fingerprint
 from invalidator.core.coordination.digest import digest
 from invalidator.ports import Target
@@ -44,12 +45,11 @@ class Fingerprints:
         self._peer_stores = {target.name: target.peer_store for target in targets}
         self._reception, self._settings, self._follows = reception, settings or {}, follows or {}
         self._private = secrets.token_hex(8)  # stands for targets that no peer shares
-        self._changed = asyncio.Event()
+        self._changed = Broadcast()
 
     def changed(self) -> None:
         """Wake everything that waits for a fingerprint to be known."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.notify()
 
     def of(self, target: str) -> Fingerprint:
         """The fingerprint at this target, as of now."""
@@ -67,8 +67,7 @@ class Fingerprints:
         """Wait until the fingerprint is no longer pending, or was pending for too long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(KNOWN_WITHIN):
-                while self.of(target).is_pending:
-                    await self._changed.wait()
+                await self._changed.until(lambda: not self.of(target).is_pending)
 
     def _ahead(self, target: str) -> dict[str, str]:
         """The servers of the targets that this one follows."""

@@ -142,6 +142,11 @@ class Lane:
             self.state.ask(number, request.nonce)
             self._asked.set()
 
+    def discard_requests(self) -> None:
+        """Changes may have been missed before the coverage requests that have come: none of them is confirmed."""
+        self.state.ignore_asks()
+        self.publish_soon()
+
     def _wake(self) -> None:
         """Wake each task that has something to take, or that would sleep past the next moment at which it may have."""
         state = self.state

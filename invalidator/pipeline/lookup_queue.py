@@ -1,8 +1,24 @@
-"""Lookups: what waits to be asked, and what waits for the answers.
+"""The lookup queue: changes of rules with a lookup wait here until the database was queried for their columns.
 
-All changes that wait are asked for together, each set of parameters once: one query a rule a round. A question that
-fails makes the looked-up columns unknown, which evicts by wildcard. Nothing here makes the source wait; what waits is
-bounded, and beyond that the tables count as changed in whole.
+Lookups run in *rounds*. A round has all the changes that came while the round before it ran, and makes one query for
+each rule, with each set of parameters once. So lookups keep up with any traffic, and nothing makes the source wait.
+
+What must not overtake a change (a position, a watermark, a coverage request, the end of a purge) is put behind it by
+`afterwards`. It is attached to the round of the last change before it, and done when that round has been put on the
+lanes. Later changes are in later rounds, so they do not delay it, however many there are. One example, in order:
+
+    put([a])              round 1 is gathered: [a]
+                          round 1 runs, its query takes 20 ms
+    put([b])              round 2 is gathered: [b]
+    afterwards(confirm)   attached to round 2
+                          round 1 ends: the evictions for a are put
+                          round 2 runs
+    put([c])              round 3 is gathered: [c]
+    afterwards(mark)      attached to round 3
+                          round 2 ends: the evictions for b are put, then `confirm` is called; c is still waiting
+
+A lookup that fails makes the looked-up columns unknown, which evicts by wildcard. A round that fails by an exception
+that nobody expected loses its changes: the pipeline puts a gap, and then does what was attached to the round.
 """
 
 from __future__ import annotations
@@ -10,7 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from invalidator.cancellation import stop_if_cancelled
@@ -24,12 +40,12 @@ from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.ports import Lookups
 
-BOUND: Final = 100_000
-"""Changes that may wait for a lookup before their tables count as changed in whole."""
+MAX_WAITING_CHANGES: Final = 100_000
+"""Beyond so many changes in a round, their tables count as changed as a whole."""
 
 
 class Put(Protocol):
-    """Takes evictions; `unshared` where no other sidecar received what they are for."""
+    """Puts evictions on the lanes; `unshared` where no peer received what they are for."""
 
     def __call__(self, evictions: Mapping[str, Evictions], *, unshared: bool) -> None: ...
 
@@ -38,8 +54,15 @@ Render = Callable[[RuleSet, Sequence[Change], Mapping[int, Found]], Mapping[str,
 """What rules make of changes, and of what was found for them."""
 
 
+@dataclass
+class _Round:
+    changes: list[Change] = field(default_factory=list)
+    unshared: bool = False  # whether no peer received some of the changes
+    afterwards: deque[Callable[[], None]] = field(default_factory=deque)
+
+
 class LookupQueue:
-    """`put` is given the evictions of the rules with a lookup, whenever a round of questions is over."""
+    """`put` is given the evictions of the rules with a lookup when a round ends."""
 
     def __init__(
         self,
@@ -52,68 +75,70 @@ class LookupQueue:
         self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
         self._lookups, self._put, self._render = lookups, put, render
         self._errors = errors or InternalErrors()
-        self._columns: dict[int, frozenset[str] | None] = {}
-        self._waiting: list[Change] = []
-        self._unshared = False  # whether no other sidecar received some of what waits
-        self._after: deque[tuple[int, Callable[[], None]]] = deque()
-        self._round = 0
-        self._news, self._idle = asyncio.Event(), asyncio.Event()
-        self._idle.set()
+        self._columns: dict[int, frozenset[str] | None] = {}  # of each rule's lookup, as of its last description
+        self._running: _Round | None = None
+        self._gathered = _Round()
+        self._news = asyncio.Event()
         self._log = Log()
 
     def put(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
         """Take those changes that a rule with a lookup is about."""
-        self._waiting += [change for change in changes if self._rules.about(change.table)]
-        self._unshared |= unshared
-        if len(self._waiting) > BOUND:
-            self._waiting = [table_wide(table) for table in dict.fromkeys(change.table for change in self._waiting)]
-        if self._waiting:
-            self._idle.clear()
+        gathered = self._gathered
+        gathered.changes += [change for change in changes if self._rules.about(change.table)]
+        gathered.unshared |= unshared
+        if len(gathered.changes) > MAX_WAITING_CHANGES:
+            tables = dict.fromkeys(change.table for change in gathered.changes)
+            gathered.changes = [table_wide(table) for table in tables]
+        if gathered.changes:
             self._news.set()
 
     def afterwards(self, then: Callable[[], None]) -> None:
-        """Do this when everything that waits now has been put, which later changes do not put off."""
-        if self._idle.is_set():
+        """Do this when the evictions for all changes so far have been put: at once where none is waiting."""
+        last = self._gathered if self._gathered.changes else self._running
+        if last is None:
             then()
         else:
-            self._after.append((self._round + bool(self._waiting), then))
+            last.afterwards.append(then)
 
     async def run(self) -> None:
-        """Ask, until cancelled."""
+        """Run round after round, until cancelled."""
         while True:
             stop_if_cancelled()
-            self._news.clear()
-            changes, self._waiting = self._waiting, []
-            unshared, self._unshared = self._unshared, False
-            if changes:
-                self._round += 1
-                found = await self._ask_all(changes)
-                self._put(self._render(self._rules, changes, found), unshared=unshared)
-            while self._after and self._after[0][0] <= self._round:
-                self._after.popleft()[1]()
-            if not self._waiting:
-                self._idle.set()
+            self._end_round()  # one that failed, when this is started again
+            if not self._gathered.changes:
+                self._news.clear()
                 await self._news.wait()
+            round_ = self._running = self._gathered
+            self._gathered = _Round()
+            found = await self._look_up_all(round_.changes)
+            self._put(self._render(self._rules, round_.changes, found), unshared=round_.unshared)
 
-    async def _ask_all(self, changes: Sequence[Change]) -> dict[int, Found]:
+    def _end_round(self) -> None:
+        """Do what was attached to the round; what raises is not done again, and the rest is done at the next call."""
+        if self._running is not None:
+            while self._running.afterwards:
+                self._running.afterwards.popleft()()
+            self._running = None
+
+    async def _look_up_all(self, changes: Sequence[Change]) -> dict[int, Found]:
         found: dict[int, Found] = {}
         for rule in self._rules.rules:
             narrow = [change for change in changes if not change.wide and rule.table.matches(change.table)]
             if rule.lookup is not None and narrow:
-                found[rule.number] = await self._ask(rule, rule.lookup, narrow)
+                found[rule.number] = await self._look_up(rule, rule.lookup, narrow)
         return found
 
-    async def _ask(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
-        """What the lookup finds; where it fails, no answers, and which columns it had when they were known last."""
+    async def _look_up(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
+        """What the lookup finds; where it fails, no rows, and the columns that it had when they were known last."""
         described = Found(columns=self._columns.get(rule.number))
         try:
             described = await self._lookups.describe(lookup, list(dict.fromkeys(change.table for change in changes)))
             self._columns[rule.number] = described.columns
             selected = [c for c in changes if rule.why_not(c, described.not_in(c.table)) is None]
-            asked = [lookup.parameters(image) for change in selected for image in change.images()]
-            wanted = list(dict.fromkeys(parameters for parameters in asked if parameters is not None))
+            parameters = [lookup.parameters(image) for change in selected for image in change.images()]
+            wanted = list(dict.fromkeys(one for one in parameters if one is not None))
             if len(wanted) > lookup.limit:
-                self._failed(rule, f"{len(wanted)} questions at once, the limit is {lookup.limit}")
+                self._failed(rule, f"{len(wanted)} sets of parameters in one round, the limit is {lookup.limit}")
             elif wanted:
                 return replace(described, answers=await self._lookups.ask(lookup, wanted))
         except AwayError as error:

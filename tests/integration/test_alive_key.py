@@ -253,7 +253,7 @@ class TestPromise:
 
 def lose_the_source(one):
     one.fingerprints.text = ""
-    one.pipeline._source.lose()
+    one.source.lose()
 
 
 def drift(one):

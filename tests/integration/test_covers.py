@@ -217,7 +217,7 @@ async def test_no_answer_before_the_repeats(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url, repeat_after=0.4) as first:
         change(source, 1)
-        await eventually(lambda: first.lane.state.answered == first.pipeline._number)
+        await eventually(lambda: first.lane.state.answered == first.pipeline.number)
         ask(source, "nonce")
         await eventually(lambda: first.lane.state.is_asked)
         assert not cache.keys("*cover*")
@@ -281,7 +281,7 @@ async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, ca
         first.fingerprints.text = ""
         ask(source, "in-doubt")
         change(source, 1)
-        await eventually(lambda: first.lane.state.answered == first.pipeline._number > 1)
+        await eventually(lambda: first.lane.state.answered == first.pipeline.number > 1)
         first.fingerprints.text = "same"
         ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))

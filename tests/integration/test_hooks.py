@@ -30,6 +30,7 @@ from tests.support import eventually
 from tests.support.apps import App, LocalCache, StandardApp, raw
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
+from tests.support.running import forever
 
 T = Table("public", "products")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -49,7 +50,7 @@ async def told(url, *, shared=None, source=None, repeat_after=0.0, **options):
         rules = RuleSet([rule], ["cache", "app"])
         repeats = {"app": repeat_after}
         pipeline = Pipeline(source, rules, [shared, target], after={"app": ["cache"]}, repeat_after=repeats)
-        task = asyncio.create_task(pipeline.run())
+        task = asyncio.create_task(forever(pipeline))
         try:
             yield World(source, shared, target, pipeline)
         finally:
@@ -351,7 +352,7 @@ async def test_nobody_waits_longer_than_it_should_for_redis_and_is_told_again_wh
             rule = Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=("cache", "app"))
             rules = RuleSet([rule], ["cache", "app"])
             pipeline = Pipeline(source, rules, [shared, target], after={"app": ["cache"]}, give_up_after=0.2)
-            task = asyncio.create_task(pipeline.run())
+            task = asyncio.create_task(forever(pipeline))
             await eventually(lambda: all(lane.state.is_idle and lane.state.answered for lane in pipeline.lanes))
             shared.away = True
             app.cache.messages.clear()
@@ -401,7 +402,7 @@ async def test_several_hooks_are_told_each_for_itself():
         rule = Rule(0, TablePattern(*T), (Evict("key", parse("p:{id}")),), to=tuple(names))
         source = MemorySource()
         pipeline = Pipeline(source, RuleSet([rule], names), targets)
-        task = asyncio.create_task(pipeline.run())
+        task = asyncio.create_task(forever(pipeline))
         await eventually(lambda: all(app.cache.messages for app in apps))
         apps[1].misbehave = slow
         for app in apps:

@@ -35,6 +35,7 @@ from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
 from invalidator.pipeline import lane
 from invalidator.pipeline.lane import Lane
+from invalidator.pipeline.lanes import Lanes
 from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.service import installation, run, tail
@@ -88,10 +89,10 @@ PARTS = {
     "the rules": (RuleSet, "evict"),
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
-    "a round of lookups": (LookupQueue, "_ask_all"),
-    "a batch": (Pipeline, "_take"),
-    "a mark": (Pipeline, "_watermark"),
-    "progress": (Pipeline, "_moved_on"),
+    "a round of lookups": (LookupQueue, "_look_up_all"),
+    "a batch": (Pipeline, "take"),
+    "a mark": (Pipeline, "watermark"),
+    "progress": (Lanes, "advanced"),
     "opening": (NotifySource, "_listen"),
     "a notification": (NotifyFeed, "_handle"),
     "draining": (NotifyFeed, "_flush_changes"),
@@ -262,8 +263,8 @@ def provoked(sidecar, fault):
     """Whether it was hit; what happens rarely is made to happen."""
     if fault.name in ("_flush", "resolve", "release") and not fault.fired:
         sidecar._pipeline.flush(Gap("asked"))
-    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar._pipeline._feed is not None:
-        sidecar._pipeline._feed.lose(SourceLost("the test cuts it"))
+    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar._pipeline.feed is not None:
+        sidecar._pipeline.feed.lose(SourceLost("the test cuts it"))
     if fault.name == "_compare" and not fault.fired:
         sidecar.look()
     return fault.fired

@@ -29,6 +29,7 @@ from tests.support.apps import App, LocalCache
 from tests.support.listening import Listener, served
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
+from tests.support.running import forever
 
 T = Table("public", "products")
 ROWS, REPEAT_AFTER, GIVE_UP_AFTER = 300, 0.3, 0.1
@@ -132,7 +133,7 @@ async def world(chance):
             after={"app": ["cache"], "stream": ["cache"]},
             give_up_after=GIVE_UP_AFTER,
         )
-        task = asyncio.create_task(pipeline.run())
+        task = asyncio.create_task(forever(pipeline))
         yield Storm(chance, source, shared, app, Listener(port, LocalCache()), pipeline)
         task.cancel()
         with suppress(asyncio.CancelledError):

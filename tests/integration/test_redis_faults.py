@@ -26,6 +26,7 @@ from tests.support.fingerprints import FixedFingerprints
 from tests.support.memory_source import MemorySource
 from tests.support.proxy import Proxy
 from tests.support.redises import ClusterServers, Keeping, Sentinels
+from tests.support.running import forever
 
 T = Table("public", "products")
 EVICTS = (Evict("key", parse("p:{id}")), Evict("key", parse("list:*:{id}")), Evict("version", parse("version")))
@@ -49,7 +50,7 @@ class World:
     @asynccontextmanager
     async def running(self, *, settled=True):
         async with self.target:
-            task = asyncio.create_task(self.pipeline.run())
+            task = asyncio.create_task(forever(self.pipeline))
             try:
                 if settled:
                     await self.settles()

@@ -17,6 +17,7 @@ from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
 from tests.support.fingerprints import FixedFingerprints
+from tests.support.running import forever
 
 T, TAGS = Table("public", "products"), Table("public", "tags")
 RULES = [
@@ -56,7 +57,7 @@ class Sidecar:
         bound=BOUND,
         **options,
     ):
-        self.instance = instance
+        self.source, self.instance = source, instance
         self.target = RedisTarget("cache", parse_redis_url(url), installation="shop", instance=instance, **options)
         names = ["cache", *(one.name for one in local)]
         rules = RuleSet([replace(rule, to=tuple(names)) for rule in RULES], names)
@@ -77,7 +78,7 @@ class Sidecar:
     @asynccontextmanager
     async def running(self):
         async with self.target:
-            task = asyncio.create_task(self.pipeline.run())
+            task = asyncio.create_task(forever(self.pipeline))
             try:
                 yield self
             finally:

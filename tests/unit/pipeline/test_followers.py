@@ -21,6 +21,7 @@ from tests.support import eventually
 from tests.support.clock import run_jumping
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
+from tests.support.running import forever
 
 T = Table("public", "products")
 KEY, PATTERN = "p:{id}", "list:*:{id}"
@@ -67,7 +68,7 @@ class World:
         )
 
     async def __aenter__(self):
-        self.task = asyncio.create_task(self.pipeline.run())
+        self.task = asyncio.create_task(forever(self.pipeline))
         await self.rests()
         return self
 
@@ -111,7 +112,7 @@ def test_a_late_readers_value_in_the_one_that_follows_is_evicted_by_its_repeat()
     async def main():
         async with World() as world:
             world.write(1)
-            await eventually(lambda: world.pipeline.lanes[1].state.answered == world.pipeline._number)
+            await eventually(lambda: world.pipeline.lanes[1].state.answered == world.pipeline.number)
             await asyncio.sleep(REPEAT / 2)
             world.b.store |= dict.fromkeys(world.keys(1), "what a late reader had loaded")
             await asyncio.sleep(10)

@@ -21,6 +21,7 @@ from tests.support.clock import run_jumping
 from tests.support.fingerprints import FixedFingerprints
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
+from tests.support.running import forever
 
 T = Table("public", "tags")
 LOOKUP = parse_lookup("select slug from products where id = {id}", "skip")
@@ -53,7 +54,7 @@ async def under_traffic():
             source.publish([change(1)])
             await asyncio.sleep(0.005)
 
-    tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(write())]
+    tasks = [asyncio.create_task(forever(pipeline)), asyncio.create_task(write())]
     try:
         await asyncio.sleep(0.1)
         yield pipeline, target
@@ -119,7 +120,7 @@ def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a
         target.peer_store = peer_store
         rules = RuleSet([RULE], ["memory"])
         pipeline = Pipeline(source, rules, [target], lookups=Slow(), fingerprints=FixedFingerprints())
-        run = asyncio.create_task(pipeline.run())
+        run = asyncio.create_task(forever(pipeline))
         await eventually(lambda: pipeline.lanes[0].state.answered)
         for gap in ([], [Gap("drift", frozenset({T}))]):
             source.publish([change(1)])

@@ -20,6 +20,7 @@ from invalidator.pipeline.pipeline import Pipeline
 from tests.support import eventually
 from tests.support.memory_source import MemorySource
 from tests.support.memory_target import MemoryTarget
+from tests.support.running import forever
 
 T = Table("public", "products")
 
@@ -34,7 +35,8 @@ def keys(*names):
 
 @asynccontextmanager
 async def running(pipeline_or_lane):
-    task = asyncio.create_task(pipeline_or_lane.run())
+    run = pipeline_or_lane.run() if isinstance(pipeline_or_lane, Lane) else forever(pipeline_or_lane)
+    task = asyncio.create_task(run)
     try:
         yield task
     finally:

@@ -1,0 +1,59 @@
+"""The order among lanes: a local cache is told after the shared one, from which it would refill with a stale value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from invalidator import clock
+from invalidator.pipeline.lane import Lane
+
+
+class Followers:
+    """`after` names, for each lane that follows others, those that it follows.
+
+    Such a lane defers what it is given until they have answered for it, or for `give_up_after` seconds.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], after: Mapping[str, Sequence[str]], give_up_after: float) -> None:
+        by_name = {lane.target.name: lane for lane in lanes}
+        self._followed = {by_name[name]: [by_name[one] for one in ones] for name, ones in after.items() if ones}
+        self._give_up_after = give_up_after
+        self.in_order = self._ordered(lanes)
+        """Every lane, behind those that it follows: `defer_until` relies on their having been given the same before."""
+
+    def defer_until(self, lane: Lane, number: int) -> float | None:
+        """Until when this lane defers what has this number; None when it need not defer it."""
+        followed = self._followed.get(lane)
+        if not followed:
+            return None
+        self._release(lane, followed)
+        answered = min(one.state.answered for one in followed)
+        return None if answered >= number else clock.now() + self._give_up_after
+
+    def affected_by(self, changed: Lane) -> set[Lane]:
+        """This lane, and those that follow it directly or through others."""
+        affected = {changed}
+        for lane in self.in_order:
+            if affected.intersection(self._followed.get(lane, ())):
+                affected.add(lane)
+        return affected
+
+    def release(self) -> None:
+        """Let each lane have what those that it follows have answered."""
+        for lane, followed in self._followed.items():
+            self._release(lane, followed)
+
+    def _release(self, lane: Lane, followed: Sequence[Lane]) -> None:
+        lane.release(min(one.state.answered for one in followed), min(one.state.settled for one in followed))
+
+    def _ordered(self, lanes: Sequence[Lane]) -> list[Lane]:
+        ordered: dict[Lane, None] = {}
+
+        def add(lane: Lane) -> None:
+            for one in self._followed.get(lane, ()):
+                add(one)
+            ordered[lane] = None
+
+        for lane in lanes:
+            add(lane)
+        return list(ordered)
