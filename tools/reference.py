@@ -83,7 +83,7 @@ class Reference:
         if isinstance(prop.get("additionalProperties"), dict):
             inner.append(prop["additionalProperties"])
         found = [model for one in inner for model in self.models(one)]
-        return [model for place, model in enumerate(found) if model not in found[:place]]
+        return [model for index, model in enumerate(found) if model not in found[:index]]
 
 
 def written(default: Any) -> str:
@@ -95,7 +95,7 @@ def written(default: Any) -> str:
 
 
 def values(prop: Schema) -> str:
-    """What may stand there, in words."""
+    """The values that a key accepts."""
     for one in prop.get("anyOf", []):
         if one.get("type") != "null":
             return values(one)

@@ -17,16 +17,16 @@ def group() -> None:
 @group.command()
 @config_option
 def validate(config_file: str | None) -> None:
-    """Report every mistake, with its place and a remedy."""
+    """Report every mistake, with its line and column and a remedy."""
     config = load_config(config_file)
     rules, targets = len(config.rules), len(config.targets)
     click.echo(f"{config.name}: {_count(rules, 'rule')}, {_count(targets, 'target')}, no mistakes")
 
 
-@group.command("print", short_help="Print the configuration as it is read, passwords hidden.")
+@group.command("print", short_help="Print the configuration with defaults, without passwords.")
 @config_option
 def print_config(config_file: str | None) -> None:
-    """Print the configuration as it is read: defaults filled in, variables replaced, passwords hidden."""
+    """Print the configuration with defaults filled in, variables replaced and passwords hidden."""
     from invalidator.config.show import show
 
     click.echo(show(load_config(config_file)), nl=False)
@@ -34,7 +34,7 @@ def print_config(config_file: str | None) -> None:
 
 @group.command()
 def schema() -> None:
-    """Print the JSON Schema, for editors."""
+    """Print the JSON Schema of the file, for editors."""
     from invalidator.config.show import schema as make
 
     click.echo(json.dumps(make(), indent=2))

@@ -39,7 +39,7 @@ def check_parts(parts: Parts, report: Report) -> None:
 def _check_listen(partial: Partial[models.Listen], report: Report) -> None:
     listen = partial.value
     if partial.has("api", "token") and not listen.token.get_secret_value() and not is_loopback(listen.api):
-        what = f'"{listen.api}" can be reached from other machines, and whoever reaches it can evict'
+        what = f'"{listen.api}" can be reached from other machines, and any client can evict'
         report(("listen", "api"), what, "set listen.token, or listen on 127.0.0.1 or a Unix socket")
 
 
@@ -176,8 +176,8 @@ def _check_after(targets: Mapping[str, Partial[models.Target] | None], report: R
     order = follows({name: partial.value for name, partial in valid.items()})
     order = {name: before if valid[name].has("after") else [] for name, before in order.items()}
     for name, partial in valid.items():
-        for place, before in enumerate(partial.value.after or ()):
-            path: Path = ("targets", name, "after", place)
+        for index, before in enumerate(partial.value.after or ()):
+            path: Path = ("targets", name, "after", index)
             if before not in targets:
                 report(path, f'no target is named "{before}"', did_you_mean(before, targets))
             elif name in _with_predecessors(before, order):

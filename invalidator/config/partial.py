@@ -36,7 +36,7 @@ INVALID: Final[Any] = object()
 class Partial(Generic[M_co]):
     """A model, and its keys that are not valid or that an unknown key may have meant.
 
-    In `value`, a key that is not valid has its default. One that is required and not valid has no value at all, so ask
+    In `value`, a key that is not valid has its default. A required key that is not valid has no value at all: check
     `has` before reading it.
     """
 
@@ -44,7 +44,7 @@ class Partial(Generic[M_co]):
     invalid: frozenset[str]
 
     def has(self, *keys: str) -> bool:
-        """Whether `value` has what the file says, or the default, for all of these keys."""
+        """Whether each of these keys is valid or absent, so that its value can be relied on."""
         return self.invalid.isdisjoint(keys)
 
 

@@ -32,11 +32,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class PartialRule:
-    """A rule as far as it is valid: `rule.value.evict` has the valid ones of its `entries`."""
+class PartialRule(Partial[models.Rule]):
+    """A rule as far as it is valid: `value.evict` has the valid ones of its `entries`."""
 
     path: Path
-    rule: Partial[models.Rule]
     entries: Sequence[Entry]
 
 
@@ -66,7 +65,7 @@ def read_parts(document: Document, raw: dict[str, Data]) -> Parts:
         "postgres": _whole(postgres),
         "listen": _whole(listen),
         "targets": {name: _whole(target) for name, target in (targets or {}).items()},
-        "rules": [_whole(rule.rule) for rule in rules],
+        "rules": [_whole(rule) for rule in rules],
         "channels": {name: _whole(channel) for name, channel in channels.items()},
     }
     config = validate(models.Config, raw, (), document, done)
@@ -140,7 +139,7 @@ def _rule(raw: Data, path: Path, document: Document) -> PartialRule | None:
         entries = _entries(raw["evict"], (*path, "evict"), names, document)
     done = {"evict": [entry.evict for entry in entries if entry.evict is not None]}
     rule = validate(models.Rule, raw, path, document, done)
-    return None if rule is None else PartialRule(path, rule, entries)
+    return None if rule is None else PartialRule(rule.value, rule.invalid, path, entries)
 
 
 def _entries(raw: Data, path: Path, variables: tuple[str, ...], document: Document) -> list[Entry]:
@@ -148,7 +147,7 @@ def _entries(raw: Data, path: Path, variables: tuple[str, ...], document: Docume
         return [_entry(raw, path, variables, document)]
     if not raw:
         document.mistake(path, *EMPTY)
-    return [_entry(entry, (*path, place), variables, document) for place, entry in enumerate(raw)]
+    return [_entry(entry, (*path, index), variables, document) for index, entry in enumerate(raw)]
 
 
 def _entry(raw: Data, path: Path, variables: tuple[str, ...], document: Document) -> Entry:

@@ -29,9 +29,9 @@ def check_rule(rule: PartialRule, targets: Targets | None, report: Report) -> No
     """Report what is wrong with a rule; `targets` is None when it is not known which targets there are."""
     _check_lookup(rule, report)
     _check_vars(rule, report)
-    for place, text in enumerate(rule.rule.value.owns):
+    for index, text in enumerate(rule.value.owns):
         if not glob.anchor(pattern(text)):
-            report((*rule.path, "owns", place), f'"{text}" would sweep every key', "begin it with literal text")
+            report((*rule.path, "owns", index), f'"{text}" would sweep every key', "begin it with literal text")
     selected = _selected(rule, targets or {})
     for entry in rule.entries:
         if entry.evict is not None:
@@ -42,15 +42,15 @@ def check_rule(rule: PartialRule, targets: Targets | None, report: Report) -> No
 
 def _selected(rule: PartialRule, targets: Targets) -> Targets:
     """The targets of a rule, as far as they are known."""
-    if not rule.rule.has("to"):
+    if not rule.has("to"):
         return {}
-    named = rule.rule.value.to
+    named = rule.value.to
     return targets if named is None else {name: targets[name] for name in named if name in targets}
 
 
 def _check_lookup(rule: PartialRule, report: Report) -> None:
     """Report SQL that cannot be read, and columns that the lookup returns under a name that the change has, too."""
-    config = rule.rule.value.lookup
+    config = rule.value.lookup
     if config is None:
         return
     path = (*rule.path, "lookup", "sql")
@@ -66,9 +66,9 @@ def _check_lookup(rule: PartialRule, report: Report) -> None:
 
 def _ambiguous(rule: PartialRule, lookup: Lookup) -> list[str]:
     """The columns that templates use and that both the change and the lookup have, as far as the file shows that."""
-    if not rule.rule.has("vars"):
+    if not rule.has("vars"):
         return []
-    config = rule.rule.value
+    config = rule.value
     own = {hole.column for hole in lookup.holes}
     own |= {parse_field(name).column for name in (*config.changed, *config.if_, *config.not_)}
     compiled = _compiled(rule, [entry for entry in rule.entries if entry.evict is not None])
@@ -76,7 +76,7 @@ def _ambiguous(rule: PartialRule, lookup: Lookup) -> list[str]:
 
 
 def _check_vars(rule: PartialRule, report: Report) -> None:
-    for name, values in rule.rule.value.vars.items():
+    for name, values in rule.value.vars.items():
         path = (*rule.path, "vars", name)
         if name in WORDS:
             report(path, f'"{name}" already means something in a template', "give it another name")
@@ -97,8 +97,8 @@ def _check_to(rule: PartialRule, targets: Targets, report: Report) -> None:
     """Report a named target that does not exist, or that supports nothing of what the rule evicts."""
     kinds = {entry.evict.kinds()[0] for entry in rule.entries if entry.evict is not None}
     all_valid = bool(rule.entries) and all(entry.evict is not None for entry in rule.entries)
-    for place, name in enumerate(rule.rule.value.to or ()):
-        path = (*rule.path, "to", place)
+    for index, name in enumerate(rule.value.to or ()):
+        path = (*rule.path, "to", index)
         if name not in targets:
             report(path, f'no target is named "{name}"', did_you_mean(name, targets))
             continue
@@ -133,7 +133,7 @@ def _check_anchor(rule: PartialRule, entry: Entry, targets: Targets, report: Rep
         for target in targets.values()
         if target is not None and target.has("flush", "prefix") and _is_swept(target.value)
     ]
-    if not swept or rule.rule.value.owns or not rule.rule.has("owns", "vars"):
+    if not swept or rule.value.owns or not rule.has("owns", "vars"):
         return
     unanchored = _compiled(rule, [entry]).unanchored()
     if unanchored:
@@ -141,7 +141,7 @@ def _check_anchor(rule: PartialRule, entry: Entry, targets: Targets, report: Rep
         report(
             entry.path,
             f'"{found.template.source}" has no text in front, so a flush would sweep "{cover}", keys of others too',
-            'begin it with literal text, or say on the rule what it may sweep (owns: "page-*"), or give the target '
+            'begin it with literal text, or write in the rule what it may sweep (owns: "page-*"), or give the target '
             "a prefix or flush: database",
         )
 
@@ -160,9 +160,9 @@ def _compiled(rule: PartialRule, entries: list[Entry]) -> Rule:
         one
         for entry in entries
         if entry.evict is not None
-        for one in variants(entry.evict.kinds()[0], entry.templates, rule.rule.value.vars)
+        for one in variants(entry.evict.kinds()[0], entry.templates, rule.value.vars)
     ]
-    table = read_table(rule.rule.value.table) if rule.rule.has("table") else _ANY_TABLE
+    table = read_table(rule.value.table) if rule.has("table") else _ANY_TABLE
     return Rule(0, table, tuple(made), to=())
 
 

@@ -14,7 +14,7 @@ from invalidator.core.rules.rule import Level
 
 
 class _OrText:
-    """Reads text alone as a key, and says so in the schema."""
+    """Reads text alone as a key, and lets the schema accept it."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return BeforeValidator(
