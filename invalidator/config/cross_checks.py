@@ -117,7 +117,7 @@ def _check_redis(target: models.RedisTarget, partial: Partial[models.Target], pa
         sentinel = target.sentinel
         password = sentinel.password.get_secret_value()
         _check_login(sentinel, (*path, "sentinel"), report, user=sentinel.username, password=password)
-    if target.cluster and partial.has("url") and parse_redis_url(target.url.get_secret_value()).database:
+    if target.cluster and endpoint.database:
         report((*path, "url"), "a Cluster has only database 0", "take the database out")
 
 

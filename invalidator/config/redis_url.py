@@ -2,9 +2,9 @@
 
 `redis://[user][:password]@host:port/database`, `rediss://` for TLS, `unix://[user][:password]@/path?db=0`.
 
-redis-py takes its whole configuration from the query. Three kinds of parameters are told apart here: those that say
-where the server is and how to log in are used; those that tune redis-py's pool, timeouts and decoding mean nothing to
-the sidecar, which has its own, and cost one warning; any other is a mistake.
+redis-py takes its whole configuration from the query. There are three kinds of parameters here. Those for the server's
+address, login and TLS are used. Those for redis-py's pool, timeouts and decoding have no effect on the sidecar,
+which has its own, and cause one warning. Any other is a mistake.
 """
 
 from __future__ import annotations
@@ -103,22 +103,24 @@ def _hashable(value: object) -> object:
 
 
 def parse_sentinel_node(text: str) -> str | Endpoint:
-    """A Sentinel: `host:port` as it is, which has the TLS of the target's url, or a URL that says its own."""
+    """A Sentinel: `host:port` as it is, which has the TLS of the target's url, or a URL with its own."""
     if "://" not in text:
         parse_address(text, PORT)
         return text
     if not text.startswith(("redis://", "rediss://")):
-        raise ValueError("not a Sentinel; write host:port, redis://host:port or rediss://host:port")
+        raise InvalidValueError("not a Sentinel", "write host:port, redis://host:port or rediss://host:port")
     try:
         endpoint = parse_redis_url(text)
     except ValueError as error:
         if "port" in str(error).lower():  # urlsplit's error quotes it, and it may be part of a password
-            raise ValueError("not a Sentinel; write redis://host:port") from None
+            raise InvalidValueError("not a Sentinel", "write redis://host:port") from None
         raise
     if endpoint.user or endpoint.password or "@" in text:
-        raise ValueError("the user and the password of Sentinels have keys of their own; write username: and password:")
+        raise InvalidValueError(
+            "the user and the password of Sentinels have keys of their own", "write username: and password:"
+        )
     if endpoint.database:
-        raise ValueError("a Sentinel has no database; take it out")
+        raise InvalidValueError("a Sentinel has no database", "take it out")
     return endpoint
 
 
