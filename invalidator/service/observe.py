@@ -29,7 +29,7 @@ from invalidator.targets.redis import RedisTarget
 PERIOD: Final = 60.0
 """Seconds between two reports in the log."""
 
-OBSERVING: Final = "observing: nothing is evicted, only counted"
+OBSERVING: Final = "observing: evictions are counted, not carried out"
 _log: Final = Log()
 
 

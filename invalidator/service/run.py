@@ -175,20 +175,20 @@ async def _wait_for_reload(sidecar: Sidecar, signals: Signals, read_config: Read
 
 def read_new_config(sidecar: Sidecar, read_config: ReadConfig) -> Config | None:
     """The configuration in the file, or None when it is wrong or the running one: then this sidecar goes on."""
-    sidecar.look()
+    sidecar.check_triggers()
     try:
         config = read_config()
     except (ConfigError, UsageError) as error:
-        sidecar.reloaded = False
+        sidecar.is_reloaded = False
         _log.error(
             "reload_refused", "the new configuration is invalid; the previous one stays in use", error=str(error)
         )
         return None
     except Exception as error:
-        sidecar.reloaded = False
+        sidecar.is_reloaded = False
         sidecar.errors.report("reload", error)
         return None
-    sidecar.reloaded = True
+    sidecar.is_reloaded = True
     if config == sidecar.config:
         _log.info("configuration_unchanged", "the configuration is the same as before")
         return None

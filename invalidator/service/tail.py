@@ -39,7 +39,7 @@ class Tail:
             record, self._missed = {**record, "missed": self._missed}, 0
         return record
 
-    def see(self, heard: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
+    def record(self, heard: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
         """What the pipeline hands its witnesses."""
         record: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
         if isinstance(heard, Gap):

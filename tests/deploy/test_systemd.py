@@ -177,9 +177,10 @@ def test_the_unit_fits_what_run_does(unit):
     assert service["Type"] == "notify"
     assert service["ExecStart"].split()[1:] == ["run"]
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
-    from invalidator.service.sidecar import _STARTED, DRAIN
+    from invalidator.service.sidecar import DRAIN
+    from invalidator.service.status import STARTED_AFTER
 
-    assert int(service["TimeoutStartSec"]) > _STARTED
+    assert int(service["TimeoutStartSec"]) > STARTED_AFTER
     assert int(service["TimeoutStopSec"]) > DRAIN
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""

@@ -175,7 +175,7 @@ async def test_while_a_query_fails_its_table_is_flushed_and_nothing_is_promised(
             'channels event_{tenant}: the query of `each` fails: relation "tenants" does not exist'
         ]
         await eventually(lambda: not cache.exists("invalidator:chan:alive"))
-        sidecar.look()  # what the look at the triggers finds does not hide it
+        sidecar.check_triggers()  # what the look at the triggers finds does not hide it
         cache.set("event:t9:7", "missed")
         await eventually(lambda: not cache.exists("event:t9:7"))
         assert sidecar.degraded()

@@ -23,7 +23,7 @@ import redis
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
 from invalidator.embedded import PostgresServer, RedisServer, Workspace
-from invalidator.service import connect, installation, watch
+from invalidator.service import connect, installation, trigger_watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.sources import canary
 from invalidator.triggers.install import install
@@ -105,7 +105,7 @@ class World:
         task = asyncio.create_task(sidecar.run(stop))
         try:
             await eventually(lambda: not sidecar.degraded())
-            await eventually(lambda: sidecar._lanes[0].state.is_idle)
+            await eventually(lambda: sidecar.lanes[0].state.is_idle)
             yield sidecar
             assert not task.done()
         finally:
@@ -139,7 +139,7 @@ def world():
 @pytest.fixture(autouse=True)
 def fresh(world, monkeypatch):
     monkeypatch.setattr(canary, "RENEW_AFTER", 0.3)
-    monkeypatch.setattr(watch, "PERIOD", 0.2)
+    monkeypatch.setattr(trigger_watch, "PERIOD", 0.2)
     world.cache.flushdb()
     yield
     world.proxy.flow()
@@ -270,23 +270,23 @@ async def test_a_lost_canary_alone_is_no_gap(world):
         kept = "p:kept"
         world.cache.set(kept, "right")
         world.execute(TERMINATE.format("invalidator faults canary"))
-        before = sidecar._lanes[0].state.as_of
-        await eventually(lambda: sidecar._lanes[0].state.as_of > before + 0.5)
+        before = sidecar.lanes[0].state.as_of
+        await eventually(lambda: sidecar.lanes[0].state.as_of > before + 0.5)
         assert world.cache.exists(kept)
         assert not world.lost(sidecar)
 
 
 async def test_a_server_without_a_free_slot_is_no_reason_to_lose_what_we_have(world, monkeypatch):
-    monkeypatch.setattr(watch, "PERIOD", 3600)
+    monkeypatch.setattr(trigger_watch, "PERIOD", 3600)
     world.execute("create role plain login")
     dsn = psycopg.conninfo.make_conninfo(world.config.postgres.dsn.get_secret_value(), user="plain")
     before, world.config = world.config, parse(CONFIG.format(dsn=dsn, redis=world.redis.url), {}, str)
     try:
         async with world.serving() as sidecar:
-            await eventually(sidecar._watch.states)
+            await eventually(sidecar.trigger_watch.states)
             world.execute("alter role plain connection limit 0")
-            reached = sidecar._lanes[0].state.as_of
-            await eventually(lambda: sidecar._lanes[0].state.as_of > reached + 1.5)  # five times as old as it may get
+            reached = sidecar.lanes[0].state.as_of
+            await eventually(lambda: sidecar.lanes[0].state.as_of > reached + 1.5)  # five times as old as it may get
             assert not world.lost(sidecar)
             await world.is_right_again(sidecar)
     finally:
@@ -301,7 +301,7 @@ async def test_redis_away_while_the_line_is_cut(world):
         try:
             world.proxy.cut()
             world.execute("insert into products default values")
-            await eventually(lambda: any("owed a flush" in doubt for doubt in sidecar.degraded()))
+            await eventually(lambda: any("a flush is pending" in doubt for doubt in sidecar.degraded()))
         finally:
             world.redis.thaw()
         await eventually(lambda: not world.cache.keys("p:*"))
@@ -385,9 +385,9 @@ async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(wo
                 await eventually(lambda: f"triggers of public.products: {state}" in sidecar.degraded())
                 await eventually(lambda: not world.cache.exists("p:unheard"))
                 world.cache.set("p:unheard again", "stale")
-                as_of = sidecar._lanes[0].state.as_of
+                as_of = sidecar.lanes[0].state.as_of
                 await eventually(lambda: not world.cache.exists("p:unheard again"))
-                assert sidecar._lanes[0].state.as_of == as_of
+                assert sidecar.lanes[0].state.as_of == as_of
                 await asyncio.to_thread(world.install)
             else:
                 await eventually(lambda: not world.cache.exists("p:unheard"))
@@ -398,24 +398,24 @@ async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(wo
 
 
 async def test_what_is_mended_without_touching_a_trigger_is_flushed_once_more(world, monkeypatch):
-    monkeypatch.setattr(watch, "PERIOD", 3600)
+    monkeypatch.setattr(trigger_watch, "PERIOD", 3600)
     async with world.serving() as sidecar:
-        await eventually(sidecar._watch.states)
+        await eventually(sidecar.trigger_watch.states)
         world.execute("alter table products rename id to number")
-        sidecar.look()
+        sidecar.check_triggers()
         await eventually(lambda: "triggers of public.products: outdated" in sidecar.degraded())
-        await eventually(lambda: sidecar._lanes[0].state.is_idle)
+        await eventually(lambda: sidecar.lanes[0].state.is_idle)
         world.execute("alter table products rename number to id")
-        await eventually(lambda: sidecar._lanes[0].state.is_idle)
+        await eventually(lambda: sidecar.lanes[0].state.is_idle)
         world.cache.set("p:unheard", "stale")
-        sidecar.look()
+        sidecar.check_triggers()
         await eventually(lambda: not world.cache.exists("p:unheard"))
         await world.is_right_again(sidecar)
 
 
 async def test_a_trigger_that_was_disabled_and_enabled_between_two_looks_is_flushed(world):
     async with world.serving() as sidecar:
-        await eventually(sidecar._watch.states)
+        await eventually(sidecar.trigger_watch.states)
         world.cache.set("p:unheard", "stale")
         world.execute(
             "begin; alter table products disable trigger user; insert into products default values;"
@@ -431,8 +431,8 @@ class TestLooks:
 
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch):
-        monkeypatch.setattr(watch, "MARGIN", 0.3)
-        monkeypatch.setattr(watch, "_TIMEOUT", 0.5)
+        monkeypatch.setattr(trigger_watch, "MARGIN", 0.3)
+        monkeypatch.setattr(trigger_watch, "TIMEOUT", 0.5)
 
     @pytest.fixture
     def plain(self, world):
@@ -447,16 +447,16 @@ class TestLooks:
     async def is_in_doubt(self, world, sidecar, doubt):
         """Said, and claimed nowhere: neither by the barrier nor by how far the targets are said to be."""
         await eventually(lambda: any(one.startswith(doubt) for one in sidecar.degraded()))
-        as_of = sidecar._lanes[0].state.as_of
+        as_of = sidecar.lanes[0].state.as_of
         assert not await sidecar.barrier(0.5)
-        assert sidecar._lanes[0].state.as_of == as_of
+        assert sidecar.lanes[0].state.as_of == as_of
 
     async def test_one_that_can_not_connect(self, world, plain, caplog):
         async with world.serving() as sidecar:
             world.execute("alter role plain connection limit 0")
             try:
-                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
-                await eventually(lambda: sidecar._watch._failures > 2)
+                await self.is_in_doubt(world, sidecar, "triggers: not checked for ")
+                await eventually(lambda: sidecar.trigger_watch.failures > 2)
             finally:
                 world.execute("alter role plain connection limit -1")
             await world.is_right_again(sidecar)
@@ -467,7 +467,7 @@ class TestLooks:
         async with world.serving() as sidecar:
             with psycopg.connect(world.dsn) as other:
                 other.execute("lock table pg_trigger in access exclusive mode")
-                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
+                await self.is_in_doubt(world, sidecar, "triggers: not checked for ")
             await world.is_right_again(sidecar)
 
     async def test_none_since_the_source_was_opened(self, world):
@@ -476,8 +476,8 @@ class TestLooks:
             sidecar, stop = Sidecar(world.config), asyncio.Event()
             task = asyncio.create_task(sidecar.run(stop))
             try:
-                await self.is_in_doubt(world, sidecar, "triggers: not looked at since the source was opened")
-                assert sidecar._lanes[0].state.as_of is None
+                await self.is_in_doubt(world, sidecar, "triggers: not checked since the source was opened")
+                assert sidecar.lanes[0].state.as_of is None
                 other.rollback()
                 await world.is_right_again(sidecar)
             finally:
@@ -487,8 +487,8 @@ class TestLooks:
     async def test_one_that_fails_as_nobody_expected(self, world, monkeypatch, caplog):
         async with world.serving() as sidecar:
             with monkeypatch.context() as patched:
-                patched.setattr(watch, "look", {}.__getitem__)
-                await self.is_in_doubt(world, sidecar, "triggers: not looked at for ")
+                patched.setattr(trigger_watch, "look", {}.__getitem__)
+                await self.is_in_doubt(world, sidecar, "triggers: not checked for ")
             await world.is_right_again(sidecar)
         (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "internal_error_caught")
         assert "Traceback" in unseen.facts["traceback"]
@@ -496,7 +496,7 @@ class TestLooks:
     @pytest.fixture
     def rare(self, monkeypatch):
         """No look comes by itself while a test lasts."""
-        monkeypatch.setattr(watch, "PERIOD", 3600)
+        monkeypatch.setattr(trigger_watch, "PERIOD", 3600)
 
     @pytest.fixture
     def no_event_triggers(self, world):
@@ -517,10 +517,10 @@ class TestLooks:
         world_config, world.config = world.config, config
         try:
             async with world.serving() as sidecar:
-                await eventually(lambda: "tenant_1.products" in sidecar._watch.states())
+                await eventually(lambda: "tenant_1.products" in sidecar.trigger_watch.states())
                 world.cache.set("p:1", "stale")
                 world.execute("drop schema tenant_1 cascade")
-                sidecar.look()
+                sidecar.check_triggers()
                 await eventually(lambda: not world.cache.exists("p:1"))
         finally:
             world.config = world_config
@@ -556,7 +556,7 @@ class TestLooks:
 
     async def test_a_storm_of_ddl_is_no_storm_of_looks(self, world, rare, monkeypatch):
         looks = []
-        monkeypatch.setattr(watch, "look", lambda *args: looks.append(time.monotonic()) or look(*args))
+        monkeypatch.setattr(trigger_watch, "look", lambda *args: looks.append(time.monotonic()) or look(*args))
         async with world.serving():
             looks.clear()
             for number in range(20):
@@ -565,12 +565,12 @@ class TestLooks:
             await asyncio.to_thread(world.execute, "alter table products set (fillfactor = 100)")
             last = time.monotonic()
             await eventually(lambda: looks[-1] > last)
-            assert min((b - a for a, b in pairwise(looks)), default=1.0) > 0.9 * watch.AT_MOST_EVERY
+            assert min((b - a for a, b in pairwise(looks)), default=1.0) > 0.9 * trigger_watch.AT_MOST_EVERY
 
     async def test_whoever_waits_has_it_looked_at(self, world, rare, no_event_triggers):
         async with world.serving() as sidecar:
             world.execute("alter table products disable trigger user")
-            sidecar.look()
+            sidecar.check_triggers()
             await eventually(lambda: "triggers of public.products: disabled" in sidecar.degraded())
             world.execute("alter table products enable trigger user")
             assert await sidecar.barrier(20)

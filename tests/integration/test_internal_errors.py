@@ -41,7 +41,7 @@ from invalidator.pipeline.pipeline import Pipeline
 from invalidator.service import installation, run, tail
 from invalidator.service.run import read_new_config
 from invalidator.service.sidecar import Sidecar
-from invalidator.service.watch import Watch
+from invalidator.service.trigger_watch import TriggerWatch
 from invalidator.sources.canary import Canary
 from invalidator.sources.channels import Subscriptions
 from invalidator.sources.feed import NotifyFeed
@@ -100,7 +100,7 @@ PARTS = {
     "its return": (Canary, "receive"),
     "its metrics": (Metrics, "canary"),
     "subscriptions": (Subscriptions, "update"),
-    "the look at the triggers": (Watch, "_compare"),
+    "the look at the triggers": (TriggerWatch, "_compare"),
     "the stream": (StreamTarget, "_write"),
     "its pump": (StreamTarget, "_heartbeat"),
     "its ring": (Ring, "evict"),
@@ -262,11 +262,11 @@ async def test_no_exception_in_any_part_ends_the_process_or_leaves_a_key_stale(d
 def provoked(sidecar, fault):
     """Whether it was hit; what happens rarely is made to happen."""
     if fault.name in ("_flush", "resolve", "release") and not fault.fired:
-        sidecar._pipeline.flush(Gap("asked"))
-    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar._pipeline.feed is not None:
-        sidecar._pipeline.feed.lose(SourceLost("the test cuts it"))
+        sidecar.pipeline.flush(Gap("asked"))
+    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar.pipeline.feed is not None:
+        sidecar.pipeline.feed.lose(SourceLost("the test cuts it"))
     if fault.name == "_compare" and not fault.fired:
-        sidecar.look()
+        sidecar.check_triggers()
     return fault.fired
 
 
@@ -306,7 +306,7 @@ def test_a_reload_that_fails_inside_keeps_the_configuration(dsn, redis_url, cach
 
     sidecar = Sidecar(World(dsn, redis_url, cache).config)
     assert read_new_config(sidecar, broken) is None
-    assert not sidecar.reloaded
+    assert not sidecar.is_reloaded
     assert counted(sidecar)["reload"] == 1
 
 

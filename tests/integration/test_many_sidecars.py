@@ -95,7 +95,7 @@ class Fleet:
 
     async def settles(self):
         await eventually(lambda: not any(one.degraded() for one in self.sidecars), 40)
-        await eventually(lambda: all(one._lanes[0].state.is_idle for one in self.sidecars), 20)
+        await eventually(lambda: all(one.lanes[0].state.is_idle for one in self.sidecars), 20)
         for _, _, task in self.running.values():
             assert not task.done()
 
@@ -194,7 +194,7 @@ async def test_one_that_is_cut_off_from_redis_alone_costs_at_most_one(world, all
         all_of_them.start(world.config("cut-off", proxy.port))
         await all_of_them.settles()
         before = all_of_them.count()
-        lane = all_of_them.running["cut-off"][0]._lanes[0]
+        lane = all_of_them.running["cut-off"][0].lanes[0]
         proxy.stall()
         key = await asyncio.to_thread(world.change)
         await eventually(lambda: lane.why, 20)
@@ -221,11 +221,11 @@ async def test_evictions_of_keys_that_nobody_has_are_noted(world, fleet):
     await fleet.settles()
     (first,) = fleet.sidecars
     world.execute("insert into products select nextval('products_id_seq') from generate_series(1, 99)")
-    await eventually(lambda: first._lanes[0].absent == 99)
+    await eventually(lambda: first.lanes[0].absent == 99)
     assert first.status()["notes"] == []
     world.execute("insert into products values (default)")
     (note,) = await eventually(lambda: first.status()["notes"])
-    assert note.startswith("cache: of the last 100 keys that were evicted none was there; is the prefix right?")
+    assert note.startswith("cache: the last 100 evicted keys did not exist; is the prefix right?")
     key = await asyncio.to_thread(world.change)
     await eventually(lambda: not first.status()["notes"])
     assert not world.cache.exists(key)
@@ -235,9 +235,9 @@ async def test_of_several_none_can_tell_whether_keys_were_there(world, fleet):
     """The first to evict one finds it, the others do not."""
     fleet.start(world.config("pod-0"), world.config("pod-1"))
     await fleet.settles()
-    await eventually(lambda: not any(one._lanes[0].target.peer_store.is_alone for one in fleet.sidecars))
+    await eventually(lambda: not any(one.lanes[0].target.peer_store.is_alone for one in fleet.sidecars))
     world.execute("insert into products select nextval('products_id_seq') from generate_series(1, 200)")
-    await eventually(lambda: all(one._lanes[0].absent >= 200 for one in fleet.sidecars))
+    await eventually(lambda: all(one.lanes[0].absent >= 200 for one in fleet.sidecars))
     assert [one.status()["notes"] for one in fleet.sidecars] == [[], []]
 
 
@@ -352,7 +352,7 @@ async def test_who_sees_drift_covers_nobody(world, fleet):
     first = fleet.sidecars[0]
     world.execute("alter table products disable trigger user")
     try:
-        first.look()
+        first.check_triggers()
         await eventually(lambda: any("disabled" in doubt for doubt in first.degraded()))
         world.cache.set("p:unheard", "stale")
         before = fleet.count()

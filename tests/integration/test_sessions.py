@@ -19,7 +19,7 @@ from invalidator.embedded import Workspace
 from invalidator.errors import AwayError
 from invalidator.lookups import PostgresLookups
 from invalidator.queries import prepare_transaction, read_rows
-from invalidator.service import connect, installation, watch
+from invalidator.service import connect, installation, trigger_watch
 from invalidator.service.sidecar import Sidecar
 from invalidator.triggers import plan
 from invalidator.triggers.install import install, uninstall
@@ -98,7 +98,7 @@ async def serving(configured):
     sidecar, stop = Sidecar(configured), asyncio.Event()
     task = asyncio.create_task(sidecar.run(stop))
     try:
-        await eventually(lambda: not sidecar.degraded() and sidecar._lanes[0].state.is_idle, 30)
+        await eventually(lambda: not sidecar.degraded() and sidecar.lanes[0].state.is_idle, 30)
         yield sidecar
         assert not task.done(), task
     finally:
@@ -117,23 +117,23 @@ def installed(configured):
 
 
 async def test_a_sidecar_lives_under_a_role_whose_settings_would_end_it(hostile, db, cache, redis_url, monkeypatch):
-    monkeypatch.setattr(watch, "PERIOD", 0.2)
+    monkeypatch.setattr(trigger_watch, "PERIOD", 0.2)
     configured = config(hostile, redis_url)
     await asyncio.to_thread(installed, configured)
     async with serving(configured) as sidecar:
-        await eventually(sidecar._watch.states)
-        began = sidecar._lanes[0].state.as_of
+        await eventually(sidecar.trigger_watch.states)
+        began = sidecar.lanes[0].state.as_of
         flushed = counted(sidecar.metrics.flushes)
         cache.mset({"p:1": "x", "jit:off:1": "x", "jit:on:1": "x", "e:7": "x"})
         db.execute("insert into products values (1)")
         db.execute("select pg_notify('events_oneoff', '{\"id\": 7}')")
         await eventually(lambda: not cache.exists("p:1", "jit:off:1", "e:7"))
         # Three times as long as a session may be idle.
-        await eventually(lambda: sidecar._lanes[0].state.as_of > began + 1.0, 30)
+        await eventually(lambda: sidecar.lanes[0].state.as_of > began + 1.0, 30)
         assert cache.exists("jit:on:1")
         assert counted(sidecar.metrics.reconnects) == 0
         assert counted(sidecar.metrics.flushes) == flushed
-        assert {standing.state for standing in sidecar._watch.states().values()} == {"ok"}
+        assert {standing.state for standing in sidecar.trigger_watch.states().values()} == {"ok"}
 
 
 def test_installing_and_uninstalling_work_under_such_a_role(hostile, db, redis_url):

@@ -7,10 +7,10 @@ from __future__ import annotations
 import sys
 
 from invalidator.cli import main
-from invalidator.service import observe, watch
+from invalidator.service import observe, trigger_watch
 from invalidator.sources import canary
 
-PERIODS = [(watch, "PERIOD"), (observe, "PERIOD"), (canary, "RENEW_AFTER"), (canary, "SAMPLE_EVERY")]
+PERIODS = [(trigger_watch, "PERIOD"), (observe, "PERIOD"), (canary, "RENEW_AFTER"), (canary, "SAMPLE_EVERY")]
 SECONDS = 0.25
 
 if __name__ == "__main__":
