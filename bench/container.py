@@ -1,9 +1,9 @@
-"""The sidecar of a pod as the chart renders it: start to ready, SIGTERM to the end, memory. Takes podman and root.
+"""The sidecar's container as the chart renders it: time to ready, time to stop, memory. Needs podman and root.
 
     python -m bench.container
 
-User, read-only root, no capabilities and 128 MiB are the chart's; PostgreSQL and Valkey are beside it. Baseline: the
-same image under the same limits with a Python that does nothing, which is what the container itself costs here.
+User, read-only root, no capabilities and 128 MiB are the chart's. PostgreSQL and Valkey run outside the container. The
+baseline is the same image under the same limits with an idle Python: the cost of a container on this machine.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the Redis target does with keys, patterns and flushes, each beside what the server itself could do.
+"""The Redis target's throughput and latency for keys, patterns and flushes, relative to the server's own.
 
     python -m bench.evictions [keys] [latency] [patterns] [flush]
 
-keys      rendered keys in memory to answered replies, beside raw UNLINKs that were packed beforehand, and from changes
-latency   one eviction on an idle lane, beside one `unlink` of redis-py
-patterns  many wildcards over a million keys in one pass, beside one SCAN each
-flush     a million owned keys among five million of others, and what another client sees of it meanwhile
+keys      from rendered keys, and from change objects, to the last reply, relative to raw UNLINKs packed in advance
+latency   one eviction on an idle lane, relative to one `unlink` of redis-py
+patterns  many wildcards over a million keys in one pass, relative to one SCAN each
+flush     a million owned keys among five million others, and another client's latency meanwhile
 """
 
 from __future__ import annotations

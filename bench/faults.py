@@ -1,4 +1,4 @@
-"""How fast each fault is noticed with the timings that are the default, and how long after it the flush is answered.
+"""How fast each fault is detected with the default timings, and how long after it the flush is confirmed.
 
     python -m bench.faults
 

@@ -1,4 +1,4 @@
-"""How long `install-triggers` takes on 1,000 tables, the first time and the second; what compiling a look would cost.
+"""How long `install-triggers` takes on 1,000 tables, at first and again; the cost of JIT in a trigger check.
 
 python -m bench.install
 """

@@ -1,11 +1,11 @@
-"""From a commit to an evicted key: ours beside a naive bridge, and beside a bare loop that only hears.
+"""From a commit to an evicted key: invalidator, a naive listener, and a bare loop that only receives.
 
     python -m bench.listeners
 
-Naive and ours listen at once on one private server, each to its own channel, and are measured in turns. The naive one
-is what people write by hand: FOR EACH ROW, one notification a row, psycopg's `notifies()`, one `unlink` each. Processor
-time is of the listening process alone, from /proc. Of ours it includes repeating every eviction after a second, which
-the naive one does not do.
+The naive listener and invalidator listen at once on one private server, each to its own channel, and are measured in
+turns. The naive one is typical hand-written code: FOR EACH ROW, one notification per row, psycopg's `notifies()`, one
+`unlink` each. Processor time is that of the listening process alone, from /proc. The sidecar's includes the repeat of
+every eviction after a second, which the naive listener does not do.
 """
 
 from __future__ import annotations

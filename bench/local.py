@@ -1,12 +1,12 @@
-"""Local caches: how long a commit takes to them beside Redis, and what a thousand readers of the stream cost.
+"""Local caches: the latency from a commit, relative to Redis, and the cost of a thousand readers of the stream.
 
     python -m bench.local
 
-One sidecar on private servers tells Redis, a hook and the stream. First one commit at a time is timed to each of them,
-in turns. Then rows change at 1,000 a second, with no reader and with 1,000 in turns, while commits are timed to Redis
-as before. The readers are a process of their own that counts what each is told: all of it, or this ends with an error.
-They run at the lowest priority, because they stand for programs on other processors than these few. What they cost
-this machine all the same is shown by a third turn, in which they are told as much by a bare loop, and nothing by us.
+One sidecar on private servers sends to Redis, a hook and the stream. First, one commit at a time is timed to each of
+them, in turns. Then rows change at 1,000 a second, with no reader and with 1,000 in turns, while commits are timed to
+Redis as before. The readers run in a process of their own, which counts the changes that each receives; the benchmark
+fails if one is missing. They run at the lowest priority, because they stand for programs on other processors. Their own
+cost on this machine is measured in a third turn, in which a bare loop sends them as much, and invalidator nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sidecar on uvloop, beside the same on asyncio's own loop: CPU a commit, and memory. Decides what the image has.
+"""The sidecar on uvloop and on asyncio's own loop: CPU per commit, and memory. Decides which loop the image contains.
 
     python -m bench.loops
 
-One writer commits single rows as fast as it can; the two take turns.
+One writer commits single rows as fast as it can; the two sidecars take turns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast what happens to a Redis is noticed, and how long after it what was evicted before is gone again.
+"""How fast faults of Redis are detected, and how long after their end evicted keys are gone again.
 
     python -m bench.redis_faults
 
-The faults are those of tests/integration/test_redis_faults.py, with the timings that are the default.
+The faults are those of tests/integration/test_redis_faults.py, with the default timings.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Rendering: changes a second through a rule with two keys, beside the plainest loop that does the same.
+"""Rendering: changes per second through a rule with two keys, relative to the simplest loop with the same result.
 
     python -m bench.rendering
 
-The baseline is a loop by hand for exactly this rule, with no rules, nulls, unknowns, conditions or routes: what there
-is to win at most. Batches are of 230 changes, as many as a full notification carries. The profile says where the time
-goes.
+The baseline is a hand-written loop for exactly this rule, without rules, nulls, unknowns, conditions or routes: the
+upper bound. Batches hold 230 changes, as many as a full notification carries. The profile shows where the time goes.
 """
 
 from __future__ import annotations

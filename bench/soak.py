@@ -1,11 +1,11 @@
-"""Redis away under a storm of changes: memory stays bounded, and nothing is stale when it is back.
+"""Redis unavailable under constant changes: memory stays bounded, and nothing is stale when Redis is back.
 
-    python -m bench.soak [seconds [MiB]]      (600 unless said; `make soak`)
+    python -m bench.soak [seconds [MiB]]      (600 by default; `make soak`)
 
 A private PostgreSQL takes 5,000 changed rows a second, each with a key of its own. Redis is frozen for the first half
-and killed for the second, so that calls fail both slowly and at once. When it is back, every key that the app had
-cached before, and some that it caches while we come back, have to be gone. With MiB, the sidecar lives in a control
-group with so much memory, which kills it when it needs more; that takes root.
+and killed for the second, so that calls fail both slowly and at once. When it is back, every key that the application
+had cached before, and some that it caches during recovery, must be gone. With MiB, the sidecar runs in a control group
+with that memory limit, which kills it when it needs more; that takes root.
 """
 
 from __future__ import annotations

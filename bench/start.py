@@ -1,9 +1,9 @@
-"""Starting: `invalidator --help`, and what `run` imports, beside a Python that does nothing.
+"""Start-up: `invalidator --help`, and the imports of `run`, relative to a Python that does nothing.
 
     python -m bench.start
 
-With compiled bytecode, as `make` and the image leave it. Machines differ, and shared ones differ from minute to minute:
-the yardstick, a million turns of an empty loop, says how fast this one was just then.
+With compiled bytecode, as `make` and the image leave it. A million turns of an empty loop measure how fast the machine
+was during the run, because shared machines differ from minute to minute.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What our triggers cost writers, beside no trigger and beside the naive one: FOR EACH ROW, one notification a row.
+"""The cost of invalidator's triggers to writers, relative to no trigger and to a naive FOR EACH ROW trigger.
 
     python -m bench.writers
 
-Tables alike, one subject each, measured in turns on one private server while another process listens and reads, as a
-sidecar does. Ratios are of medians. Statements are timed in the server, by a loop of them in one transaction; commits
-are pgbench's, each a transaction of its own, and given as a rate beside the naive one's: there more is better.
+Equal tables, one per subject, are measured in turns on one private server, while another process listens and reads as a
+sidecar does. Ratios are of medians. Statements are timed in the server, by a loop in one transaction. Commits are
+pgbench's, each a transaction of its own, as a rate relative to the naive trigger's: more is better.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A page of another site, in a real browser on the machine of a sidecar: it can evict nothing and read nothing.
+"""A page of another site, in a real browser on the sidecar's machine, can evict nothing and read nothing.
 
-That the tests can fail: the same page, from a site that stands before the sidecar under its own name, can do all of it.
+The tests can fail: the same page, from a site that proxies the sidecar under its own name, can do all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The installed command, as a person meets it: every error is a line or a few, with the right exit code."""
+"""The installed command, as a user runs it: every error is one line or a few, with the right exit code."""
 
 from __future__ import annotations
 

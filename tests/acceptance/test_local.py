@@ -1,4 +1,4 @@
-"""Caches in processes, behind a real PostgreSQL, a real Redis and the sidecar as a process."""
+"""Local caches, behind a real PostgreSQL, a real Redis and the sidecar as a process."""
 
 from __future__ import annotations
 

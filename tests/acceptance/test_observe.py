@@ -1,4 +1,4 @@
-"""`run --observe`: it lives as `run` does, counts what would be evicted, and writes nothing anywhere."""
+"""`run --observe` lives as `run` does, counts what would be evicted, and writes nothing anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On Windows and macOS each command works, or says in one line what does not."""
+"""On Windows and macOS each command works, or reports in one line what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run` as a process: its signals, what it refuses and what it waits for, and the commands that ask it."""
+"""`run` as a process: its signals, what it refuses and waits for, and the commands that query it."""
 
 from __future__ import annotations
 

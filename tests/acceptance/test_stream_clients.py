@@ -1,4 +1,4 @@
-"""What docs/local.md shows of the stream: the line with curl, and the JavaScript client in Node and in a browser."""
+"""The examples of docs/local.md: the curl command, and the JavaScript client in Node and in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every target that tells processes keeps: the hook and the stream, each to a real reader with a cache."""
+"""The contract of every target that notifies processes: the hook and the stream, each with a real reader and cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source keeps, the one in memory and those over PostgreSQL alike."""
+"""The contract of every source: the one in memory and those over PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every target keeps, the one in memory and Redis alike."""
+"""The contract of every target: the one in memory and Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart says what Kubernetes and `invalidator` itself understand."""
+"""Kubernetes and `invalidator` accept what the chart renders."""
 
 from __future__ import annotations
 

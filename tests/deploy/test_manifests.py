@@ -1,4 +1,4 @@
-"""The plain manifest and the compose file say the same as the chart, and are understood."""
+"""The plain manifest and the Compose file are valid, and agree with the chart."""
 
 from __future__ import annotations
 

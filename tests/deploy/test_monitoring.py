@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: alerts and a dashboard that ask for what there is."""
+"""Alerts and the dashboard query metrics that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unit for systemd, as far as it can be tried without systemd: what it says of itself, and what `run` tells it."""
+"""The systemd unit, as far as it can be tested without systemd: its settings, and the notifications of `run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents say the same as the code."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that follows another (`after`), on real servers: what it is told late, early and again."""
+"""A target that follows another (`after`), on real servers: what it receives late, early and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alive key: it is there only while a sidecar keeps the promise, whatever happens to the sidecar or on the way."""
+"""The alive key exists only while a sidecar keeps the promise, whatever happens to the sidecar or the network."""
 
 from __future__ import annotations
 

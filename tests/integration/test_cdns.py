@@ -1,4 +1,4 @@
-"""Fastly and Cloudflare: servers written from their documentation. Nothing here has met the real ones."""
+"""Fastly and Cloudflare, as servers written from their documentation. Nothing here has run against the real APIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's notifications, and lookups, against a real server."""
+"""Channels of other applications, and lookups, against a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing: they end in time, and are in nobody's way meanwhile."""
+"""Connections that send no request are closed in time, and block no other connection."""
 
 from __future__ import annotations
 

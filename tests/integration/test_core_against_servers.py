@@ -1,4 +1,4 @@
-"""What the core says about PostgreSQL's and Redis's own semantics, asked of the real ones."""
+"""The core's assumptions about PostgreSQL's and Redis's semantics, checked against real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cover protocol on a real Redis, a step at a time: what an answer is worth, and what it is not."""
+"""The coverage protocol on a real Redis, one step at a time: which confirmations count, and which do not."""
 
 from __future__ import annotations
 

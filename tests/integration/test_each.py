@@ -1,4 +1,4 @@
-"""Channels that a query names: which they are, and when one that comes to be is heard."""
+"""Channels named by a query: which channels they are, and when a new one is received."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The table of faults, each injected for real: what is detected, what is flushed, and that nothing stays stale.
 
-A proxy stands between the sidecar and PostgreSQL, so that a line can be cut, stalled, led elsewhere. Every fault lasts
-until it was noticed, where it can be noticed; meanwhile a row changes. When it is over, that row's key and one that
-nobody said anything about have to be right, and a further change has to be heard.
+A proxy between the sidecar and PostgreSQL cuts, stalls or redirects the connection. Every fault lasts until it is
+detected, where it can be; meanwhile a row changes. Afterwards that row's key and a key without any notification
+must be right, and a further change must be received.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hooks: real applications over real sockets, and everything that can be wrong with one."""
+"""Hooks: real applications over real sockets, and every way in which one can fail."""
 
 from __future__ import annotations
 

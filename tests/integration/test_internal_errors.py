@@ -1,7 +1,7 @@
-"""An exception that nobody expected, in every part, at any moment, under load on real servers.
+"""An unexpected exception in every part, at any moment, under load on real servers.
 
-The process lives, says that something is wrong, nothing stays stale, and it is ready again. Beside it a row changes all
-the time, whose key is stored once more by a reader that is late: so an eviction that is lost shows, and a repeat too.
+The process survives and reports the error, nothing stays stale, and the sidecar is ready again. Meanwhile a row changes
+continuously, and a slow reader stores its key again: so a lost eviction shows, and a lost repeat too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Writers, slow readers, and faults at random, on a shared cache and two local ones: when it is calm, nothing is stale.
+"""Writers, slow readers and random faults, on a shared cache and two local ones: once they stop, nothing is stale.
 
-The promise's own bound holds here: nobody takes longer between loading and storing than `repeat_after`.
+The promise's own bound holds here: no reader takes longer than `repeat_after` between loading and storing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which columns are the change's own, which the lookup's, and what happens where both have one of a name."""
+"""Which columns come from the change, which from the lookup, and what happens where both have one of a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twenty sidecars of one name: how many flushes what happens to them costs the cache that they share, and no more."""
+"""Twenty sidecars of one installation: how many flushes each event costs the cache that they share, and no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's notification queue and its lock: what harms writers, how it shows, and what bounds it."""
+"""PostgreSQL's notification queue and its lock: what harms writers, how it is reported, and what bounds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each block of docs/presets.md against the real library: what it cached for a row is gone, the rest stays."""
+"""Each block of docs/presets.md against the real library: its cached values for a row are gone, the rest stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real Varnish and nginx, configured as docs/proxies.md shows: what is said to them is what they evict."""
+"""Real Varnish and nginx, configured as in docs/proxies.md, evict what the sidecar sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Version counters on a real Redis: whatever a counter holds, an eviction leaves another number there."""
+"""Version counters on a real Redis: whatever a counter holds, an eviction changes its value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can happen to a Redis, done to a real one: nothing is stale afterwards, and nobody had to restart us."""
+"""Faults of a real Redis: nothing is stale afterwards, and no sidecar had to be restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a Redis, or with what we were told of it, in one clear line each."""
+"""Each problem of a Redis, or of its configuration, is reported in one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection: every reply in its order, and nothing used again after anything went wrong."""
+"""One connection: replies arrive in order, and a connection is never used again after an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private servers: found, started, stopped, and cleared away after whoever was killed."""
+"""The private servers: found, started, stopped, and removed after their owner was killed."""
 
 from __future__ import annotations
 

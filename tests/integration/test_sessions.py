@@ -1,4 +1,4 @@
-"""Our sessions, on a server whose roles and databases have settings that would end, slow down or bend them."""
+"""The sidecar's sessions, on a server whose roles and databases have settings that would end or slow them down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream over real sockets: readers that go, come back, invent, stall and vanish."""
+"""The stream over real sockets: readers that leave, reconnect, invent ids, stall and vanish."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What is evicted, held against what a comparison of the tables before and after says: never less, and where nothing
-was collapsed, exactly what the statements touched.
+"""Evictions compared with the difference of the tables before and after: never less, and exactly the touched rows
+where nothing was collapsed.
 
-Random tables get random statements in random transactions, with savepoints and rollbacks. The rules are run on what was
-heard. Against that stand two oracles, which know nothing of triggers, and take what was rolled back out again:
+Random tables get random statements in random transactions, with savepoints and rollbacks. The rules run on the received
+changes. Two oracles, which know nothing of triggers and discard what was rolled back, check the result:
 
-- what *differs*: the rows that a full comparison before and after each statement finds gone or new. A row that changes
-  and changes back within a transaction counts: a cache could not tell.
-- what was *touched*: the rows that a statement's condition names, before and after. Where rules have `changed`, those
-  of them that differ, unless the statement changes keys, or there is none.
+- rows that *differ*: a full comparison before and after each statement finds them gone or new. A row that changes
+  and changes back within a transaction counts, because a cache could not tell.
+- rows that were *touched*: those that a statement's condition names, before and after. Where rules have `changed`, only
+  those that differ, unless the statement changes keys, or there is none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Installing, checking and pruning triggers: what is in the catalog afterwards, and how it is judged."""
+"""Installing, checking and pruning triggers: the catalog afterwards, and the state that is reported."""
 
 from __future__ import annotations
 

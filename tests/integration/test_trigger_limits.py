@@ -1,4 +1,4 @@
-"""What the trigger of a statement does not see, or may not say: DDL, changes by hand, replication, a full queue."""
+"""Changes that a statement's trigger does not see, or may not send: DDL, manual changes, replication, a full queue."""
 
 from __future__ import annotations
 

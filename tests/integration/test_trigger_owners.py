@@ -1,4 +1,4 @@
-"""Who owns what we install, and what its owners, and who may create beside it, could do with it."""
+"""The owners of installed objects, and what they and roles with CREATE beside them could do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may install, check, write and remove, and what is refused."""
+"""Which roles may install, check, write and remove, and what is refused."""
 
 from __future__ import annotations
 

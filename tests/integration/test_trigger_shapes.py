@@ -1,4 +1,4 @@
-"""Every shape of statement, table and type that changes rows is heard, as it is."""
+"""Changes by every shape of statement, table and type are received unaltered."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Random trees of tables, random rules on them, random statements through any of them: what differs is evicted.
+"""Random trees of tables, random rules on them, random statements through any of them: rows that differ are evicted.
 
 A tree is partitioned, sub-partitioned, or made of inheritance, with several parents too. Rules name any of its tables,
 at any level and with any operations. Statements name any of its tables: rows are inserted, updated, moved, merged,
 deleted, copied and truncated, in functions, CTEs and savepoints, under BEFORE triggers that drop rows, change them, or
 execute more statements. The oracle knows nothing of triggers. It reads every table before and after each statement, and
-takes the rows that came or went in the tables below a rule's. Each has to be evicted, by its key or by a wildcard.
+takes the rows added or removed in the tables below a rule's. Each must be evicted, by its key or by a wildcard.
 
-A case is its seed. INVALIDATOR_TREE_CASES sets how many there are, INVALIDATOR_TREE_SEED the first: to see one case
-again, set that to its seed, and the number to 1.
+A case is its seed. INVALIDATOR_TREE_CASES sets the number of cases, INVALIDATOR_TREE_SEED the first seed. To repeat a
+case, set the first seed to its seed, and the number of cases to 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables with parents and children: every row is heard under its rule's table, whatever table a statement names."""
+"""Tables with parents and children: every row arrives under its rule's table, whatever table a statement names."""
 
 from __future__ import annotations
 

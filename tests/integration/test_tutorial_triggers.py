@@ -1,4 +1,4 @@
-"""Channels fed by triggers as people write them: whatever the payload leaves out, no stale key stays."""
+"""Channels fed by typical hand-written triggers: whatever the payload leaves out, no stale key stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make dist` has built: `make dist-test`."""
+"""The results of `make dist`: `make dist-test`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image: `make image-test`. Built from the Dockerfile as it is, looked through, and run as Kubernetes would."""
+"""The image (`make image-test`), built from the Dockerfile, inspected, and run as Kubernetes would."""
 
 from __future__ import annotations
 

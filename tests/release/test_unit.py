@@ -1,4 +1,4 @@
-"""The unit under a real systemd, booted in a container (`make unit-test`): what it forbids us is forbidden there."""
+"""The unit under a real systemd, booted in a container (`make unit-test`): its restrictions are enforced."""
 
 from __future__ import annotations
 

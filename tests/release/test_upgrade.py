@@ -1,6 +1,6 @@
-"""From each release to this tree, and back, without a stale key: two versions of us beside each other, as in a deploy.
+"""From each release to this tree, and back, without a stale key: two versions side by side, as in a deploy.
 
-Without a release yet, or in a clone without tags, this tree stands for the old one too.
+Without a release yet, or in a clone without tags, this tree also takes the place of the old one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tests share: waiting on conditions, and servers."""
+"""Shared by tests: waiting for conditions, and servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications that are told over HTTP: one that is right, and ones that are wrong in every way we know."""
+"""Applications with a hook: a correct one, and one for each known way to fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program: on the loop of `run`, a call on a connection is cancelled after so many turns of the loop."""
+"""A program: on the loop of `run`, a call on a connection is cancelled after a given number of turns of the loop."""
 
 from __future__ import annotations
 

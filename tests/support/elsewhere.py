@@ -1,7 +1,7 @@
-"""The command line as it is on another system: `python -m tests.support.elsewhere win32 run ...`.
+"""The command line as on another system: `python -m tests.support.elsewhere win32 run ...`.
 
-The standard library and other people's packages know those systems, so they are imported as they are here. What is ours
-is imported when the system says that it is the other one, and lacks what that one lacks.
+The standard library and third-party packages know those systems, so they are imported unchanged. invalidator is
+imported while the system claims to be the other one, and lacks what that one lacks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Walking every order of what can happen in a small world, each state once."""
+"""Walks every order of the possible events of a small world, each state once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The command line with every long period cut short: `python -m tests.support.hurried run ...` crosses in a second
-what takes minutes otherwise. A period that is longer than any test is one that no test has seen end.
+"""The command line with every long period shortened: `python -m tests.support.hurried run ...` crosses in a second
+what otherwise takes minutes. So tests also see the end of periods that are longer than any test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""invalidator installed into an environment of its own, as users have it."""
+"""invalidator installed into an environment of its own, as users install it."""
 
 from __future__ import annotations
 

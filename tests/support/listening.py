@@ -1,4 +1,4 @@
-"""The stream as it is served, and readers of it as docs/local.md tells them to be."""
+"""The stream as it is served, and readers that follow docs/local.md."""
 
 from __future__ import annotations
 

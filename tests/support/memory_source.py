@@ -1,4 +1,4 @@
-"""A source that keeps its log in memory: the plainest one that keeps the contract, positions included."""
+"""A source that keeps its log in memory: the simplest one that keeps the contract, positions included."""
 
 from __future__ import annotations
 

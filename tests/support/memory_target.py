@@ -1,4 +1,4 @@
-"""A target that is a dictionary: the plainest one that keeps the contract."""
+"""A target that is a dictionary: the simplest one that keeps the contract."""
 
 from __future__ import annotations
 

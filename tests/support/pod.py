@@ -1,6 +1,6 @@
-"""A pod of the example chart: an application that reads through its cache, and beside it the sidecar as it is rendered.
+"""A pod of the example chart: an application that reads through its cache, and the sidecar as the chart renders it.
 
-The containers are podman's, on the host's network; user, root, memory and configuration are what the chart says.
+The containers are podman's, on the host's network; user, root, memory and configuration are the chart's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The image built and run for real, by podman in storage of its own, on a base of our own making.
+"""The image built and run for real, by podman in its own storage, on a locally made base.
 
-Where there is no registry, the base is a Debian of the same release with its own Python, under the name that the
-Dockerfile asks for. It stands for the official one in all that the Dockerfile does, though not in its size.
+Without a registry, the base is a Debian of the same release with its own Python, under the name in the Dockerfile. It
+behaves like the official base in everything that the Dockerfile does, though not in size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A TCP proxy that really cuts, half-closes, stalls and blackholes a line, and that can be pointed elsewhere."""
+"""A TCP proxy that really cuts, half-closes, stalls and blackholes a connection, and that can be redirected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than one Redis: copies, Sentinels, a Cluster, and one that speaks TLS."""
+"""More than one Redis: replicas, Sentinels, a Cluster, and one with TLS."""
 
 from __future__ import annotations
 

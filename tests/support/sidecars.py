@@ -1,4 +1,4 @@
-"""One of several sidecars between a source in memory and a Redis that they share."""
+"""One of several sidecars between an in-memory source and a Redis that they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes that have nothing to do with each other are reported together, of whatever kind they are."""
+"""Independent mistakes are reported together, whatever their kind."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Every mistake, with its place and a remedy, and all of them at once."""
+"""Every mistake is reported at once, with its position and a fix."""
 
 import textwrap
 

@@ -1,4 +1,4 @@
-"""Whatever a channel can't know is evicted by wildcard: for any row, and any way of leaving something out of it."""
+"""A column that a channel's payload leaves out is evicted by wildcard: for any row, and any way to leave it out."""
 
 import json
 

@@ -1,11 +1,11 @@
-"""Every order of what two or three sidecars do to one target, on the real lane and the real rules of covers.
+"""Every order of events for two or three sidecars at one target, on the real lane and the real coverage protocol.
 
-The world: a row, a target with a copy of it, saved states of that target, and sidecars, each with its own wire from the
-database and its own lane. Any sidecar may be slow for as long as it likes, which is what being frozen or split off is;
-the lock may run out at any moment; the target may be replaced by what it had saved, bookkeeping included, with the old
-one still answering whoever has not noticed. From every state the world is let come to rest: then nothing is stale.
+The world: a row, a target with a copy of it, saved states of that target, and sidecars, each with its own connection to
+the database and its own lane. Any sidecar may be arbitrarily slow, which stands for being frozen or partitioned; the
+lock may expire at any moment; the target may be replaced by a saved state, coordination keys included, while the old
+one still answers any sidecar that has not detected it. From every state the world comes to rest: then nothing is stale.
 
-Each line of the protocol is then broken on purpose, and caught.
+Each line of the protocol is then broken on purpose, and the model catches it.
 """
 
 from __future__ import annotations

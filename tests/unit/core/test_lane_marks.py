@@ -1,4 +1,4 @@
-"""Marks come every two seconds while a target is away: they take no more room after a month than after an hour."""
+"""Watermarks arrive every two seconds while a target is unavailable: a month takes no more room than an hour."""
 
 from __future__ import annotations
 

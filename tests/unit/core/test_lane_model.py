@@ -1,11 +1,11 @@
-"""Every order of changes, losses, answers, failures, reconnects and crashes within a bound, on the real tables.
+"""Every order of changes, losses, confirmations, failures, reconnects and crashes within a bound, on the real tables.
 
-The world below is a database with one row, a wire that carries notifications, lanes as `core/delivery/lane.py` has
-them, a cache behind each, and readers that fill caches, some of them slowly. `explore` walks all that can happen, each
-state once. From every state that it reaches, the world is let come to rest: connections come back, targets answer,
-repeats fall due. Then no cache may hold anything but the row as it is. On the way `as_of` may not claim what is not so.
+The world is a database with one row, a connection that carries notifications, lanes of `core/delivery/lane.py`, a cache
+behind each, and readers that fill caches, some of them slowly. `explore` walks every possible event, each state once.
+From every state that it reaches, the world comes to rest: connections are restored, targets answer, repeats fall due.
+Then no cache may hold anything but the current row. On the way `as_of` may never claim too much.
 
-That the model can fail is shown below it: each transition bent, and each of the old mistakes put in, is caught.
+The model can fail: below it, each transition is altered, and each known mistake reintroduced, and it catches them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a lane claims, against a second bookkeeping that shares nothing with it: random walks over all that can happen.
+"""A lane's claims compared with an independent ledger, in random walks over every event.
 
-The ledger below follows each thing that was put by itself: the moment from which a message counts for it, whether one
-that was sent since has been confirmed, whether one was sent and confirmed again when a late reader had stored. From
-that follow the highest numbers that a lane may claim. The lane keeps a few numbers instead, which is where it may err.
+The ledger follows each eviction by itself: the moment from which a delivery counts for it, whether a later delivery was
+confirmed, and whether another one was confirmed after a slow reader had stored. The highest watermarks that a lane may
+claim follow from that. The lane keeps only a few numbers instead, which is where it may err.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rule with a lookup evicts what the change's own columns make, what the lookup's make, and any mixture of them."""
+"""A rule with a lookup evicts the keys of the change's columns, of the lookup's, and of any mixture of them."""
 
 from dataclasses import replace
 from itertools import product

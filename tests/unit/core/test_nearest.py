@@ -1,4 +1,4 @@
-"""What `check` says of keys that no rule matches."""
+"""The advice of `check` for keys that no rule matches."""
 
 from __future__ import annotations
 

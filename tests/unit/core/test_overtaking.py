@@ -1,4 +1,4 @@
-"""Exact keys on a way of their own: what a lane claims is answered for is, thing by thing, on every order."""
+"""Exact keys in an outbox of their own: in every order, a lane claims only what is confirmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What local caches are told."""
+"""The messages to local caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request says about a row is all that is known of it."""
+"""The columns named in a request are all that is known of a row."""
 
 from hypothesis import given
 from hypothesis import strategies as st

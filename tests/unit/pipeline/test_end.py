@@ -1,4 +1,4 @@
-"""The end of a run: what was heard by then is evicted, if the targets and the lookups answer in time."""
+"""The end of a run: every received change is evicted, if the targets and the lookups answer in time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A target that follows another (`after`), where exact keys overtake: whatever the order, it is told in time.
+"""A target that follows another (`after`), where exact keys overtake: in every order, it is notified in time.
 
-Nobody changes anything once the writers are done: what is still to be told has to be told by the lane's own alarms.
+No change arrives after the writers are done, so the lane's own timers must send the rest.
 """
 
 from __future__ import annotations

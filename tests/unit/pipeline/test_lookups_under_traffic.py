@@ -1,4 +1,4 @@
-"""Lookups that are never idle: what waits for one of them waits for its own round, not for the end of the traffic."""
+"""Lookups without an idle moment: a waiter waits for its own round, not for the end of the traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline and its lanes, between a source and targets in memory."""
+"""The pipeline and its lanes, between an in-memory source and in-memory targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alive key's theory: whatever sleeps, and however late a command comes, it never outlives the promise."""
+"""The alive key never outlives the promise, whatever sleeps, and however late a command arrives."""
 
 from __future__ import annotations
 

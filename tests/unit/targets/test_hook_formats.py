@@ -1,4 +1,4 @@
-"""What is said to proxies and CDNs: no value of a row gets out of its place, and nothing that changed is left out."""
+"""Requests to proxies and CDNs: no value of a row escapes its position, and no change is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ring: a reader that comes back is told all that it missed, or to flush."""
+"""The ring: a reader that reconnects receives everything that it missed, or a flush."""
 
 from __future__ import annotations
 

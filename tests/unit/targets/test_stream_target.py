@@ -1,4 +1,4 @@
-"""The stream's pump, with readers that take what they like."""
+"""The stream's pump, with readers of any speed."""
 
 from __future__ import annotations
 
