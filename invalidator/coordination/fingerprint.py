@@ -60,8 +60,8 @@ class Fingerprints:
             return Fingerprint(is_pending=reception.is_trigger_check_pending)
         if reception.channels is None or reception.is_degraded:
             return NO_FINGERPRINT
-        facts = [self._settings[target], reception.triggers, reception.channels, self._ahead(target)]
-        return Fingerprint(digest(facts))
+        parts = [self._settings[target], reception.triggers, reception.channels, self._ahead(target)]
+        return Fingerprint(digest(parts))
 
     async def known(self, target: str) -> None:
         """Wait until the fingerprint is no longer pending, or was pending for too long."""

@@ -44,31 +44,31 @@ class RedisFlushLock:
     def __init__(self, commands: Commands, clock: Callable[[], float], *, key: str, count_key: str, owner: str) -> None:
         self._commands, self._clock = commands, clock
         self._key, self._count_key, self._owner = key, count_key, owner
-        self._is_held, self._renewed_at = False, 0.0
+        self._is_acquired, self._renewed_at = False, 0.0
 
     async def acquire(self) -> bool:
         """Take the lock, or keep it where an earlier flush under it has failed; whether it is held now."""
-        if self._is_held:
+        if self._is_acquired:
             await self._renew()
-        if not self._is_held:
-            self._is_held = bool(await self._eval(_ACQUIRE, (self._key,), self._owner, LOCK_SECONDS))
+        if not self._is_acquired:
+            self._is_acquired = bool(await self._eval(_ACQUIRE, (self._key,), self._owner, LOCK_SECONDS))
             self._renewed_at = self._clock()
-        return self._is_held
+        return self._is_acquired
 
     async def renew(self) -> None:
         """Keep the lock while the flush proceeds; to be called often."""
-        if self._is_held and self._clock() >= self._renewed_at + RENEW_INTERVAL:
+        if self._is_acquired and self._clock() >= self._renewed_at + RENEW_INTERVAL:
             await self._renew()
 
     async def release(self, *, flushed: bool) -> None:
         """Let peers have the lock; `flushed` counts a completed flush, which they see."""
-        if self._is_held or flushed:
-            self._is_held = False
+        if self._is_acquired or flushed:
+            self._is_acquired = False
             await self._eval(_RELEASE, (self._key, self._count_key), self._owner, int(flushed))
 
     async def _renew(self) -> None:
         self._renewed_at = self._clock()
-        self._is_held = bool(await self._eval(_RENEW, (self._key,), self._owner, LOCK_SECONDS * 1000))
+        self._is_acquired = bool(await self._eval(_RENEW, (self._key,), self._owner, LOCK_SECONDS * 1000))
 
     async def _eval(self, script: str, keys: tuple[str, ...], *args: str | int) -> Any:
         (reply,) = await self._commands.each([("EVAL", script, len(keys), *keys, *args)])

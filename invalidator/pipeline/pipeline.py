@@ -53,7 +53,7 @@ Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
 class Pipeline:
     """`targets` are open, one lane each; `repeat_after` (seconds) and `after` (other targets) are theirs by name.
 
-    `on_open` is called when the source is open, `on_heard` with each batch and gap of it.
+    `on_open` is called when the source is open, `on_received` with each batch and gap of it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Pipeline:
         metrics: Metrics | None = None,
         fingerprints: Fingerprints | None = None,
         on_open: Callable[[], None] = lambda: None,
-        on_heard: Callable[[Batch | Gap], None] = lambda _: None,
+        on_received: Callable[[Batch | Gap], None] = lambda _: None,
         errors: InternalErrors | None = None,
     ) -> None:
         self.metrics = metrics or Metrics([target.name for target in targets])
@@ -79,7 +79,7 @@ class Pipeline:
         self._without_lookup = RuleSet(
             (rule for rule in rules.rules if rule.lookup is None), rules.targets, rules.reach
         )
-        self._on_open, self._on_heard = on_open, on_heard
+        self._on_open, self._on_received = on_open, on_received
         self.degraded: dict[str, str] = {}
         """Why not every change may be received, by what it is about."""
         self._source_degraded: tuple[str, ...] = ()  # the keys of `degraded` that the source has set
@@ -273,10 +273,10 @@ class Pipeline:
         elif isinstance(item, CoverageRequest):
             self._afterwards(partial(self._requested, item, self._discards))
         elif isinstance(item, Gap):
-            self._on_heard(item)
+            self._on_received(item)
             self.gap(item)
         else:
-            self._on_heard(item)
+            self._on_received(item)
             if item.changes:
                 self._changes(item.changes)
             if item.position is not None or item.as_of is not None:

@@ -113,7 +113,7 @@ class Sidecar:
             metrics=self.metrics,
             fingerprints=fingerprints,
             on_open=self._source_opened,
-            on_heard=self._check_triggers_after,
+            on_received=self._check_triggers_after,
             errors=self.errors,
         )
         trigger_watch = TriggerWatch(

@@ -1,4 +1,4 @@
-"""A fingerprint of everything that decides what is evicted."""
+"""The digest of everything that decides what is evicted; sidecars that share a target compare it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ENGINE: Final = 1
 """Raised whenever the same rules come to mean other keys."""
 
 
-def digest(facts: object) -> str:
-    """Sixteen hex digits over JSON facts, the same for equal facts whatever their order in memory."""
-    text = json.dumps([ENGINE, facts], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+def digest(content: object) -> str:
+    """Sixteen hex digits over JSON content, the same for equal content whatever its order in memory."""
+    text = json.dumps([ENGINE, content], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
