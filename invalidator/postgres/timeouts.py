@@ -23,6 +23,8 @@ T = TypeVar("T")
 async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call: Coroutine[Any, Any, T]) -> T:
     """The result of a call on this connection; AwayError when it fails or times out. A timeout closes it."""
     task = asyncio.ensure_future(call)
+    # A call that is given up fails later. The event loop reports an exception that nothing has retrieved.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
         if not done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from invalidator.config.compile import compile_rules
 from invalidator.config.parse import parse
@@ -18,6 +20,8 @@ from invalidator.core.rules.lookup import parse_lookup
 from invalidator.embedded import Workspace
 from invalidator.errors import AwayError
 from invalidator.lookups import PostgresLookups
+from invalidator.postgres.connections import connect as open_connection
+from invalidator.postgres.timeouts import within
 from invalidator.queries import prepare_transaction, read_rows
 from invalidator.service import connect, installation, trigger_watch
 from invalidator.service.sidecar import Sidecar
@@ -205,3 +209,23 @@ def test_a_call_may_be_cancelled_at_any_turn_of_the_loop(dsn, turns):
     program = [sys.executable, "-m", "tests.support.cancelled", dsn, str(turns)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_call_that_is_given_up_leaves_no_exception_to_the_loop(dsn, is_cancelled):
+    """The loop would report it as an internal error."""
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def give_up():
+        connection = await open_connection(dsn, "given_up", 10)
+        call = asyncio.ensure_future(within(0.2, connection, connection.execute("select pg_sleep(60)")))
+        await eventually(lambda: connection.info.transaction_status == TransactionStatus.ACTIVE)
+        if is_cancelled:
+            call.cancel()
+        with suppress(asyncio.CancelledError if is_cancelled else AwayError):
+            await call
+
+    await asyncio.create_task(give_up())
+    gc.collect()
+    assert reported == []
