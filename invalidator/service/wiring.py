@@ -87,8 +87,8 @@ def target(config: Config, name: str, errors: InternalErrors | None = None) -> A
     if isinstance(part, StreamConfig):
         return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres), errors=errors)
     if ignored := ignored_parameters(part):
-        message = "parameters of the url have no effect: the sidecar has a pool, timeouts and decoding of its own"
-        Log(target=name).warning("url_parameters_ignored", message, parameters=", ".join(ignored))
+        log = Log(target=name)
+        log.warning("url_parameters_ignored", "url parameters have no effect here", parameters=", ".join(ignored))
     return redis(config, name, part)
 
 
