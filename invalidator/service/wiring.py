@@ -37,6 +37,8 @@ from invalidator.targets.redis.topology import SENTINEL_PORT, Cluster, Sentinel,
 from invalidator.targets.stream import StreamTarget
 from invalidator.triggers.spec import Installation
 
+_log = Log()
+
 
 def installation(config: Config) -> Installation:
     return Installation(config.name, config.triggers.schema_, config.triggers.bulk_limit)
@@ -87,8 +89,8 @@ def target(config: Config, name: str, errors: InternalErrors | None = None) -> A
     if isinstance(part, StreamConfig):
         return StreamTarget(name, stale_after=part.stale_after or stale_after(config.postgres), errors=errors)
     if ignored := ignored_parameters(part):
-        log = Log(target=name)
-        log.warning("url_parameters_ignored", "url parameters have no effect here", parameters=", ".join(ignored))
+        names = ", ".join(ignored)
+        _log.warning("url_parameters_ignored", "url parameters have no effect here", target=name, parameters=names)
     return redis(config, name, part)
 
 

@@ -25,7 +25,8 @@ from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
-from invalidator.targets.redis.node_connections import Met, NodeConnections
+from invalidator.targets.redis.identity import IdentityTracker
+from invalidator.targets.redis.node_connections import NodeConnections
 from invalidator.targets.redis.topology import Single
 from invalidator.triggers.install import install
 from tests.support import eventually, until
@@ -45,17 +46,17 @@ class Entry:
     """One sidecar's, whose clock may stand still."""
 
     def __init__(self, line, instance):
-        self._behind = 0.0
+        self.behind = 0.0
         self._stopped = None
         self.key = AliveKey(line, "alive", instance, 0.0, self.clock)
 
     def clock(self):
-        return (now() if self._stopped is None else self._stopped) - self._behind
+        return (now() if self._stopped is None else self._stopped) - self.behind
 
     async def keep(self, stale_after):
         """Promise for so long from now on."""
         await self.key.keep(None, "server")
-        self.key._stale_after = stale_after
+        self.key.stale_after = stale_after
         await self.key.keep(self.clock(), "server")
 
     async def take_back(self):
@@ -65,7 +66,7 @@ class Entry:
         self._stopped = now()
 
     def wake(self):
-        self._behind, self._stopped = self._behind + now() - self._stopped, None
+        self.behind, self._stopped = self.behind + now() - self._stopped, None
 
 
 class TestKey:
@@ -73,7 +74,7 @@ class TestKey:
 
     @pytest.fixture
     async def entries(self, redis_url):
-        line = NodeConnections(Single(parse_redis_url(redis_url)), Met())
+        line = NodeConnections(Single(parse_redis_url(redis_url)), IdentityTracker())
         yield lambda instance: Entry(line, instance)
         line.close()
         await asyncio.sleep(0)
@@ -84,7 +85,7 @@ class TestKey:
         assert not cache.exists("alive")
         for left in (2.0, 30.0, 1.0):
             await one.key.keep(None, "server")
-            one.key._stale_after = left
+            one.key.stale_after = left
             deadline = now() + left
             await one.key.keep(deadline - left, "server")
             asked = now()
@@ -118,7 +119,7 @@ class TestKey:
     async def test_a_server_that_was_set_back_is_asked_what_time_it_is(self, entries, cache):
         one = entries("one")
         await one.keep(FOREVER)
-        one._behind -= 10  # as it looks where the server's clock was set back
+        one.behind -= 10  # as it looks where the server's clock was set back
         await one.key.keep(one.clock() - 5, "server")
         await one.key.keep(one.clock() - 5, "server")
         assert not cache.exists("alive")

@@ -101,7 +101,7 @@ def server(servers, program):
 def quick(monkeypatch):
     monkeypatch.setattr(lane, "BEAT", 0.1)
     monkeypatch.setattr(wire, "TIMEOUT", 0.7)
-    monkeypatch.setattr(target, "_WAIT", 200)
+    monkeypatch.setattr(target, "REPLICAS_TIMEOUT_MS", 200)
 
 
 def world_at(server, port=None, **options):
@@ -165,13 +165,13 @@ async def test_connections_that_are_killed(server):
 
 async def test_exact_keys_pass_a_flush_that_takes_long_and_no_claim_does(server):
     async with world_at(server).running() as world:
-        client, run, go = server.client(), world.target._sweeper.run, asyncio.Event()
+        client, run, go = server.client(), world.target.sweeper.run, asyncio.Event()
 
         async def slow(*args):
             await go.wait()
             return await run(*args)
 
-        world.target._sweeper.run = slow
+        world.target.sweeper.run = slow
         assert await world.pipeline.barrier(5)
         before, as_of = world.lane.state.answered, world.lane.state.as_of
         client.set("list:x:7", "stale")
@@ -326,7 +326,7 @@ class Named(Single):
     def move(self):
         self._servers.pop(0)
 
-    async def find(self):
+    async def discover(self):
         self.primaries = {"": self._servers[0]}
 
 

@@ -14,8 +14,7 @@ from invalidator.embedded.redis import find_redis
 from invalidator.embedded.workspace import free_port
 from invalidator.errors import TargetAway
 from invalidator.service.check import check
-from invalidator.targets.redis import RedisTarget
-from invalidator.targets.redis import node_connections as line
+from invalidator.targets.redis import RedisTarget, identity
 from invalidator.targets.redis.topology import Cluster, Sentinel, Single
 from tests.support.redises import ClusterServers, Keeping, SentinelServer
 
@@ -131,7 +130,7 @@ async def test_of_sentinels_that_say_different_things_the_one_with_the_highest_e
         nodes = [parse_redis_url(f"redis://127.0.0.1:{port}") for port in (split.port, gone, now.port)]
         for order in (nodes, nodes[::-1]):
             places = Sentinel(order, "cache", parse_redis_url("redis://unused"))
-            await places.find()
+            await places.discover()
             assert places.primaries[""].port == servers["primary"].port
             places.close()
 
@@ -183,8 +182,8 @@ async def test_check_says_that_no_key_matches_and_which_prefix_would_do(redis_ur
 
 async def test_a_server_that_does_not_say_who_it_is(redis_url, monkeypatch):
     """As some proxies do: what is behind them could be another server at any time."""
-    read_info = line.read_info
-    monkeypatch.setattr(line, "read_info", lambda info: {**read_info(info.replace(b"run_id", b"nothing"))})
+    read_info = identity.read_info
+    monkeypatch.setattr(identity, "read_info", lambda info: {**read_info(info.replace(b"run_id", b"nothing"))})
     async with RedisTarget("cache", parse_redis_url(redis_url)) as target:
         with pytest.raises(TargetAway, match="its INFO has no 'run_id'") as caught:
             await target.heartbeat()

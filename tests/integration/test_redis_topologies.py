@@ -164,7 +164,7 @@ def sent(monkeypatch):
         return await exchange(connection, chunks)
 
     monkeypatch.setattr(wire.Connection, "exchange", note)
-    monkeypatch.setattr("invalidator.targets.redis.target._WAIT", 1)
+    monkeypatch.setattr("invalidator.targets.redis.target.REPLICAS_TIMEOUT_MS", 1)
     return commands
 
 
@@ -235,7 +235,7 @@ async def test_the_keys_that_exist_say_that_a_prefix_is_wrong(topology):
 
 
 async def test_a_pass_that_takes_long_says_so(plain, monkeypatch, caplog):
-    monkeypatch.setattr(sweep, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(sweep, "PROGRESS_EVERY", 0.0)
     caplog.set_level("INFO", "invalidator")
     async with RedisTarget("cache", parse_redis_url(plain.url)) as target:
         await target.flush([Eviction("key", "p:*", glob=True)])
@@ -307,8 +307,8 @@ class TestClusterOnTheMove:
         client, flushes = moving.client(), []
         async with target:
             await target.heartbeat()
-            first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target._topology.layout.slots[0]))
-            slot = target._topology.layout.slots.index(f"127.0.0.1:{last.port}")
+            first, *_, last = sorted(moving.nodes, key=lambda n: str(n.port) in str(target.topology.layout.slots[0]))
+            slot = target.topology.layout.slots.index(f"127.0.0.1:{last.port}")
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             client.set(f"x:{{{tag}}}", "x")
 
@@ -327,12 +327,12 @@ class TestClusterOnTheMove:
     @pytest.mark.parametrize("way", ["from begin to end", "half way", "begun before"])
     async def test_a_flush_finds_what_moves_behind_its_back(self, moving, target, monkeypatch, way):
         """A slot goes from a node that is looked at last to one that was looked at first."""
-        client, walk, walks = moving.client(), sweep._Pages.walk, []
+        client, walk, walks = moving.client(), sweep.Pages.walk, []
         async with target:
             await target.heartbeat()
-            order = [endpoint.port for endpoint in target._topology.primaries.values()]
+            order = [endpoint.port for endpoint in target.topology.primaries.values()]
             early, *_, late = sorted(moving.nodes, key=lambda node: order.index(node.port))
-            slot = target._topology.layout.slots.index(f"127.0.0.1:{late.port}")
+            slot = target.topology.layout.slots.index(f"127.0.0.1:{late.port}")
             tag = next(str(number) for number in range(200_000) if client.keyslot(str(number)) == slot)
             names = [f"p:{{{tag}}}:{number}" for number in range(50)]
             for name in names:
@@ -346,7 +346,7 @@ class TestClusterOnTheMove:
                     move(slot, late, early, way)
                 return await walk(pages, look_at)
 
-            monkeypatch.setattr(sweep._Pages, "walk", move_before_the_last)
+            monkeypatch.setattr(sweep.Pages, "walk", move_before_the_last)
             existed = await target.flush([Eviction("key", "p:*", glob=True)])
         close_slot(slot, late, early)
         assert walks[len(order)] == len(names)  # the first pass saw none of them
@@ -369,20 +369,20 @@ class TestClusterThatGrowsAndShrinks:
     async def test_its_topology_may_be_another_between_any_two_steps(self, growing, monkeypatch):
         target = RedisTarget("cache", Cluster(parse_redis_url(growing.url)), prefix="app:")
         first, *_, spare = growing.nodes
-        identity, moves = NodeConnections._identity, []
+        identity, moves = NodeConnections.read_identity, []
 
         async def discover_while_they_are_asked(line, connection):
             """Each time that a node says who it is, a slot comes to the spare node or goes, and somebody finds out."""
             found = await identity(line, connection)
-            if line is target._side and len(moves) < 20:
+            if line is target.peer_connections and len(moves) < 20:
                 ends = (first, spare) if len(moves) % 2 == 0 else (spare, first)
                 moves.append(ends)
                 await asyncio.to_thread(until, lambda: agree(growing.nodes, 0, ends[0].port), 20)
                 await asyncio.to_thread(move, 0, *ends, "from begin to end")
-                await target._topology.find()
+                await target.topology.discover()
             return found
 
-        monkeypatch.setattr(NodeConnections, "_identity", discover_while_they_are_asked)
+        monkeypatch.setattr(NodeConnections, "read_identity", discover_while_they_are_asked)
         ends, changed = asyncio.Event(), 0
 
         async def evict():
@@ -411,7 +411,7 @@ class TestClusterThatGrowsAndShrinks:
 async def knows_all(target):
     with suppress(TargetAway):
         await target.heartbeat()
-    return target._met.is_complete
+    return target.identities.is_complete
 
 
 def move(slot, source, destination, way):

@@ -54,17 +54,17 @@ async def test_no_answer_in_time_closes_it(connection, server):
     server.freeze()
     try:
         with pytest.raises(TargetAway, match="no answer within"):
-            await connection.ask(("PING",))
+            await connection.call(("PING",))
     finally:
         server.thaw()
     assert not connection.is_open
     with pytest.raises(TargetAway, match="no answer within"):
-        await connection.ask(("PING",))
+        await connection.call(("PING",))
 
 
 async def test_a_cancelled_exchange_closes_it(connection):
     """Its reply is still to come, and would be taken for that of the next."""
-    task = asyncio.create_task(connection.ask(("BLPOP", "nothing", "1")))
+    task = asyncio.create_task(connection.call(("BLPOP", "nothing", "1")))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
@@ -75,18 +75,18 @@ async def test_a_cancelled_exchange_closes_it(connection):
 
 async def test_a_connection_that_the_server_closed_is_not_opened_again(connection, server):
     """redis-py would connect anew, perhaps to another server, and nobody would have read which one."""
-    (me,) = await connection.ask(("CLIENT", "ID"))
+    (me,) = await connection.call(("CLIENT", "ID"))
     server.client().execute_command("CLIENT", "KILL", "ID", me)
     await eventually(lambda: not connection.is_open)
     for _ in range(2):
         with pytest.raises(TargetAway, match=r"closed the connection|connection lost"):
-            await connection.ask(("PING",))
+            await connection.call(("PING",))
     assert [one["name"] for one in server.client().client_list()] == [""]
 
 
 async def test_a_reply_that_takes_long_is_waited_for_while_others_arrive(connection):
     """The alarm is about the time without any reply."""
-    replies = await connection.ask(*[("BLPOP", "nothing", "0.1")] * 5)
+    replies = await connection.call(*[("BLPOP", "nothing", "0.1")] * 5)
     assert replies == [None] * 5
 
 

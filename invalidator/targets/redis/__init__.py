@@ -1,12 +1,15 @@
-"""A Redis or Valkey as a target: one server, a primary that Sentinels name, or a Cluster.
+"""A Redis or Valkey as a target: one server, a primary that Sentinels report, or a Cluster.
 
-target      what is told to it, and how it is carried out
-flush       FLUSHDB, with the keys that survive it
-sweep       SCAN passes, for all that has a wildcard
-alive       what they leave there for the application: a key that is there while one of them keeps the promise
-line        a connection to each primary for one purpose, each server's identity read before it is used
-places      where the primaries are
-wire        one connection; replies says what its errors mean
+target            evictions and flushes, as commands
+sweep             SCAN passes, for everything with a wildcard
+flush             FLUSHDB, which leaves in place what sidecars keep there for each other
+alive             the alive key, which exists while a sidecar keeps the promise
+node_connections  one connection to each node for one purpose; keys packed by slot; MOVED and ASK
+identity          the identity of each server, and the tracker that notices a change
+topology          where the primaries are
+connection        one connection: redis-py's, with commands sent ahead of their replies
+credentials       passwords that change while the sidecar runs
+replies           the meaning of error replies
 """
 
 from invalidator.targets.redis.target import RedisTarget

@@ -1,34 +1,36 @@
-"""The alive key: it is there only while somebody keeps the promise for this target.
+"""The alive key: it exists only while a sidecar keeps the promise for this target.
 
-What it says. While the key is there, a change that was committed more than `stale_after` ago is evicted here. An
-application need only know whether it exists.
+Meaning. While the key exists, every change that was committed more than `stale_after` ago has been evicted here. An
+application only needs to know whether it exists.
 
-Whose promise it is. Each sidecar of a name evicts all that is committed, so for who reads this Redis one of them that
-keeps the promise is enough. The key lists those that do, each with a deadline, and runs out at the last of these. A
-sidecar that finds that it can't keep the promise any more (a flush is pending, the source is lost, triggers have
-drifted, the target refuses its evictions) removes its own entry at once, and nobody else's; with the last entry the key
-goes. A sidecar that starts owes a flush, and so removes what its last life left. Of many only the latest deadlines are
-kept: with the key each is written once a second, and a few are enough to outlive those that leave.
+Owners. Each sidecar of a name evicts every committed change, so for readers of this Redis one sidecar that keeps the
+promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last deadline. A
+sidecar that no longer keeps the promise (a flush is pending, the source is lost, triggers have drifted, the target
+refuses evictions) removes its own entry at once, and no other entry; the key goes with the last entry. A sidecar that
+starts has a pending flush, and so removes the entry that it left before a restart. Only the latest deadlines are kept:
+each entry is written once a second together with the whole key, and a few entries are enough to outlive the sidecars
+that leave.
 
-Until when. A sidecar knows a moment, `as_of`, before which all that was committed is evicted. So it may promise until
-`as_of` + `stale_after`, and not longer. But `as_of` is a moment on its own clock, and the key expires by the server's.
-Between any two steps the process may be stopped, its machine may sleep, or its command may lie somewhere on the way;
-and while a machine sleeps, or a hypervisor holds it, its clocks may stand still. When the command is carried out at
-last, it must not promise from then on. So a command says until when, on the server's clock, and not for how long:
+Deadline. A sidecar knows a moment `as_of`: every change committed before it has been evicted. So the promise holds
+until `as_of` + `stale_after`, and not longer. `as_of` is on the sidecar's clock, and the key expires by the server's.
+Between any two steps the process may be stopped, its machine may sleep, or its command may be delayed on the way;
+while a machine sleeps, or a hypervisor holds it, its clocks may stand still. A command that arrives late must not
+promise from its arrival on. So a command states a deadline on the server's clock, not a duration:
 
-    1 the server says that it is s, in each of its answers; the last one before `as_of` is there at t on our clock
-      (t < `as_of`; were they the same, our clock might have stood still, and the answer have come after)
-    2 a canary that is sent at `as_of`, on our clock, comes back: all before it is evicted
+    1 the server reports its time s in each reply; the last one before `as_of` arrives at t on the sidecar's clock
+      (t < `as_of`; if they were equal, the clock might have stood still, and the reply have arrived after `as_of`)
+    2 a canary that is sent at `as_of`, on the sidecar's clock, comes back: everything before it is evicted
     3 the deadline is s + (as_of - t) + stale_after, on the server's clock
     4 the entry is written, with this deadline
 
-At t it was s or later at the server, and from t to `as_of` our clock went on by as much as the server's, or by less. So
-at `as_of` it was s + (as_of - t) or later there: the deadline may be early, and is never late. Our clock is not read
-after `as_of`, so nothing depends on what becomes of us then. A deadline that is past writes nothing.
+At t the server's clock showed s or more, and from t to `as_of` it advanced by as much as the sidecar's, or more. So at
+`as_of` it showed s + (as_of - t) or more: the deadline may be early, and is never late. The sidecar's clock is not
+read after `as_of`, so nothing depends on what happens to the sidecar then. An entry whose deadline has passed is not
+written.
 
-What it takes for granted is that the server's clock is not set back. A server whose clock went on by less than ours
-(by more than a second, for an answer may be slow) is taken as one that was set back, and so is one that is another
-server than before: what it said is forgotten, and with it the next second our entry goes, until there is a new `as_of`.
+Assumption: the server's clock is not set back. A server whose clock advanced by less than the sidecar's (by more than
+a second, because a reply may be slow) is treated as one that was set back, and so is a server with another identity:
+its earlier times are forgotten, and within a second the sidecar's entry goes, until there is a new `as_of`.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ from typing import Final, NamedTuple
 
 from invalidator.targets.redis.node_connections import NodeConnections
 
-_KEPT: Final = 8
-_READINGS: Final = 100  # one a second: an `as_of` that is older than all of them promises nothing any more
-_SLOW: Final = 1.0
+_MAX_ENTRIES: Final = 8
+_MAX_READINGS: Final = 100  # one a second: an `as_of` that is older than all of them promises nothing
+_SLOW_REPLY: Final = 1.0
 
-# KEYS: the alive key. ARGV: our entry; until when, in milliseconds, 0 for not at all. What time it is, in milliseconds.
+# KEYS: the alive key. ARGV: the sidecar's entry; its deadline in milliseconds, 0 for none. Returns the time, too.
 _WRITE: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -67,7 +69,7 @@ if #entries == 0 then
 end
 table.sort(entries, function(one, other) return one[2] > other[2] end)
 local texts = {{}}
-for number = 1, math.min(#entries, {_KEPT}) do
+for number = 1, math.min(#entries, {_MAX_ENTRIES}) do
     texts[number] = string.format('%s=%.0f', entries[number][1], entries[number][2])
 end
 redis.call('SET', KEYS[1], table.concat(texts, ' '), 'PXAT', string.format('%.0f', entries[1][2]))
@@ -76,44 +78,46 @@ return now
 
 
 class _Reading(NamedTuple):
-    """What time it was at the server, or later, when it was `ours` on our clock; in seconds."""
+    """A lower bound of the time at the server when the sidecar's clock showed `ours`; in seconds."""
 
     servers: float
     ours: float
 
 
 class AliveKey:
-    """Our entry in the key of this name; nothing is kept where it is empty. `clock` is the one that `as_of` is on."""
+    """The sidecar's entry in the key of this name; an empty name turns it off. `as_of` is on `clock`."""
 
     def __init__(
-        self, line: NodeConnections, key: str, instance: str, stale_after: float, clock: Callable[[], float]
+        self, connections: NodeConnections, key: str, instance: str, stale_after: float, clock: Callable[[], float]
     ) -> None:
-        self.key, self._line, self._stale_after, self._clock = key, line, stale_after, clock
+        self.key, self._connections, self.stale_after, self._clock = key, connections, stale_after, clock
         self._entry = hashlib.sha256(instance.encode()).hexdigest()[:12]
         self._server = ""
-        self._readings: deque[_Reading] = deque(maxlen=_READINGS)
+        self._readings: deque[_Reading] = deque(maxlen=_MAX_READINGS)
 
     async def keep(self, as_of: float | None, server: str) -> None:
-        """Promise what follows from this moment; None takes back what we have promised. `server` is who is asked."""
+        """Write the entry that follows from `as_of`; None removes it. `server` is the identity of the servers."""
         if not self.key:
             return
         if server != self._server:
             self._server = server
             self._readings.clear()
         deadline = self._deadline(as_of)
-        (now,) = await self._line.each([("EVAL", _WRITE, 1, self.key, self._entry, max(int(deadline * 1000), 0))])
+        (now,) = await self._connections.each(
+            [("EVAL", _WRITE, 1, self.key, self._entry, max(int(deadline * 1000), 0))]
+        )
         self._note(_Reading(now / 1000, self._clock()))
 
     def _deadline(self, as_of: float | None) -> float:
-        """On the server's clock; 0 where we can't promise anything."""
+        """The deadline on the server's clock; 0 where nothing can be promised."""
         before = [one for one in self._readings if as_of is not None and one.ours < as_of]
         if as_of is None or not before:
             return 0.0
-        return before[-1].servers + (as_of - before[-1].ours) + self._stale_after
+        return before[-1].servers + (as_of - before[-1].ours) + self.stale_after
 
     def _note(self, reading: _Reading) -> None:
         if self._readings:
             last = self._readings[-1]
-            if reading.servers - last.servers < reading.ours - last.ours - _SLOW:
+            if reading.servers - last.servers < reading.ours - last.ours - _SLOW_REPLY:
                 self._readings.clear()
         self._readings.append(reading)

@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from invalidator.core.protocol.redis_endpoint import Endpoint
 from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.credentials import read_credentials
-from invalidator.targets.redis.replies import ErrorReply, away
+from invalidator.targets.redis.replies import ErrorReply, error_of
 
 TIMEOUT = 3.0
 """Seconds without any reply after which a connection is given up."""
@@ -102,12 +102,12 @@ class Connection:
     def is_open(self) -> bool:
         return not self._closed_because and self._connection.is_alive
 
-    async def ask(self, *commands: Command) -> list[Any]:
+    async def call(self, *commands: Command) -> list[Any]:
         """Every reply; TargetAway when the server did not answer, or one of the replies is an error."""
         replies = await self.exchange([commands])
         for reply in replies:
             if isinstance(reply, ErrorReply):
-                raise away(reply, str(self.endpoint))
+                raise error_of(reply, str(self.endpoint))
         return replies
 
     async def exchange(self, chunks: Iterable[Sequence[Command]]) -> list[Any]:
@@ -130,7 +130,7 @@ class Connection:
             while unanswered:
                 await self._read(unanswered.popleft(), replies)
         except exceptions.RedisError as error:
-            self.close(_said(error))
+            self.close(_text_of(error))
         except BaseException:
             self.close()
             raise
@@ -171,7 +171,7 @@ async def connect(endpoint: Endpoint, timeout: float | None = None) -> Connectio
     except BaseException as error:
         connection.abort()
         if isinstance(error, ErrorReply):
-            raise away(error, where) from error
+            raise error_of(error, where) from error
         if isinstance(error, TimeoutError):
             raise TargetAway(f"no answer within {timeout:g} s", where=where) from error
         if isinstance(error, exceptions.TimeoutError):
@@ -222,10 +222,10 @@ def _unreachable(error: exceptions.RedisError, where: str) -> TargetAway:
             todo=todo,
             reason=RetryReason.REFUSED,
         )
-    return TargetAway(f"can't connect: {_said(error)}", where=where)
+    return TargetAway(f"can't connect: {_text_of(error)}", where=where)
 
 
-def _said(error: exceptions.RedisError) -> str:
+def _text_of(error: exceptions.RedisError) -> str:
     """What went wrong on a connection, without what redis-py says around it."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError):

@@ -28,10 +28,10 @@ async def flush_database(connections: NodeConnections, peer_keys: Sequence[str],
     In a Cluster the keys of a script lie in one slot, so the others are removed there; each is written again within a
     second.
     """
-    for node, connection in await connections.nodes():
+    for node, connection in await connections.connections():
         if not connections.is_cluster:
             kept = [*peer_keys, *others]
         else:
-            kept = list(peer_keys) if connections.place(peer_keys[0]) == node else []
-        await connection.ask(("EVAL", _FLUSH, len(kept), *kept))
+            kept = list(peer_keys) if connections.node_of(peer_keys[0]) == node else []
+        await connection.call(("EVAL", _FLUSH, len(kept), *kept))
     return 0

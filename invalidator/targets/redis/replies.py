@@ -1,7 +1,7 @@
-"""What a server's error reply means for us, and who acts next.
+"""The meaning of a server's error replies: what happens next, and what an operator has to do.
 
-away: it will serve us later; we try again. moved: it is the wrong server now; the right one is looked for. refused: it
-will not serve us as things are, and somebody has to change them; we go on trying, because then it will.
+AWAY: the server will serve the command later; it is tried again. MOVED: another server has to be found. REFUSED: the
+server will not serve the command until an operator changes something; it is tried again, because then it will.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from invalidator.errors import RetryReason, TargetAway
 
 
 class ErrorReply(ResponseError):
-    """An error reply, its code included, which redis-py takes off."""
+    """An error reply with its code. redis-py takes the codes that it knows off the text."""
 
     @property
     def code(self) -> str:
@@ -54,8 +54,8 @@ _TEXTS: Final = {
 }
 
 
-def away(reply: ErrorReply, where: str) -> TargetAway:
-    """The error that this reply is for us."""
+def error_of(reply: ErrorReply, where: str) -> TargetAway:
+    """The error that an error reply stands for."""
     meaning = _MEANINGS.get(reply.code)
     if meaning is None:
         meaning = next((one for text, one in _TEXTS.items() if text in str(reply)), _Meaning(RetryReason.AWAY))

@@ -1,10 +1,10 @@
-"""What a Redis is told, and how it is carried out.
+"""A Redis as a target: evictions and flushes, each as commands.
 
-Exact keys go out by UNLINK, 500 a command; whatever has a wildcard shares SCAN passes on a line of its own. Every reply
-is read: a call returns when the server has answered for all of it, and anything less is `TargetAway`.
+Exact keys are removed by UNLINK, 500 per command. Patterns share SCAN passes on connections of their own. Every reply
+is read: a call returns when the server has confirmed all of it, and raises `TargetAway` for anything less.
 
-A flush removes what the rules own. It leaves tag sets in place, which belong to the app, and raises version counters
-rather than remove them: a counter that began again at 1 would bring old keys back to life.
+A flush removes what the rules own. It leaves tag sets in place, which belong to the application, and raises version
+counters instead of removing them: a counter that began again at 1 would bring old keys back to life.
 
 Keys are bytes. The prefix is put before them as it is; members of a tag's set are whole keys already.
 """
@@ -30,13 +30,14 @@ from invalidator.errors import Problem, RetryReason, TargetAway
 from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.connection import Command, Connection
 from invalidator.targets.redis.flush import flush_database
-from invalidator.targets.redis.node_connections import Met, NodeConnections, all_of, noted
+from invalidator.targets.redis.identity import IdentityTracker
+from invalidator.targets.redis.node_connections import NodeConnections, all_of, recorded
 from invalidator.targets.redis.replies import ErrorReply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
 from invalidator.targets.redis.topology import Single, Topology
 
-_WAIT: Final = 1000
-"""Milliseconds for which replicas are waited for."""
+REPLICAS_TIMEOUT_MS = 1000
+"""Milliseconds that replicas may take to apply an eviction."""
 
 # A counter gets a number that it has not had: one more, or the server's clock in microseconds where that is more. The
 # clock is the server's, so two sidecars' clocks can't lower a counter. Lua counts in doubles, exact up to 2^53 only, so
@@ -60,18 +61,18 @@ else
 end
 return 1
 """
-_GOODBYE: Final = 0.3
-_COMPARING: Final = 0.2  # seconds of SCAN
-_COMPARED: Final = 1000
+_GOODBYE_TIMEOUT: Final = 0.3
+_SAMPLE_SECONDS: Final = 0.2
+_MAX_COMPARED: Final = 1000
 _T = TypeVar("_T")
 
 
 class RedisTarget:
-    """`whole_database` makes a flush a FLUSHDB instead of a sweep of what the rules own.
+    """`whole_database` makes a flush a FLUSHDB instead of a SCAN pass over what the rules own.
 
-    `installation` names the place where sidecars meet, and `instance` us among them. `alive_key` is kept there while we
-    hold the promise, for up to `stale_after` seconds (`alive.py`). An eviction is answered when `wait_replicas`
-    replicas have it.
+    `installation` and the target's name are part of the keys that sidecars share, and `instance` is this sidecar among
+    them. `alive_key` exists while the promise holds, for up to `stale_after` seconds (`alive.py`). An eviction is
+    confirmed when `wait_replicas` replicas have it.
     """
 
     overtakes = True
@@ -80,7 +81,7 @@ class RedisTarget:
     def __init__(
         self,
         name: str,
-        places: Topology | Endpoint,
+        topology: Topology | Endpoint,
         *,
         prefix: str = "",
         installation: str = "default",
@@ -92,90 +93,86 @@ class RedisTarget:
     ) -> None:
         self.name = name
         self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
-        self._topology: Topology = Single(places) if isinstance(places, Endpoint) else places
-        self._met = Met()
-        self._exact, self._wide, self._side = (NodeConnections(self._topology, self._met) for _ in range(3))
+        self.topology: Topology = Single(topology) if isinstance(topology, Endpoint) else topology
+        self.identities = IdentityTracker()
+        self._exact, self._bulk, self.peer_connections = (
+            NodeConnections(self.topology, self.identities) for _ in range(3)
+        )
         instance = instance or secrets.token_hex(8)
-        self._alive = AliveKey(self._side, alive_key, f"{instance}:", stale_after, clock.now)
+        self._alive = AliveKey(self.peer_connections, alive_key, f"{instance}:", stale_after, clock.now)
         self.peer_store = RedisPeerStore(
-            self._side,
-            self._met,
+            self.peer_connections,
+            self.identities,
             self._alive,
             clock.now,
             root=f"invalidator:{{{installation}.{name}}}",
             instance=instance,
         )
-        self._sweeper = Sweeper(name, self._wide, self._topology, self.peer_store.flush_lock.renew)
+        self.sweeper = Sweeper(name, self._bulk, self.topology, self.peer_store.flush_lock.renew)
 
     async def __aenter__(self) -> RedisTarget:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         with suppress(TargetAway, TimeoutError):
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(_GOODBYE_TIMEOUT):
                 await self.peer_store.end()
-        for line in self._lines:
-            line.close()
-        self._topology.close()
+        self._disconnect()
+        self.topology.close()
         await asyncio.sleep(0)  # asyncio closes the sockets in its next turn
 
-    @property
-    def _lines(self) -> tuple[NodeConnections, ...]:
-        return self._exact, self._wide, self._side
-
-    # What it is told
+    def _disconnect(self) -> None:
+        for connections in (self._exact, self._bulk, self.peer_connections):
+            connections.close()
 
     async def evict(self, evictions: Evictions) -> int:
-        """Carry out all of them; how many keys there had been."""
-        return await self._told(self._written(self._evict(evictions)))
+        """Carry out all of them; returns how many keys existed."""
+        return await self._called(self._replicated(self._evict(evictions)))
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
-        """Remove what these cover, or the whole database; how many keys there had been, as far as that is known."""
-        return await self._told(self._written(self._flush(owned)))
+        """Remove what these cover, or the whole database; returns how many keys existed, as far as that is known."""
+        return await self._called(self._replicated(self._flush(owned)))
 
     async def heartbeat(self, as_of: float | None = None) -> None:
-        """See that the servers are there, and still the same ones; TargetChanged when they are not."""
-        await self._told(self._beat())
+        """Verify that the servers answer, and are the same as before; TargetChanged when they are not."""
+        await self._called(self._heartbeat())
 
     async def count(self, evictions: Evictions) -> int:
-        """How many keys there are of those that these would remove; removes nothing."""
-        return await self._told(self._count(evictions))
+        """How many keys exist that these would remove; removes nothing."""
+        return await self._called(self._count(evictions))
 
     async def count_flush(self, owned: Sequence[Eviction]) -> int:
-        """How many keys there are of those that a flush would remove; removes nothing."""
-        return await self._told(self._count_flush(owned))
+        """How many keys exist that a flush would remove; removes nothing."""
+        return await self._called(self._count_flush(owned))
 
     async def check(self) -> list[Problem]:
-        """What stands in the way of evicting here; TargetAway when it can't be reached."""
-        return await self._told(self._check())
+        """The rights that the user lacks; TargetAway when a server can't be reached."""
+        return await self._called(self._check())
 
     async def compare(self, owned: Sequence[Eviction]) -> Difference | None:
-        """How the keys that there are differ from those that these own; None where one is owned, or nothing is there.
+        """How existing keys differ from the owned ones; None where one is owned, or none exists.
 
-        Looks at as many as can be scanned in a moment. Counters do not count: a flush makes those that were not there.
+        A sample is scanned for a moment. Counters do not count, because a flush creates those that did not exist.
         """
-        return await self._told(self._compare(owned))
+        return await self._called(self._compare(owned))
 
-    async def _told(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Make a call; where it was told that another server is to be asked, it asks who is who on each line."""
+    async def _called(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Make a call. After a MOVED error every connection is opened anew, so each identity is read again."""
         try:
             return await call
         except TargetAway as error:
             if error.reason == RetryReason.MOVED:
-                for line in self._lines:
-                    line.close()
+                self._disconnect()
             raise
 
-    async def _written(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Make a call that writes; over when enough replicas have all of it."""
+    async def _replicated(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Make a call that writes; returns when enough replicas have all of it."""
         if not self._wait_replicas:
             return await call
-        with noted() as connections:
+        with recorded() as connections:
             result = await call
         await all_of(self._wait(connection) for connection in connections)
         return result
-
-    # How it is carried out
 
     async def _evict(self, evictions: Evictions) -> int:
         existed = 0
@@ -185,11 +182,11 @@ class RedisTarget:
         for (kind, field), keys in known.items():
             existed += await self._carry_out(self._exact, kind, field, keys)
         if sweep:
-            existed += await self._sweeper.run(sweep, self._carry_out_wide)
+            existed += await self.sweeper.run(sweep, self._carry_out_in_bulk)
         return existed
 
     def _sorted(self, evictions: Evictions) -> tuple[Sweep, dict[tuple[Kind, str], list[bytes]]]:
-        """What is no plain key: patterns for a pass, and keys by what is done with them."""
+        """All evictions but plain keys: the patterns for a pass, and the exact ones by kind and field."""
         sweep = Sweep()
         known: dict[tuple[Kind, str], list[bytes]] = defaultdict(list)
         for eviction in evictions.others:
@@ -204,37 +201,39 @@ class RedisTarget:
             return await self._evict(Evictions.of(owned))
         counters = [self._prefix + one.key for one in owned if one.kind == "version" and not one.glob]
         others = [*filter(None, [self._alive.key]), *counters]
-        await self._sweeper.at_rest(lambda: flush_database(self._side, self.peer_store.surviving_keys, others))
+        await self.sweeper.until_at_rest(
+            lambda: flush_database(self.peer_connections, self.peer_store.surviving_keys, others)
+        )
         await self._carry_out(self._exact, "version", "", [counter.encode() for counter in counters])
         return 0
 
-    async def _carry_out_wide(self, kind: Kind, field: str, keys: list[bytes]) -> int:
-        return await self._carry_out(self._wide, kind, field, keys)
+    async def _carry_out_in_bulk(self, kind: Kind, field: str, keys: list[bytes]) -> int:
+        return await self._carry_out(self._bulk, kind, field, keys)
 
-    async def _carry_out(self, line: NodeConnections, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
-        """What this kind of eviction means for these keys; those of another type than it is about are left alone."""
+    async def _carry_out(self, connections: NodeConnections, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
+        """Carry out this kind of eviction on these keys; keys of another type than it is about are left alone."""
         if kind == "key":
-            return await line.unlink(keys)
+            return await connections.unlink(keys)
         if kind == "tag":
-            return sum([await self._untag(line, key) for key in keys])
+            return sum([await self._untag(connections, key) for key in keys])
         if kind == "version":
-            await line.each([("EVAL", _RAISE, 1, key) for key in keys])
+            await connections.each([("EVAL", _RAISE, 1, key) for key in keys])
         elif kind == "hash":
             name = field.encode("utf-8", "surrogateescape")
-            replies = await line.each([("HDEL", key, name) for key in keys], may_fail="WRONGTYPE")
+            replies = await connections.each([("HDEL", key, name) for key in keys], may_fail="WRONGTYPE")
             return sum(reply for reply in replies if not isinstance(reply, ErrorReply))
         return 0
 
-    async def _untag(self, line: NodeConnections, key: bytes) -> int:
+    async def _untag(self, connections: NodeConnections, key: bytes) -> int:
         """Remove the members of a tag's set."""
-        return sum([await line.unlink(members) async for members in self._members(line, key)])
+        return sum([await connections.unlink(members) async for members in self._members(connections, key)])
 
-    async def _members(self, line: NodeConnections, key: bytes) -> AsyncIterator[list[bytes]]:
+    async def _members(self, connections: NodeConnections, key: bytes) -> AsyncIterator[list[bytes]]:
         """The members of a tag's set, a page at a time; a tag that is something else, or not there, has none."""
         scan, cursor = "SSCAN", b"-1"
         while cursor != b"0":
             start = b"0" if cursor == b"-1" else cursor
-            (reply,) = await line.each([(scan, key, start, "COUNT", PAGE)], may_fail="WRONGTYPE")
+            (reply,) = await connections.each([(scan, key, start, "COUNT", PAGE)], may_fail="WRONGTYPE")
             if isinstance(reply, ErrorReply):
                 if scan == "ZSCAN":
                     return
@@ -244,8 +243,8 @@ class RedisTarget:
             yield members if scan == "SSCAN" else members[::2]
 
     async def _wait(self, connection: Connection) -> None:
-        """Until enough replicas have what was sent on this connection."""
-        (replicas,) = await connection.ask(("WAIT", self._wait_replicas, _WAIT))
+        """Wait until enough replicas have what was sent on this connection."""
+        (replicas,) = await connection.call(("WAIT", self._wait_replicas, REPLICAS_TIMEOUT_MS))
         if replicas < self._wait_replicas:
             raise TargetAway(
                 f"{replicas} of {self._wait_replicas} replicas have it",
@@ -254,41 +253,41 @@ class RedisTarget:
                 reason=RetryReason.REFUSED,
             )
 
-    async def _beat(self) -> None:
-        await self._topology.find()
-        await self._side.meet_again()
-        self._met.are(self._topology.primaries)
+    async def _heartbeat(self) -> None:
+        await self.topology.discover()
+        await self.peer_connections.verify_identities()
+        self.identities.keep_only(self.topology.primaries)
 
     async def _count(self, evictions: Evictions) -> int:
         sweep, known = self._sorted(evictions)
         found = sum([await self._existing(*group, keys) for group, keys in known.items()])
         found += await self._existing("key", "", [*map(self._key, evictions.keys)])
-        return found + (await self._sweeper.count(sweep, self._existing) if sweep else 0)
+        return found + (await self.sweeper.count(sweep, self._existing) if sweep else 0)
 
     async def _existing(self, kind: Kind, field: str, keys: list[bytes]) -> int:
-        """How many keys, or fields, carrying this out would remove."""
+        """How many keys or fields this would remove."""
         if kind == "key":
-            return sum(await self._wide.each([("EXISTS", key) for key in keys]))
+            return sum(await self._bulk.each([("EXISTS", key) for key in keys]))
         if kind == "tag":
-            tagged = [some for key in keys async for some in self._members(self._wide, key)]
+            tagged = [some for key in keys async for some in self._members(self._bulk, key)]
             return sum([await self._existing("key", "", members) for members in tagged])
         if kind == "hash":
             name = field.encode("utf-8", "surrogateescape")
-            replies = await self._wide.each([("HEXISTS", key, name) for key in keys], may_fail="WRONGTYPE")
+            replies = await self._bulk.each([("HEXISTS", key, name) for key in keys], may_fail="WRONGTYPE")
             return sum(reply for reply in replies if not isinstance(reply, ErrorReply))
         return 0  # a version is raised
 
     async def _count_flush(self, owned: Sequence[Eviction]) -> int:
         if not self._whole_database:
             return await self._count(Evictions.of(owned))
-        return sum([(await connection.ask(("DBSIZE",)))[0] for _, connection in await self._wide.nodes()])
+        return sum([(await connection.call(("DBSIZE",)))[0] for _, connection in await self._bulk.connections()])
 
     async def _check(self) -> list[Problem]:
         found: list[Problem] = []
         commands: list[Command] = [("UNLINK", self._key("x")), ("SCAN", "0"), ("EVAL", "return 1", "0")]
         commands += [("FLUSHDB",)] if self._whole_database else [("SSCAN", self._key("x"), "0"), ("HDEL", "x", "x")]
-        await self._topology.find()
-        for _, connection in await self._wide.nodes():
+        await self.topology.discover()
+        for _, connection in await self._bulk.connections():
             me, *_ = await connection.exchange([[("ACL", "WHOAMI")]])
             dry: list[Command] = [
                 ("ACL", "DRYRUN", me, *command) for command in commands if not isinstance(me, ErrorReply)
@@ -307,12 +306,12 @@ class RedisTarget:
         matcher, counting = Matcher(map(self._pattern, patterns)), Matcher(map(self._pattern, counters))
         keys: list[bytes] = []
         seen = 0
-        async for page in self._sweeper.sample(_COMPARING):
+        async for page in self.sweeper.sample(_SAMPLE_SECONDS):
             if any(map(matcher.accepts, page)):
                 return None
             others = [key for key in page if not (self._is_own(key) or counting.accepts(key))]
             seen += len(others)
-            keys += others[: max(_COMPARED - len(keys), 0)]
+            keys += others[: max(_MAX_COMPARED - len(keys), 0)]
         return difference(keys, patterns, seen) if keys and patterns else None
 
     def _is_own(self, key: bytes) -> bool:

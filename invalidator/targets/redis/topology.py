@@ -1,9 +1,9 @@
-"""Where a target's primaries are: one server, one that Sentinels name, or the nodes of a Cluster.
+"""The topology of a target: the address of the primary of each node.
 
-A *place* is a part of the target that has one primary at a time: the whole of it, or, in a Cluster, an address. `find`
-looks again; it is asked before the first connection, where a Cluster says MOVED, and every second. With several
-Sentinels, or several nodes, all are asked at once and the one with the highest epoch is believed: one that was split
-off from the rest goes on saying what it knew.
+A *node* is a part of the target that has one primary at a time: the whole target, named "", or, in a Cluster, an
+address. `discover` runs before the first connection, when a Cluster replies MOVED, and every second. With several
+Sentinels or cluster nodes it asks all of them at once and believes the one with the highest epoch: one that was split
+off from the rest goes on reporting what it knew.
 """
 
 from __future__ import annotations
@@ -12,32 +12,29 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from invalidator.core.protocol.redis_endpoint import Endpoint
-from invalidator.errors import Problem, RetryReason, TargetAway
+from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.redis.connection import Command, Connection, connect
+from invalidator.targets.redis.identity import read_info
 
 SENTINEL_PORT: Final = 26379
-_TIMEOUT: Final = 1.5
-_MODES: Final = {
-    "cluster": Problem("it is a node of a Cluster", "set cluster: true"),
-    "sentinel": Problem("it is a Sentinel", "name it under sentinel.nodes"),
-}
+DISCOVERY_TIMEOUT: Final = 1.5
+"""Seconds that one Sentinel or node may take."""
 
 
 class Topology(Protocol):
-    """Where each part of the target is."""
+    """The nodes of a target, each with the address of its primary."""
 
     primaries: Mapping[str, Endpoint]
     mode: str
 
-    async def find(self) -> None:
-        """Look where they are; TargetAway when nobody can say."""
+    async def discover(self) -> None:
+        """Look for the primaries; TargetAway when no server knows them."""
         ...
 
-    def place(self, key: bytes) -> str: ...
+    def node_of(self, key: bytes) -> str: ...
 
     def close(self) -> None: ...
 
@@ -50,10 +47,10 @@ class Single:
     def __init__(self, endpoint: Endpoint) -> None:
         self.primaries: Mapping[str, Endpoint] = {"": endpoint}
 
-    async def find(self) -> None:
+    async def discover(self) -> None:
         return
 
-    def place(self, key: bytes) -> str:
+    def node_of(self, key: bytes) -> str:
         return ""
 
     def close(self) -> None:
@@ -61,36 +58,38 @@ class Single:
 
 
 class _QueryConnections:
-    """Connections to those who know where the primaries are, kept open."""
+    """Connections to the servers that know where the primaries are, kept open."""
 
     def __init__(self) -> None:
         self._open: dict[Endpoint, Connection] = {}
         self._turn = asyncio.Lock()
 
-    async def ask(self, endpoints: Iterable[Endpoint], *commands: Command) -> dict[Endpoint, list[Any]]:
-        """What each of them says, of those that answer; TargetAway when none does."""
-        asked = list(dict.fromkeys(endpoints))
+    async def call_all(self, endpoints: Iterable[Endpoint], *commands: Command) -> dict[Endpoint, list[Any]]:
+        """The replies of each server that answers; TargetAway when none does."""
+        servers = list(dict.fromkeys(endpoints))
         async with self._turn:
-            calls = [self._one(endpoint, commands) for endpoint in asked]
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-        told: dict[Endpoint, list[Any]] = {}
+            calls = [self._call(endpoint, commands) for endpoint in servers]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        replies: dict[Endpoint, list[Any]] = {}
         errors: list[TargetAway] = []
-        for endpoint, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, TargetAway):
-                errors.append(answer)
-            elif isinstance(answer, BaseException):
-                raise answer
+        for endpoint, result in zip(servers, results, strict=True):
+            if isinstance(result, TargetAway):
+                errors.append(result)
+            elif isinstance(result, BaseException):
+                raise result
             else:
-                told[endpoint] = answer
-        if not told:
+                replies[endpoint] = result
+        if not replies:
             raise next((error for error in errors if error.reason == RetryReason.REFUSED), errors[0])
-        return told
+        return replies
 
-    async def _one(self, endpoint: Endpoint, commands: Sequence[Command]) -> list[Any]:
+    async def _call(self, endpoint: Endpoint, commands: Sequence[Command]) -> list[Any]:
         connection = self._open.get(endpoint)
         if connection is None or not connection.is_open:
-            connection = self._open[endpoint] = await connect(endpoint, _TIMEOUT)
-        return await connection.ask(*commands)
+            if connection is not None:
+                connection.close()
+            connection = self._open[endpoint] = await connect(endpoint, DISCOVERY_TIMEOUT)
+        return await connection.call(*commands)
 
     def close(self) -> None:
         for connection in self._open.values():
@@ -99,7 +98,7 @@ class _QueryConnections:
 
 
 class Sentinel:
-    """The primary of a service, as its Sentinels name it; `endpoint` says who we are there."""
+    """The primary of a service, as its Sentinels report it; `endpoint` has the login there, and its host is unused."""
 
     mode = "standalone"
 
@@ -108,27 +107,23 @@ class Sentinel:
         self._query_connections = _QueryConnections()
         self.primaries: Mapping[str, Endpoint] = {}
 
-    async def find(self) -> None:
+    async def discover(self) -> None:
         try:
-            told = await self._query_connections.ask(self._sentinels, ("SENTINEL", "MASTER", self._service))
+            replies = await self._query_connections.call_all(self._sentinels, ("SENTINEL", "MASTER", self._service))
         except TargetAway as error:
-            what = error.what
-            if "No such master" in what:
-                raise TargetAway(
-                    f'no Sentinel knows the service "{self._service}"',
-                    where=error.where,
-                    todo="correct sentinel.service",
-                    reason=RetryReason.REFUSED,
-                ) from error
-            todo = "name the Sentinels under sentinel.nodes" if "unknown command" in what else error.todo
-            raise TargetAway(
-                f"no Sentinel answers: {what}", where=error.where, todo=todo, reason=error.reason
-            ) from error
-        facts = [_pairs(answer[0]) for answer in told.values()]
-        newest = max(facts, key=lambda one: int(one.get("config-epoch", "0")))
+            raise self._no_sentinel(error) from error
+        reports = [_pairs(reply) for (reply,) in replies.values()]
+        newest = max(reports, key=lambda report: int(report.get("config-epoch", "0")))
         self.primaries = {"": self._endpoint.at(newest["ip"], int(newest["port"]))}
 
-    def place(self, key: bytes) -> str:
+    def _no_sentinel(self, error: TargetAway) -> TargetAway:
+        if "No such master" in error.what:
+            what, todo = f'no Sentinel knows the service "{self._service}"', "correct sentinel.service"
+            return TargetAway(what, where=error.where, todo=todo, reason=RetryReason.REFUSED)
+        todo = "name the Sentinels under sentinel.nodes" if "unknown command" in error.what else error.todo
+        return TargetAway(f"no Sentinel answers: {error.what}", where=error.where, todo=todo, reason=error.reason)
+
+    def node_of(self, key: bytes) -> str:
         return ""
 
     def close(self) -> None:
@@ -136,7 +131,7 @@ class Sentinel:
 
 
 class Layout(NamedTuple):
-    """What must stay as it is while a SCAN pass runs: the epoch, who has which slots, and which are being moved."""
+    """What must not change while a SCAN pass runs: the epoch, the node of each slot, and the slots that are moving."""
 
     epoch: int
     slots: tuple[str, ...]
@@ -153,35 +148,30 @@ class Cluster:
         self.primaries: Mapping[str, Endpoint] = {}
         self.layout = Layout(0, (), frozenset())
 
-    async def find(self) -> None:
+    async def discover(self) -> None:
         commands: list[Command] = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")]
-        told = await self._query_connections.ask([*self.primaries.values(), self._seed], *commands)
-        epoch, asked, ranges = max(
-            ((_epoch(info), endpoint, slots) for endpoint, (info, slots, _) in told.items()), key=lambda one: one[0]
+        replies = await self._query_connections.call_all([*self.primaries.values(), self._seed], *commands)
+        epoch, source, ranges = max(
+            ((_epoch(info), endpoint, slots) for endpoint, (info, slots, _) in replies.items()),
+            key=lambda report: report[0],
         )
-        places = [""] * SLOTS
+        slots = [""] * REDIS_CLUSTER_HASH_SLOTS
         primaries: dict[str, Endpoint] = {}
         for first, last, (host, port, *_), *_replicas in ranges:
-            endpoint = self._seed.at(host.decode() if host else asked.host, port)
+            endpoint = self._seed.at(host.decode() if host else source.host, port)
             primaries[str(endpoint)] = endpoint
-            places[first : last + 1] = [str(endpoint)] * (last + 1 - first)
-        if missing := places.count(""):
-            raise TargetAway(f"the Cluster is down: nobody serves {missing} of its {SLOTS} slots", where=str(asked))
-        moving = frozenset(one for _, _, nodes in told.values() for one in _moving(nodes))
-        self.primaries, self.layout = primaries, Layout(epoch, tuple(places), moving)
+            slots[first : last + 1] = [str(endpoint)] * (last + 1 - first)
+        if missing := slots.count(""):
+            what = f"the Cluster is down: no node serves {missing} of its {REDIS_CLUSTER_HASH_SLOTS} slots"
+            raise TargetAway(what, where=str(source))
+        moving = frozenset(slot for _, _, nodes in replies.values() for slot in _moving_slots(nodes))
+        self.primaries, self.layout = primaries, Layout(epoch, tuple(slots), moving)
 
-    def place(self, key: bytes) -> str:
+    def node_of(self, key: bytes) -> str:
         return self.layout.slots[key_slot(key)]
 
     def close(self) -> None:
         self._query_connections.close()
-
-
-def wrong_mode(expected: str, found: str) -> Problem | None:
-    """What is wrong with a server whose mode is not the configured one; None when it is."""
-    if found == expected:
-        return None
-    return _MODES.get(found, Problem("it is no Cluster", "take cluster: true out"))
 
 
 def has_hash_tag(prefix: str) -> bool:
@@ -198,13 +188,7 @@ def _epoch(info: bytes) -> int:
     return int(read_info(info).get("cluster_current_epoch", "0"))
 
 
-def _moving(nodes: bytes) -> list[str]:
-    """The slots that a node says it is giving or taking: [slot->-node], [slot-<-node]."""
-    own = next((line for line in nodes.decode().splitlines() if "myself" in line), "")
+def _moving_slots(nodes: bytes) -> list[str]:
+    """The slots that a node reports to be migrating or importing: [slot->-node], [slot-<-node]."""
+    own = next((node for node in nodes.decode().splitlines() if "myself" in node), "")
     return [word for word in own.split()[8:] if word.startswith("[")]
-
-
-def read_info(info: bytes) -> dict[str, str]:
-    """INFO's lines."""
-    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
