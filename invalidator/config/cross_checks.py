@@ -49,10 +49,10 @@ def _check_channel(name: str, partial: Partial[models.Channel], own: str | None,
     path: Path = ("channels", name)
     _check_holes(name, partial, report)
     if not name:
-        report(path, "a channel has a name", "write the one that is notified")
+        report(path, "the name of the channel is empty", "write the name that NOTIFY uses")
     if partial.has("each"):
         if not channel.each and "each_interval" in channel.model_fields_set:
-            report((*path, "each_interval"), "there is no query to run", "take it out, or write the query in `each`")
+            report((*path, "each_interval"), "there is no query to run", "remove it, or write the query in `each`")
         if not channel.each and len(name.encode()) > MAX_NAME_BYTES:
             report(path, "this name is too long", f"PostgreSQL's channels have at most {MAX_NAME_BYTES} bytes")
     if name == own:
@@ -79,8 +79,8 @@ def _check_holes(name: str, partial: Partial[models.Channel], report: Report) ->
         report(path, *error.problem)
         return
     if partial.has("each") and bool(named) != bool(channel.each):
-        what = "its name has a hole, and nothing to fill it" if named else "`each` fills no hole of its name"
-        report(path, what, "holes in the name and a query in `each` go together")
+        what = "the name has a hole, and no `each` to fill it" if named else "the name has no hole for `each`"
+        report(path, what, "write a hole in the name and a query in `each`, or neither")
 
 
 def _check_targets(
@@ -100,7 +100,7 @@ def _check_targets(
                 other = by_alive_key.setdefault(key, name)
                 if other != name:
                     what = f'"{other}" is the same server, with the same key'
-                    report((*path, "alive_key"), what, "give each its own")
+                    report((*path, "alive_key"), what, "give each target its own key")
         elif isinstance(target, models.HookTarget):
             _check_hook(target, partial, path, report)
         else:
@@ -110,7 +110,7 @@ def _check_targets(
 
 def _check_redis(target: models.RedisTarget, partial: Partial[models.Target], path: Path, report: Report) -> None:
     if target.cluster and target.sentinel is not None:
-        report((*path, "cluster"), "a Cluster has no Sentinels", "take one of the two out")
+        report((*path, "cluster"), "a Cluster has no Sentinels", "remove one of the two")
     endpoint = parse_redis_url(target.url.get_secret_value()) if partial.has("url") else Endpoint()
     _check_login(target, path, report, user=endpoint.user, password=endpoint.password)
     if target.sentinel is not None:
@@ -118,7 +118,7 @@ def _check_redis(target: models.RedisTarget, partial: Partial[models.Target], pa
         password = sentinel.password.get_secret_value()
         _check_login(sentinel, (*path, "sentinel"), report, user=sentinel.username, password=password)
     if target.cluster and endpoint.database:
-        report((*path, "url"), "a Cluster has only database 0", "take the database out")
+        report((*path, "url"), "a Cluster has only database 0", "remove the database")
 
 
 def _check_login(
@@ -127,11 +127,11 @@ def _check_login(
     names = ("password_file", "password_command", "credential_provider")
     given = [name for name in names if getattr(part, name)]
     if given and password:
-        report((*path, given[0]), "there is a password already", "take one of the two out")
+        report((*path, given[0]), "there is a password already", "remove one of the two")
     elif len(given) > 1:
-        report((*path, given[1]), f"{given[0]} gives a password already", "take one of the two out")
+        report((*path, given[1]), f"{given[0]} gives a password already", "remove one of the two")
     elif given == ["credential_provider"] and user:
-        report((*path, given[0]), "there is a user already, and the provider gives one", "take one of the two out")
+        report((*path, given[0]), "there is a user already, and the provider gives one", "remove one of the two")
 
 
 def _check_stream(
@@ -149,7 +149,7 @@ def _check_hook(target: models.HookTarget, partial: Partial[models.Target], path
     if partial.has("format"):
         _check_format(target, partial, path, report)
     if partial.has("url") and target.token.get_secret_value() and parse_hook_url(target.url.get_secret_value()).user:
-        report((*path, "token"), "the url has a user already", "take one of the two out")
+        report((*path, "token"), "the url has a user already", "remove one of the two")
     if bool(target.tls.cert) != bool(target.tls.key):
         report((*path, "tls"), "cert and key go together", "name both files")
 
@@ -157,7 +157,7 @@ def _check_hook(target: models.HookTarget, partial: Partial[models.Target], path
 def _check_format(target: models.HookTarget, partial: Partial[models.Target], path: Path, report: Report) -> None:
     fallbacks = FALLBACKS.get(target.format, ())
     if target.fallback is not None and target.fallback not in fallbacks:
-        todo = f"name {' or '.join(fallbacks)}" if fallbacks else "take it out: the format needs none"
+        todo = f"name {' or '.join(fallbacks)}" if fallbacks else "remove it: the format needs none"
         report((*path, "fallback"), f'"{target.fallback}" is not a fallback of format {target.format}', todo)
     elif partial.has("fallback") and target.fallback is None and target.format in ("purge", "xkey"):
         what = f"format {target.format} has no form for a pattern or a flush, and a gap is a flush"
@@ -167,7 +167,7 @@ def _check_format(target: models.HookTarget, partial: Partial[models.Target], pa
         what = f"a proxy keeps the pages of each site apart, and would evict those of {host}"
         report((*path, "site"), what, "set it, like https://shop.example")
     if target.secret.get_secret_value() and target.format != "json":
-        report((*path, "secret"), "only json batches are signed", "take it out")
+        report((*path, "secret"), "only json batches are signed", "remove it")
 
 
 def _check_after(targets: Mapping[str, Partial[models.Target] | None], report: Report) -> None:
@@ -181,7 +181,7 @@ def _check_after(targets: Mapping[str, Partial[models.Target] | None], report: R
             if before not in targets:
                 report(path, f'no target is named "{before}"', did_you_mean(before, targets))
             elif name in _with_predecessors(before, order):
-                report(path, f'"{name}" would follow itself', "take it out")
+                report(path, f'"{name}" would follow itself', "remove it")
 
 
 def _with_predecessors(name: str, order: Mapping[str, list[str]]) -> set[str]:

@@ -120,7 +120,7 @@ def parse_sentinel_node(text: str) -> str | Endpoint:
             "the user and the password of Sentinels have keys of their own", "write username: and password:"
         )
     if endpoint.database:
-        raise InvalidValueError("a Sentinel has no database", "take it out")
+        raise InvalidValueError("a Sentinel has no database", "remove it")
     return endpoint
 
 

@@ -60,7 +60,7 @@ def _check_lookup(rule: PartialRule, report: Report) -> None:
         report(path, *error.problem)
         return
     for column in _ambiguous(rule, lookup):
-        what = f'it returns "{column}", and the change has one, too: {{{column}}} could be either'
+        what = f'it returns "{column}", which the change has, too: {{{column}}} could be either'
         report(path, what, f"give it another name: select {column} as found_{column}")
 
 
@@ -79,7 +79,7 @@ def _check_vars(rule: PartialRule, report: Report) -> None:
     for name, values in rule.value.vars.items():
         path = (*rule.path, "vars", name)
         if name in WORDS:
-            report(path, f'"{name}" already means something in a template', "give it another name")
+            report(path, f'"{name}" is a built-in name of templates', "give the variable another name")
         elif not values:
             report(path, "a variable without values makes no keys", "list its values")
         elif not any(_uses(entry, name) for entry in rule.entries):
@@ -105,7 +105,7 @@ def _check_to(rule: PartialRule, targets: Targets, report: Report) -> None:
         supported = _capabilities(targets[name])
         if all_valid and supported is not None and not kinds & supported:
             what = f'"{name}" supports nothing of what this rule evicts'
-            report(path, what, f"add a {' or '.join(sorted(supported))} to evict, or take it out")
+            report(path, what, f"add a {' or '.join(sorted(supported))} to evict, or remove it")
 
 
 def _capabilities(target: Partial[models.Target] | None) -> frozenset[str] | None:
@@ -140,7 +140,8 @@ def _check_anchor(rule: PartialRule, entry: Entry, targets: Targets, report: Rep
         found, cover = unanchored[0]
         report(
             entry.path,
-            f'"{found.template.source}" has no text in front, so a flush would sweep "{cover}", keys of others too',
+            f'"{found.template.source}" does not begin with literal text, so a flush would sweep "{cover}", which '
+            "includes keys of other programs",
             'begin it with literal text, or write in the rule what it may sweep (owns: "page-*"), or give the target '
             "a prefix or flush: database",
         )

@@ -156,11 +156,11 @@ def test_a_duplicate_key_names_both_places():
         ("[[x]]", "c.yaml:7:13: rules[0].evict[0]: a list where a mapping should be; "),
         (
             '["{slug}:page"]',
-            'c.yaml:7:13: rules[0].evict[0]: "{slug}:page" has no text in front, so a flush would sweep ',
+            'c.yaml:7:13: rules[0].evict[0]: "{slug}:page" does not begin with literal text, so a flush would sweep ',
         ),
         (
             '["*:page"]',
-            'c.yaml:7:13: rules[0].evict[0]: "*:page" has no text in front, so a flush would sweep "*:page"',
+            'c.yaml:7:13: rules[0].evict[0]: "*:page" does not begin with literal text, so a flush would sweep "*:',
         ),
         (
             "[product: {id}]",
@@ -204,7 +204,7 @@ def test_an_unquoted_template_that_is_yaml_says_to_quote_it():
         ("if: {a b: x}", '"a b" is no column name'),
         ("if: [a]", "a list where a mapping should be"),
         ("vars: {id: []}", "a variable without values makes no keys; list its values"),
-        ("vars: {op: [x]}", '"op" already means something in a template; give it another name'),
+        ("vars: {op: [x]}", '"op" is a built-in name of templates; give the variable another name'),
         ("vars: {lang: [en]}", "no template of this rule uses it; use {lang}, or remove it"),
         ("owns: '*x'", '"*x" would sweep every key; begin it with literal text'),
         ("to: [cache, cash]", 'no target is named "cash"; did you mean "cache"?'),
@@ -365,14 +365,20 @@ def test_any_text_gives_mistakes_and_never_a_traceback(text):
         ("channels: {c: {table: a.b, columns: {id: '{x'}}}", 'channels.c.columns.id: "{x" has a "{" alone; '),
         ("channels: {c: {table: a.b, columns: {id: '{}'}}}", 'channels.c.columns.id: "{}" names no field; '),
         ("channels: {c: {table: a.b, op: '{a..b}', columns: {id: x}}}", 'channels.c.op: "{a..b}" names no field; '),
-        ("channels: {'c_{t}': {table: a.b, columns: {id: x}}}", "its name has a hole, and nothing to fill it; "),
-        ("channels: {c: {table: a.b, each: select 1, columns: {id: x}}}", "`each` fills no hole of its name; "),
+        ("channels: {'c_{t}': {table: a.b, columns: {id: x}}}", "the name has a hole, and no `each` to fill it; "),
+        (
+            "channels: {c: {table: a.b, each: select 1, columns: {id: x}}}",
+            "the name has no hole for `each`; ",
+        ),
         (
             "channels: {invalidator_x: {table: a.b, columns: {id: x}}}",
             "this is the channel of invalidator's own ",
         ),
         ("channels: {" + "c" * 64 + ": {table: a.b, columns: {id: x}}}", "this name is too long; "),
-        ("channels: {'': {table: a.b, columns: {id: x}}}", "a channel has a name; write the one that is notified"),
+        (
+            "channels: {'': {table: a.b, columns: {id: x}}}",
+            "the name of the channel is empty; ",
+        ),
         (
             "channels: {c: {table: a.b, each_interval: 1m, columns: {id: x}}}",
             "each_interval: there is no query to run; ",
@@ -415,11 +421,11 @@ def test_an_api_that_only_this_machine_reaches_needs_no_token(api):
         ("lookup: {sql: '', none: skip}", "lookup.sql: there is nothing in it; add at least one"),
         (
             "lookup: {sql: 'select id from p where c = {id}', none: skip}",
-            'lookup.sql: it returns "id", and the change has one, too: {id} could be either; give it another name: ',
+            'lookup.sql: it returns "id", which the change has, too: {id} could be either; give it another name: ',
         ),
         (
             "lookup: {sql: 'select p.id from p where c = {c}', none: skip}\n    if: {id: ['1']}",
-            'lookup.sql: it returns "id", and the change has one, too',
+            'lookup.sql: it returns "id", which the change has, too',
         ),
         ("lookup: {sql: select 1, none: skip, limit: 0}", "lookup.limit: input should be greater than or equal to 1"),
     ],
@@ -479,9 +485,9 @@ def hook_mistakes(hook, url="/products/{id}"):
         ("kind: hook, url: http://x, format: purge", "a gap is a flush; name a fallback: ban or wildcard"),
         ("kind: hook, url: http://u:s3cret@x:6081, format: ban", "would evict those of x:6081; set it, like"),
         ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is not a fallback of format '),
-        ("kind: hook, url: http://x, format: ban, fallback: ban", "take it out: the format needs none"),
+        ("kind: hook, url: http://x, format: ban, fallback: ban", "remove it: the format needs none"),
         ("kind: hook, url: http://x, format: ban, secret: whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
-         "targets.it.secret: only json batches are signed; take it out"),
+         "targets.it.secret: only json batches are signed; remove it"),
         ("kind: hook, url: http://u@x, format: ban, token: t", "the url has a user already; "),
         ("kind: hook, url: http://x, format: ban, tls: {cert: a}", "cert and key go together; name both files"),
         ("kind: hook, url: http://x, format: fastly", 'target "it" needs the site of this page; '),
