@@ -58,16 +58,19 @@ Interleavings, each in `tests/unit/core/test_cover_model.py`:
 * The peer evicted once, but not again (5): a reader may still store what it loaded before. Hence "repeats included".
 
 One worked example, with the steps of `FlushDecision` in capitals. Sidecars A, B and C share a target. A is in sync; B
-and C restart at the same moment.
+and C start at the same moment. A confirmation is waited for one second (`repeat_after` is 0).
 
-1. B and C see A's presence. Each sends a request with a nonce of its own (REQUEST) and looks again every 50 ms (WAIT).
-2. A settles up to B's canary and writes B's key. B finds it: COVERED, no flush.
-3. A dies before it writes C's key. A's presence expires; C finds no peer in sync under its fingerprint once B's
-   presence is not there yet, and takes the lock (LOCK).
-4. C looks again while holding the lock. By now B is present, and C has a request outstanding: it releases the lock and
-   waits for B (WAIT). B received C's canary after its own LISTEN, so it confirms: COVERED, no flush.
-5. Had B died too, C would have found the lock held by itself and no peer in sync: FLUSH. It then counts the flush,
-   releases the lock and writes its presence; a sidecar D that waited for the lock sends C a request.
+1. B and C find A's presence. Each sends a request with its own nonce (REQUEST) and looks again every 50 ms (WAIT).
+2. A settles up to B's canary and writes B's key. B finds it (COVERED), has no pending flush any more, and is in sync.
+3. A is killed before it writes C's key. But B has received C's canary too, and confirms it now: COVERED. No flush.
+
+Now A is killed before it writes either key.
+
+4. After a second both requests have failed, and both try to take the lock (LOCK). B gets it, looks once more, finds no
+   confirmation, and flushes (FLUSH). C finds the lock taken: it waits (WAIT) and forgets its request.
+5. B completes the flush. It publishes its presence, then adds one to the count of flushes and releases the lock.
+6. C finds the lock free, another count, and B in sync: it sends a request with a fresh nonce (REQUEST). B confirms it:
+   COVERED. One flush for both.
 """
 
 from __future__ import annotations
