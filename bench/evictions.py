@@ -76,7 +76,7 @@ class Lane:
     async def running(self):
         async with self.target:
             task = asyncio.create_task(forever(self.pipeline))
-            await self.pipeline.progress.until(lambda: self.lane.state.answered > 0)
+            await self.pipeline.progress.until(lambda: self.lane.queue.confirmed > 0)
             try:
                 yield self
             finally:
@@ -91,7 +91,7 @@ class Lane:
     async def changed(self, changes):
         number = self.pipeline.number + 1
         self.source.publish(changes)
-        await self.pipeline.progress.until(lambda: self.lane.state.answered >= number)
+        await self.pipeline.progress.until(lambda: self.lane.queue.confirmed >= number)
 
 
 def raw(port, packed):

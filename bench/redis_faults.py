@@ -24,7 +24,7 @@ async def measure(world, name, inject, heal, stale):
     async with world.running():
         await asyncio.sleep(1.3)  # somewhere between two looks
         await asyncio.to_thread(inject)
-        noticed = await until(lambda: world.lane.why or world.lane.state.pending_flush)
+        noticed = await until(lambda: world.lane.why or world.lane.queue.pending_flush)
         await asyncio.to_thread(heal)
         flushed = await until(lambda: not stale().exists("p:1"))
         print(f"{name:45} noticed after {noticed:6.2f} s, evicted {flushed:6.2f} s after its end", flush=True)

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from invalidator import __version__
-from invalidator.core.delivery.lane import LaneState
-from invalidator.core.delivery.work import Work
+from invalidator.core.delivery.delivery import Delivery
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
 from invalidator.core.protocol.reasons import GAP_REASONS, LANE_REASONS, FlushReason, PayloadReason
 from invalidator.core.rules.change import OPS, Op, Table
 from invalidator.core.rules.eviction import KINDS
@@ -167,38 +167,38 @@ class LaneMetrics:
         self._repeats = metrics.repeats.labels(target)
         self._took = metrics.commit_to_evict.labels(target)
 
-    def answered(self, work: Work, existed: int, now: float, *, covered: bool = False) -> None:
-        self.absent = 0 if existed or self._existed is None else self.absent + len(work.fresh.keys)
+    def confirmed(self, delivery: Delivery, existed: int, now: float, *, covered: bool = False) -> None:
+        self.absent = 0 if existed or self._existed is None else self.absent + len(delivery.fresh.keys)
         if self._existed is not None:
             self._existed.inc(existed)
-        if work.flush:
+        if delivery.flush:
             if covered:
                 self._metrics.covered.labels(self._target).inc()
-            elif work.flush == FlushReason.REPEAT:
+            elif delivery.flush == FlushReason.REPEAT:
                 self._repeats.inc()
             else:
-                self._metrics.flushes.labels(self._target, work.flush).inc()
+                self._metrics.flushes.labels(self._target, delivery.flush).inc()
             return
-        if work.again:
-            self._repeats.inc(len(work.again))
-        if work.fresh:
-            self._keys.inc(len(work.fresh.keys))
-            for eviction in work.fresh.others:
+        if delivery.repeats:
+            self._repeats.inc(len(delivery.repeats))
+        if delivery.fresh:
+            self._keys.inc(len(delivery.fresh.keys))
+            for eviction in delivery.fresh.others:
                 self._metrics.evictions.labels(self._target, eviction.label).inc()
-            self._took.observe(now - work.since + self._metrics.canary_took)
+            self._took.observe(now - delivery.since + self._metrics.canary_took)
 
     def failed(self, error: TargetAway) -> None:
         self._metrics.retries.labels(self._target, error.reason).inc()
 
 
-def lane_gauges(target: str, state: LaneState, now: float, *, up: bool) -> Iterator[Sample]:
+def lane_gauges(target: str, queue: DeliveryQueue, now: float, *, up: bool) -> Iterator[Sample]:
     """The gauges of a lane."""
-    labels, oldest = {"target": target}, state.oldest()
+    labels, oldest = {"target": target}, queue.oldest()
     yield "target_up", labels, float(up)
-    yield "lane_depth", labels, float(state.depth)
+    yield "lane_depth", labels, float(queue.depth)
     yield "lane_oldest_seconds", labels, 0.0 if oldest is None else now - oldest
-    yield "flush_owed", labels, float(bool(state.pending_flush))
-    yield "as_of_age_seconds", labels, float("inf") if state.as_of is None else now - state.as_of
+    yield "flush_owed", labels, float(bool(queue.pending_flush))
+    yield "as_of_age_seconds", labels, float("inf") if queue.as_of is None else now - queue.as_of
 
 
 class _StateCollector:

@@ -7,7 +7,7 @@ from typing import Final
 
 from invalidator.coordination.fingerprint import Fingerprints
 from invalidator.coordination.flush_coordinator import FlushCoordinator, FlushOutcome
-from invalidator.core.delivery.work import Work
+from invalidator.core.delivery.delivery import Delivery
 from invalidator.core.protocol.batch import CoverageRequest
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction
@@ -38,14 +38,14 @@ class Coordinator:
             target, owned, self._fingerprints, send, give_up_after=repeat_after + CONFIRMATION_GRACE
         )
 
-    async def flush(self, work: Work) -> FlushOutcome:
+    async def flush(self, delivery: Delivery) -> FlushOutcome:
         """Flush, or find that a peer covers it."""
-        return await self._flush_coordinator.resolve(work)
+        return await self._flush_coordinator.resolve(delivery)
 
-    async def flush_ended(self, work: Work, outcome: FlushOutcome) -> None:
+    async def flush_ended(self, delivery: Delivery, outcome: FlushOutcome) -> None:
         """Release the flush lock, and count a flush that was carried out; the lane is in sync, and published that."""
         if self._peer_store is not None:
-            is_new = not outcome.is_covered and work.flush != FlushReason.REPEAT
+            is_new = not outcome.is_covered and delivery.flush != FlushReason.REPEAT
             await self._peer_store.flush_lock.release(flushed=is_new)
 
     async def publish(self, *, is_in_sync: bool, as_of: float | None) -> None:

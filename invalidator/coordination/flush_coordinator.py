@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from invalidator import clock
 from invalidator.coordination.fingerprint import Fingerprints
 from invalidator.core.coordination.coverage import FlushDecision, Step
-from invalidator.core.delivery.work import Work
+from invalidator.core.delivery.delivery import Delivery
 from invalidator.core.protocol.batch import CoverageRequest
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction
@@ -48,15 +48,14 @@ class FlushCoordinator:
         self.nonce = ""
         """Of the last request, which this sidecar must not confirm to itself."""
 
-    async def resolve(self, work: Work) -> FlushOutcome:
+    async def resolve(self, delivery: Delivery) -> FlushOutcome:
         """Flush, or find a confirmation that makes the flush needless. The lock is still held after a flush."""
         peer_store = self._target.peer_store
         if peer_store is not None:
             try:
-                if work.must or work.flush == FlushReason.REPEAT:
-                    await (
-                        peer_store.flush_lock.acquire()
-                    )  # peers wait then; it is flushed even where one of them has it
+                if delivery.must_flush or delivery.flush == FlushReason.REPEAT:
+                    # Peers wait while the lock is held; the flush goes ahead even where one of them holds it.
+                    await peer_store.flush_lock.acquire()
                 elif await self._is_covered(peer_store):
                     return FlushOutcome(0, is_covered=True)
             except TargetChanged:
@@ -65,7 +64,7 @@ class FlushCoordinator:
                 # The server may refuse the peer store's commands and still allow evictions.
                 if error.reason != RetryReason.REFUSED:
                     raise
-        return FlushOutcome(await self._target.flush(self._owned, work.flush))
+        return FlushOutcome(await self._target.flush(self._owned, delivery.flush))
 
     async def _is_covered(self, peer_store: PeerStore) -> bool:
         """Whether a peer confirms that no flush is needed; when none does, the flush lock is held."""

@@ -27,7 +27,7 @@ class Followers:
         if not followed:
             return None
         self._release(lane, followed)
-        answered = min(one.state.answered for one in followed)
+        answered = min(one.queue.confirmed for one in followed)
         return None if answered >= number else clock.now() + self._give_up_after
 
     def affected_by(self, changed: Lane) -> set[Lane]:
@@ -44,7 +44,7 @@ class Followers:
             self._release(lane, followed)
 
     def _release(self, lane: Lane, followed: Sequence[Lane]) -> None:
-        lane.release(min(one.state.answered for one in followed), min(one.state.settled for one in followed))
+        lane.release(min(one.queue.confirmed for one in followed), min(one.queue.settled for one in followed))
 
     def _ordered(self, lanes: Sequence[Lane]) -> list[Lane]:
         ordered: dict[Lane, None] = {}

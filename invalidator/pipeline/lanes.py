@@ -53,7 +53,7 @@ class Lanes:
                 follows=bool(after.get(target.name)),
                 bound=bound,
                 metrics=metrics.lane(target.name),
-                on_answer=self.advanced,
+                on_confirm=self.advanced,
                 on_change=self.target_changed,
                 on_restart=on_restart,
                 errors=errors,
@@ -89,7 +89,7 @@ class Lanes:
     def watermark(self, as_of: float) -> None:
         """All that was committed before this moment is on the lanes."""
         for lane in self.all:
-            lane.state.watermark(self.number, as_of)
+            lane.queue.add_watermark(self.number, as_of)
 
     def request_coverage(self, request: CoverageRequest) -> None:
         """A peer requests the confirmation that everything so far is evicted from a target."""

@@ -27,7 +27,7 @@ from typing import Any, Final
 from invalidator import clock
 from invalidator.broadcast import Broadcast
 from invalidator.coordination.fingerprint import Fingerprints
-from invalidator.core.delivery.lane import BOUND
+from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
 from invalidator.core.protocol.batch import Batch, CoverageRequest, Degraded, Gap, Position
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change, table_wide
@@ -65,7 +65,7 @@ class Pipeline:
         repeat_after: Mapping[str, float] | None = None,
         after: Mapping[str, Sequence[str]] | None = None,
         give_up_after: float = 3.0,
-        bound: int = BOUND,
+        bound: int = MAX_QUEUED_EVICTIONS,
         lookups: Lookups | None = None,
         metrics: Metrics | None = None,
         fingerprints: Fingerprints | None = None,
@@ -140,9 +140,9 @@ class Pipeline:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._looked_up()
-                await self.progress.until(lambda: all(lane.state.is_idle for lane in self.lanes))
+                await self.progress.until(lambda: all(lane.queue.is_idle for lane in self.lanes))
                 return
-        names = [lane.target.name for lane in self.lanes if not lane.state.is_idle]
+        names = [lane.target.name for lane in self.lanes if not lane.queue.is_idle]
         left = ", ".join(names or self._rules.targets)  # a change that was not looked up may be for any of them
         self._log.warning(
             "shutdown_incomplete", "stopped before these targets had completed their evictions", targets=left
@@ -184,7 +184,7 @@ class Pipeline:
                 feed = await self._reader.refreshed()
                 began = clock.now()
                 feed.probe()
-                await self.progress.until(lambda: all((lane.state.as_of or 0.0) >= began for lane in self.lanes))
+                await self.progress.until(lambda: all((lane.queue.as_of or 0.0) >= began for lane in self.lanes))
         except TimeoutError:
             return False
         return True
@@ -221,7 +221,7 @@ class Pipeline:
             async with asyncio.timeout(timeout):
                 await looked_up
                 number = max(number, self.number)
-                await self.progress.until(lambda: all(lane.state.answered >= number for lane in self.lanes))
+                await self.progress.until(lambda: all(lane.queue.confirmed >= number for lane in self.lanes))
         except TimeoutError:
             return False
         return True

@@ -33,11 +33,11 @@ class PositionConfirmer:
     def forget(self) -> None:
         """The feed is lost: its positions are not confirmed any more."""
         self._feed = None
-        self._ledger.forget()
+        self._ledger.clear()
 
     def take(self, number: int, position: Position) -> None:
         """Confirm this position when every lane has settled up to this number."""
-        self._ledger.take(number, position)
+        self._ledger.add(number, position)
 
     def lanes_advanced(self) -> None:
         self._progress.set()
@@ -47,7 +47,7 @@ class PositionConfirmer:
         while True:
             await self._progress.wait()
             self._progress.clear()
-            position = self._ledger.settle(lane.state.settled for lane in self._lanes)
+            position = self._ledger.settle(lane.queue.settled for lane in self._lanes)
             if position is not None and self._feed is not None:
                 try:
                     await self._feed.confirm(position)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from invalidator.core.delivery.lane import BOUND
+from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
 
 _FILES: Final = 65_536
 _FILES_OF_MACOS: Final = 10_240
@@ -39,8 +39,8 @@ def allow_many_files() -> None:
 def backlog(lanes: int, limit: int | None) -> int:
     """How many evictions may wait in each of so many lanes, in so many bytes of memory."""
     if limit is None:
-        return BOUND
-    return max(_FEWEST, min(BOUND, (limit - _OWN) // (_EACH + _AGAIN * (lanes - 1))))
+        return MAX_QUEUED_EVICTIONS
+    return max(_FEWEST, min(MAX_QUEUED_EVICTIONS, (limit - _OWN) // (_EACH + _AGAIN * (lanes - 1))))
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

@@ -56,7 +56,7 @@ def is_started(parts: Parts) -> bool:
     at all, because it may be served by that application.
     """
     lanes = [lane for lane in parts.lanes if not isinstance(lane.target, HookTarget)]
-    settled = bool(parts.lanes) and all(lane.state.answered for lane in lanes)
+    settled = bool(parts.lanes) and all(lane.queue.confirmed for lane in lanes)
     return (parts.source.is_receiving and settled) or clock.now() - parts.started_at > STARTED_AFTER
 
 
@@ -76,10 +76,10 @@ def degraded_reasons(parts: Parts) -> list[str]:
 def _lane_reasons(parts: Parts, pipeline: Pipeline, lane: Lane) -> Iterator[str]:
     if lane.why:
         yield lane.why
-    if lane.state.pending_flush:
-        yield f"a flush is pending ({lane.state.pending_flush})"
+    if lane.queue.pending_flush:
+        yield f"a flush is pending ({lane.queue.pending_flush})"
     elif parts.source.is_receiving and not pipeline.degraded:
-        age = _age(lane.state.as_of)
+        age = _age(lane.queue.as_of)
         if age is None:
             yield "no change is confirmed as evicted yet"
         elif age > stale_after(parts.config.postgres):
@@ -119,15 +119,15 @@ def _notes(parts: Parts) -> Iterator[str]:
 
 
 def _lane_status(lane: Lane) -> dict[str, Any]:
-    state, oldest = lane.state, lane.state.oldest()
+    queue, oldest = lane.queue, lane.queue.oldest()
     return {
         "up": not lane.why,
         "why": lane.why,
-        "waiting": state.depth,
+        "waiting": queue.depth,
         "oldest_seconds": None if oldest is None else round(clock.now() - oldest, 3),
-        "owed": state.pending_flush or None,
-        "as_of_seconds": _rounded(_age(state.as_of)),
-        "settled_seconds": _rounded(_age(state.settled_as_of)),
+        "owed": queue.pending_flush or None,
+        "as_of_seconds": _rounded(_age(queue.as_of)),
+        "settled_seconds": _rounded(_age(queue.settled_as_of)),
     } | _of_kind(lane.target)
 
 
@@ -144,7 +144,7 @@ def gauges(parts: Parts) -> Iterator[tuple[str, dict[str, str], float]]:
     yield "config_reload_success", {}, float(parts.is_reloaded)
     yield "stream_clients", {}, float(sum(stream.readers for stream in parts.streams.values()))
     for lane in parts.lanes:
-        yield from lane_gauges(lane.target.name, lane.state, clock.now(), up=not lane.why)
+        yield from lane_gauges(lane.target.name, lane.queue, clock.now(), up=not lane.why)
     if parts.trigger_watch is not None:
         yield from parts.trigger_watch.gauges()
 

@@ -10,14 +10,15 @@ import subprocess
 import pytest
 import yaml
 
-from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.watermarks import Watermarks
 from invalidator.metrics import Metrics, lane_gauges
 from tests.support.charts import CHART
 
 
 def metrics_there_are():
     metrics = Metrics(["cache"], ["public.products"])
-    lanes = list(lane_gauges("cache", LaneState(as_of=0.0), 1.0, up=True))
+    lanes = list(lane_gauges("cache", DeliveryQueue(watermarks=Watermarks(as_of=0.0)), 1.0, up=True))
     ours = ["source_up", "config_reload_success", "stream_clients"]
     metrics.state = lambda: [*((name, {}, 1.0) for name in ours), ("trigger_drift", {"state": "ok"}, 1.0), *lanes]
     for family in metrics.registry.collect():

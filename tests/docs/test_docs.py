@@ -22,7 +22,7 @@ from invalidator.config.models.targets import CDN_RATES
 from invalidator.config.parse import parse
 from invalidator.config.show import schema
 from invalidator.core.delivery import capabilities as reach
-from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
 from invalidator.core.protocol.hook_url import parse_hook_url
 from invalidator.core.protocol.reasons import GAP_REASONS, LANE_REASONS, FlushReason, PayloadReason
 from invalidator.core.rules import filters
@@ -226,7 +226,7 @@ def test_every_metric_is_documented_with_its_labels_and_no_other(repo):
     text = (repo / "docs/http.md").read_text()
     documented = set(re.findall(r"^\| `invalidator_([a-z_]+(?:\{[a-z,]+\})?)` \|", text, re.MULTILINE))
     metrics = Metrics(["cache"], ["public.t"])
-    state = LaneState()
+    state = DeliveryQueue()
     metrics.state = lambda: [
         *lane_gauges("cache", state, 0.0, up=True),
         ("source_up", {}, 1.0),

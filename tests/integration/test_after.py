@@ -53,7 +53,7 @@ class World:
         task = asyncio.create_task(sidecar.run(stop))
         try:
             await eventually(lambda: not sidecar.degraded(), 20)
-            await eventually(lambda: all(lane.state.is_idle for lane in sidecar.lanes), 20)
+            await eventually(lambda: all(lane.queue.is_idle for lane in sidecar.lanes), 20)
             yield sidecar
         finally:
             stop.set()

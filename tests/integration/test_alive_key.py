@@ -20,7 +20,7 @@ from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.errors import TargetAway
-from invalidator.pipeline import lane
+from invalidator.pipeline import target_watch
 from invalidator.service import installation
 from invalidator.service.sidecar import Sidecar
 from invalidator.targets.redis import RedisTarget
@@ -181,13 +181,13 @@ class TestKey:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(lane, "BEAT", 0.05)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.05)
 
 
 @pytest.fixture
 def shown_only_when_told(monkeypatch):
     """Nothing is said by the second, so what is said at all was said at once."""
-    monkeypatch.setattr(lane, "BEAT", FOREVER)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", FOREVER)
 
 
 @asynccontextmanager
@@ -207,7 +207,7 @@ async def holding(source, url, instance="one", **options):
 class TestPromise:
     async def test_it_never_outlives_what_is_left_of_stale_after(self, redis_url, cache):
         async with holding(MemorySource(), redis_url, stale_after=1.0) as one:
-            deadline, seen = one.lane.state.as_of + 1.0, 0
+            deadline, seen = one.lane.queue.as_of + 1.0, 0
             while (asked := now()) < deadline + 0.2:
                 left = await asyncio.to_thread(cache.pttl, "alive")
                 assert left <= max((deadline - asked) * 1000, 0) + 1

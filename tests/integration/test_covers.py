@@ -12,7 +12,7 @@ from invalidator.core.coordination.coverage import PeerView
 from invalidator.core.protocol.batch import CoverageRequest, Gap
 from invalidator.core.rules.change import Change
 from invalidator.core.rules.eviction import Evictions
-from invalidator.pipeline import lane
+from invalidator.pipeline import target_watch
 from invalidator.targets.redis import RedisTarget
 from tests.support import eventually
 from tests.support.memory_source import MemorySource
@@ -25,7 +25,7 @@ PRESENCES = "invalidator:{shop.cache}:able"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lane, "BEAT", 0.05)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setattr(coordinator, "CONFIRMATION_GRACE", 0.5)
     monkeypatch.setattr(flush_coordinator, "LOOK_INTERVAL", 0.01)
 
@@ -217,9 +217,9 @@ async def test_no_answer_before_the_repeats(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url, repeat_after=0.4) as first:
         change(source, 1)
-        await eventually(lambda: first.lane.state.answered == first.pipeline.number)
+        await eventually(lambda: first.lane.queue.confirmed == first.pipeline.number)
         ask(source, "nonce")
-        await eventually(lambda: first.lane.state.is_asked)
+        await eventually(lambda: first.lane.queue.has_coverage_requests)
         assert not cache.keys("*cover*")
         cache.set("p:1", "stored late")
         await eventually(lambda: cache.keys("*cover*"))
@@ -232,10 +232,10 @@ async def test_a_debtor_answers_nobody(redis_url, cache):
         await second.settles()
         cache.set("invalidator:{shop.cache}:flush", "somebody's", px=400)
         source.miss(Gap("reconnect"))
-        await eventually(lambda: first.lane.state.pending_flush and second.lane.state.pending_flush)
+        await eventually(lambda: first.lane.queue.pending_flush and second.lane.queue.pending_flush)
         await eventually(lambda: not cache.exists(PRESENCES))  # nobody waits for them
         ask(source, "nonce")
-        await eventually(lambda: first.lane.state.is_asked and second.lane.state.is_asked)
+        await eventually(lambda: first.lane.queue.has_coverage_requests and second.lane.queue.has_coverage_requests)
         assert not cache.keys("*cover:nonce*")
         await first.settles()
         await second.settles()
@@ -268,7 +268,7 @@ async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answ
     async with in_sync(source, cache, redis_url, repeat_after=0.3) as first:
         change(source, 1)
         ask(source, "before")
-        await eventually(lambda: first.lane.state.is_asked)
+        await eventually(lambda: first.lane.queue.has_coverage_requests)
         first.pipeline.gap(Gap("drift", frozenset({T})))
         ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))
@@ -281,7 +281,7 @@ async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, ca
         first.fingerprints.text = ""
         ask(source, "in-doubt")
         change(source, 1)
-        await eventually(lambda: first.lane.state.answered == first.pipeline.number > 1)
+        await eventually(lambda: first.lane.queue.confirmed == first.pipeline.number > 1)
         first.fingerprints.text = "same"
         ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))

@@ -105,7 +105,7 @@ class World:
         task = asyncio.create_task(sidecar.run(stop))
         try:
             await eventually(lambda: not sidecar.degraded())
-            await eventually(lambda: sidecar.lanes[0].state.is_idle)
+            await eventually(lambda: sidecar.lanes[0].queue.is_idle)
             yield sidecar
             assert not task.done()
         finally:
@@ -270,8 +270,8 @@ async def test_a_lost_canary_alone_is_no_gap(world):
         kept = "p:kept"
         world.cache.set(kept, "right")
         world.execute(TERMINATE.format("invalidator faults canary"))
-        before = sidecar.lanes[0].state.as_of
-        await eventually(lambda: sidecar.lanes[0].state.as_of > before + 0.5)
+        before = sidecar.lanes[0].queue.as_of
+        await eventually(lambda: sidecar.lanes[0].queue.as_of > before + 0.5)
         assert world.cache.exists(kept)
         assert not world.lost(sidecar)
 
@@ -285,8 +285,8 @@ async def test_a_server_without_a_free_slot_is_no_reason_to_lose_what_we_have(wo
         async with world.serving() as sidecar:
             await eventually(sidecar.trigger_watch.states)
             world.execute("alter role plain connection limit 0")
-            reached = sidecar.lanes[0].state.as_of
-            await eventually(lambda: sidecar.lanes[0].state.as_of > reached + 1.5)  # five times as old as it may get
+            reached = sidecar.lanes[0].queue.as_of
+            await eventually(lambda: sidecar.lanes[0].queue.as_of > reached + 1.5)  # five times as old as it may get
             assert not world.lost(sidecar)
             await world.is_right_again(sidecar)
     finally:
@@ -385,9 +385,9 @@ async def test_triggers_that_drift_are_said_and_flushed_until_they_are_mended(wo
                 await eventually(lambda: f"triggers of public.products: {state}" in sidecar.degraded())
                 await eventually(lambda: not world.cache.exists("p:unheard"))
                 world.cache.set("p:unheard again", "stale")
-                as_of = sidecar.lanes[0].state.as_of
+                as_of = sidecar.lanes[0].queue.as_of
                 await eventually(lambda: not world.cache.exists("p:unheard again"))
-                assert sidecar.lanes[0].state.as_of == as_of
+                assert sidecar.lanes[0].queue.as_of == as_of
                 await asyncio.to_thread(world.install)
             else:
                 await eventually(lambda: not world.cache.exists("p:unheard"))
@@ -404,9 +404,9 @@ async def test_what_is_mended_without_touching_a_trigger_is_flushed_once_more(wo
         world.execute("alter table products rename id to number")
         sidecar.check_triggers()
         await eventually(lambda: "triggers of public.products: outdated" in sidecar.degraded())
-        await eventually(lambda: sidecar.lanes[0].state.is_idle)
+        await eventually(lambda: sidecar.lanes[0].queue.is_idle)
         world.execute("alter table products rename number to id")
-        await eventually(lambda: sidecar.lanes[0].state.is_idle)
+        await eventually(lambda: sidecar.lanes[0].queue.is_idle)
         world.cache.set("p:unheard", "stale")
         sidecar.check_triggers()
         await eventually(lambda: not world.cache.exists("p:unheard"))
@@ -447,9 +447,9 @@ class TestLooks:
     async def is_in_doubt(self, world, sidecar, doubt):
         """Said, and claimed nowhere: neither by the barrier nor by how far the targets are said to be."""
         await eventually(lambda: any(one.startswith(doubt) for one in sidecar.degraded()))
-        as_of = sidecar.lanes[0].state.as_of
+        as_of = sidecar.lanes[0].queue.as_of
         assert not await sidecar.barrier(0.5)
-        assert sidecar.lanes[0].state.as_of == as_of
+        assert sidecar.lanes[0].queue.as_of == as_of
 
     async def test_one_that_can_not_connect(self, world, plain, caplog):
         async with world.serving() as sidecar:
@@ -477,7 +477,7 @@ class TestLooks:
             task = asyncio.create_task(sidecar.run(stop))
             try:
                 await self.is_in_doubt(world, sidecar, "triggers: not checked since the source was opened")
-                assert sidecar.lanes[0].state.as_of is None
+                assert sidecar.lanes[0].queue.as_of is None
                 other.rollback()
                 await world.is_right_again(sidecar)
             finally:

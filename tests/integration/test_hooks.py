@@ -66,7 +66,7 @@ class World:
 
     async def settled(self):
         first = self.pipeline.lanes[0].state
-        await eventually(lambda: self.lane.state.is_idle and self.lane.state.answered == first.answered > 0)
+        await eventually(lambda: self.lane.queue.is_idle and self.lane.queue.confirmed == first.answered > 0)
 
     async def undisturbed(self, *, number=99):
         """The other lane goes on, whatever becomes of this one."""
@@ -234,7 +234,7 @@ async def test_an_app_that_does_not_answer_is_told_again_until_it_does(fault):
         await eventually(lambda: said in world.lane.why)
         assert "s3cret" not in world.lane.why
         await world.undisturbed()
-        assert world.lane.state.as_of is None or world.lane.state.answered < world.pipeline.lanes[0].state.answered
+        assert world.lane.queue.as_of is None or world.lane.queue.confirmed < world.pipeline.lanes[0].queue.confirmed
         app.misbehave = None
         await eventually(lambda: "p:1" not in app.cache.values)
         await world.settled()
@@ -286,11 +286,11 @@ async def test_who_was_away_for_long_is_owed_a_flush_which_is_said_first(monkeyp
         app.misbehave = failing
         for number in range(5):
             world.source.publish([insert(number)])
-        await eventually(lambda: world.lane.state.pending_flush == "backlog")
+        await eventually(lambda: world.lane.queue.pending_flush == "backlog")
         for number in range(5, 10):
             world.source.publish([insert(number)])
         requests = app.requests
-        await eventually(lambda: app.requests > requests and not world.lane.state.depth)
+        await eventually(lambda: app.requests > requests and not world.lane.queue.depth)
         app.cache.values |= {"p:1": "old", "other": "old"}
         app.cache.messages.clear()
         app.misbehave = None
@@ -332,9 +332,9 @@ async def test_what_was_answered_for_without_being_read_is_said_once_more():
     async with raw(talk) as port:
         liar = told(f"http://127.0.0.1:{port}/", shared=shared, source=source, repeat_after=0.5)
         world = await liar.__aenter__()
-        await eventually(lambda: world.lane.state.answered)
+        await eventually(lambda: world.lane.queue.confirmed)
         source.publish([insert(1)])
-        await eventually(lambda: world.lane.state.answered > 1)
+        await eventually(lambda: world.lane.queue.confirmed > 1)
         assert cache.values
     try:
         async with App(cache).serving(port=port):
@@ -353,7 +353,7 @@ async def test_nobody_waits_longer_than_it_should_for_redis_and_is_told_again_wh
             rules = RuleSet([rule], ["cache", "app"])
             pipeline = Pipeline(source, rules, [shared, target], after={"app": ["cache"]}, give_up_after=0.2)
             task = asyncio.create_task(forever(pipeline))
-            await eventually(lambda: all(lane.state.is_idle and lane.state.answered for lane in pipeline.lanes))
+            await eventually(lambda: all(lane.queue.is_idle and lane.queue.confirmed for lane in pipeline.lanes))
             shared.away = True
             app.cache.messages.clear()
             source.publish([insert(1)])

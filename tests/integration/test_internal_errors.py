@@ -25,7 +25,10 @@ from invalidator.config.parse import parse
 from invalidator.coordination.flush_coordinator import FlushCoordinator
 from invalidator.coordination.flush_lock import RedisFlushLock
 from invalidator.coordination.peer_store import RedisPeerStore
-from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.outbox import Outbox
+from invalidator.core.delivery.repeats import RepeatSchedule
+from invalidator.core.delivery.watermarks import Watermarks
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import SourceLost
@@ -33,11 +36,11 @@ from invalidator.http.guard import is_ours
 from invalidator.http.server import Server
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
-from invalidator.pipeline import lane
-from invalidator.pipeline.lane import Lane
+from invalidator.pipeline import target_watch
 from invalidator.pipeline.lanes import Lanes
 from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
+from invalidator.pipeline.wakeup import Wakeup
 from invalidator.service import installation, run, tail
 from invalidator.service.run import read_new_config
 from invalidator.service.sidecar import Sidecar
@@ -77,15 +80,15 @@ PARTS = {
     "presence": (RedisPeerStore, "publish"),
     "the flush lock": (RedisFlushLock, "release"),
     "settling": (FlushCoordinator, "resolve"),
-    "what falls due on a lane": (LaneState, "_collect"),
-    "what is put on a lane": (LaneState, "put"),
-    "what a lane owes": (LaneState, "require_flush"),
-    "what it has answered": (LaneState, "_end"),
-    "what it repeats": (LaneState, "_repeat_later"),
-    "how far it is": (LaneState, "_advance"),
-    "what a lane releases": (LaneState, "release"),
-    "a lane's metrics": (LaneMetrics, "answered"),
-    "a lane's sleep": (Lane, "_sleep"),
+    "what falls due on a lane": (RepeatSchedule, "pop_due"),
+    "what is put on a lane": (DeliveryQueue, "put"),
+    "what a lane owes": (DeliveryQueue, "require_flush"),
+    "what it has answered": (Outbox, "end"),
+    "what it repeats": (RepeatSchedule, "add"),
+    "how far it is": (Watermarks, "confirm"),
+    "what a lane releases": (DeliveryQueue, "release"),
+    "a lane's metrics": (LaneMetrics, "confirmed"),
+    "a lane's sleep": (Wakeup, "sleep"),
     "the rules": (RuleSet, "evict"),
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
@@ -116,7 +119,7 @@ SEED = int(os.environ.get("INVALIDATOR_TEST_SEED", "1"))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(internal_errors, "RESOLVED_AFTER", 0.3)
-    monkeypatch.setattr(lane, "BEAT", 0.1)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.1)
 
 
 class Fault:
@@ -318,7 +321,7 @@ async def test_what_escapes_all_of_that_ends_a_configuration_and_not_the_process
         heard.append(self)
         running = asyncio.ensure_future(run_until(self, stop, limit))
         if len(heard) == 1:
-            await eventually(lambda: self.lanes[0].state.answered)
+            await eventually(lambda: self.lanes[0].queue.confirmed)
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
@@ -331,7 +334,7 @@ async def test_what_escapes_all_of_that_ends_a_configuration_and_not_the_process
     config = config.model_copy(update={"listen": Listen(api="127.0.0.1:0", probes="127.0.0.1:0")})
     task = asyncio.create_task(run.run(config, lambda: config))
     await eventually(lambda: task.done() or len(heard) == 2, 30)
-    await eventually(lambda: task.done() or heard[1].lanes[0].state.answered, 30)
+    await eventually(lambda: task.done() or heard[1].lanes[0].queue.confirmed, 30)
     assert not task.done(), task
     os.kill(os.getpid(), signal.SIGTERM)
     await task

@@ -19,7 +19,7 @@ from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.template import parse
-from invalidator.pipeline import lane
+from invalidator.pipeline import target_watch
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.hook import HookTarget
 from invalidator.targets.stream import StreamTarget
@@ -142,7 +142,7 @@ async def world(chance):
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_when_it_is_calm_again_no_cache_holds_what_is_not_so(seed, monkeypatch):
-    monkeypatch.setattr(lane, "BEAT", 0.05)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.05)
     async with world(random.Random(seed)) as storm:
         if seed % 3 == 0:
             monkeypatch.setattr(HookTarget, "give_up_after", 0.3)
@@ -158,7 +158,7 @@ async def test_when_it_is_calm_again_no_cache_holds_what_is_not_so(seed, monkeyp
         async with storm.listener.reading():
             lanes = storm.pipeline.lanes
             await eventually(
-                lambda: all(one.state.is_idle and one.state.answered == lanes[0].state.answered for one in lanes)
+                lambda: all(one.queue.is_idle and one.queue.confirmed == lanes[0].queue.confirmed for one in lanes)
             )
             asked = asyncio.get_running_loop().time()
             assert await storm.pipeline.barrier(5)

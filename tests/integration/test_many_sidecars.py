@@ -95,7 +95,7 @@ class Fleet:
 
     async def settles(self):
         await eventually(lambda: not any(one.degraded() for one in self.sidecars), 40)
-        await eventually(lambda: all(one.lanes[0].state.is_idle for one in self.sidecars), 20)
+        await eventually(lambda: all(one.lanes[0].queue.is_idle for one in self.sidecars), 20)
         for _, _, task in self.running.values():
             assert not task.done()
 

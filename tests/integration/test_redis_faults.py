@@ -16,7 +16,7 @@ from invalidator.core.rules.change import Change, Table
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.core.rules.template import parse
-from invalidator.pipeline import lane
+from invalidator.pipeline import target_watch
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget, target
 from invalidator.targets.redis import connection as wire
@@ -62,7 +62,7 @@ class World:
                     await task
 
     async def settles(self, timeout=20):
-        await eventually(lambda: self.lane.state.answered and self.lane.state.is_idle and not self.lane.why, timeout)
+        await eventually(lambda: self.lane.queue.confirmed and self.lane.queue.is_idle and not self.lane.why, timeout)
 
     def change(self, number):
         self.source.publish([Change(T, "insert", None, {"id": str(number)})])
@@ -99,7 +99,7 @@ def server(servers, program):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lane, "BEAT", 0.1)
+    monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.1)
     monkeypatch.setattr(wire, "TIMEOUT", 0.7)
     monkeypatch.setattr(target, "REPLICAS_TIMEOUT_MS", 200)
 
@@ -173,15 +173,15 @@ async def test_exact_keys_pass_a_flush_that_takes_long_and_no_claim_does(server)
 
         world.target.sweeper.run = slow
         assert await world.pipeline.barrier(5)
-        before, as_of = world.lane.state.answered, world.lane.state.as_of
+        before, as_of = world.lane.queue.confirmed, world.lane.queue.as_of
         client.set("list:x:7", "stale")
         world.pipeline.gap(Gap("reconnect"))
         await world.evicts(1)
         await world.evicts(2)
         assert client.exists("list:x:7")
-        assert world.lane.state.answered == before
+        assert world.lane.queue.confirmed == before
         assert not await world.pipeline.barrier(0.3)
-        assert world.lane.state.as_of == as_of
+        assert world.lane.queue.as_of == as_of
         go.set()
         await world.is_right_again("list:x:7")
         assert await world.pipeline.barrier(5)
@@ -203,15 +203,15 @@ async def test_what_readers_store_late_is_evicted_once_more_patterns_too(server)
 
 async def test_more_changes_than_memory_should_hold(server):
     world = world_at(server)
-    world.lane.state.bound = 100
+    world.lane.queue.max_queued = 100
     async with world.running():
         server.client().mset({"p:1": "stale", "p:unheard": "stays until the flush"})
         server.freeze()
         for number in range(1000):
             world.change(number)
-        await eventually(lambda: world.lane.state.collapses)
+        await eventually(lambda: world.lane.queue.collapses)
         await eventually(lambda: world.lane.why)
-        assert world.lane.state.depth <= 200
+        assert world.lane.queue.depth <= 200
         server.thaw()
         await world.is_right_again("p:1", "p:unheard")
         assert "backlog" in world.flushes()
@@ -406,10 +406,10 @@ class TestSentinel:
         async with self.world(service, wait_replicas=1).running() as world:
             await world.evicts(1)
             copy.freeze()
-            before = world.lane.state.answered
+            before = world.lane.queue.confirmed
             world.change(2)
             await eventually(lambda: "0 of 1 replicas have it" in world.lane.why, 20)
-            assert world.lane.state.answered == before
+            assert world.lane.queue.confirmed == before
             copy.thaw()
             await world.is_right_again()
 

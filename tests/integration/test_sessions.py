@@ -102,7 +102,7 @@ async def serving(configured):
     sidecar, stop = Sidecar(configured), asyncio.Event()
     task = asyncio.create_task(sidecar.run(stop))
     try:
-        await eventually(lambda: not sidecar.degraded() and sidecar.lanes[0].state.is_idle, 30)
+        await eventually(lambda: not sidecar.degraded() and sidecar.lanes[0].queue.is_idle, 30)
         yield sidecar
         assert not task.done(), task
     finally:
@@ -126,14 +126,14 @@ async def test_a_sidecar_lives_under_a_role_whose_settings_would_end_it(hostile,
     await asyncio.to_thread(installed, configured)
     async with serving(configured) as sidecar:
         await eventually(sidecar.trigger_watch.states)
-        began = sidecar.lanes[0].state.as_of
+        began = sidecar.lanes[0].queue.as_of
         flushed = counted(sidecar.metrics.flushes)
         cache.mset({"p:1": "x", "jit:off:1": "x", "jit:on:1": "x", "e:7": "x"})
         db.execute("insert into products values (1)")
         db.execute("select pg_notify('events_oneoff', '{\"id\": 7}')")
         await eventually(lambda: not cache.exists("p:1", "jit:off:1", "e:7"))
         # Three times as long as a session may be idle.
-        await eventually(lambda: sidecar.lanes[0].state.as_of > began + 1.0, 30)
+        await eventually(lambda: sidecar.lanes[0].queue.as_of > began + 1.0, 30)
         assert cache.exists("jit:on:1")
         assert counted(sidecar.metrics.reconnects) == 0
         assert counted(sidecar.metrics.flushes) == flushed

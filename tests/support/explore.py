@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
+from dataclasses import replace
+
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.repeats import RepeatSchedule
+from invalidator.core.rules.eviction import Evictions
 
 
 class Violation(AssertionError):
     """Something that must hold does not."""
+
+
+MISTAKES = (Violation, RuntimeError, KeyError, AssertionError)
 
 
 def explore(first):
@@ -31,7 +40,7 @@ def explore(first):
                 seen.add(key)
                 twin.check()
                 twin.copy().rest(rested)
-            except (Violation, KeyError, AssertionError) as error:
+            except MISTAKES as error:
                 raise Violation(f"{error!r} after: {told((path, name, number))}") from error
             waiting.append((twin, (path, name, number)))
     return len(seen)
@@ -46,23 +55,64 @@ def told(way):
     return ", ".join(reversed(steps))
 
 
-def lane_key(lane, now):
-    """What tells a lane's state from others: moments only as far as they are from now."""
-    one = lane.snapshot()
+def queue_of(repeat_after=0.0, max_queued=100, overtakes=False, follows=False, queue_type=DeliveryQueue, **parts):
+    """An empty queue; `parts` are put in the place of its own."""
+    return queue_type(max_queued, overtakes, **({"repeats": RepeatSchedule(repeat_after, follows)} | parts))
+
+
+def copied(queue):
+    """A queue's twin, which shares nothing that changes. Written out, because it is most of what exploring takes."""
+    twin = copy.copy(queue)
+    twin.bulk, twin.exact = copied_outbox(queue.bulk), copied_outbox(queue.exact)
+    for name in ("pending", "watermarks", "requests", "deferrals", "repeats"):
+        setattr(twin, name, copy.copy(getattr(queue, name)))
+    twin.watermarks.unconfirmed = queue.watermarks.unconfirmed.copy()
+    twin.watermarks.unsettled = queue.watermarks.unsettled.copy()
+    twin.requests.waiting = queue.requests.waiting.copy()
+    twin.deferrals.overdue = queue.deferrals.overdue.copy()
+    twin.deferrals.waiting = queue.deferrals.waiting.copy()
+    twin.repeats.blocked = copied_repeats(queue.repeats.blocked)
+    twin.repeats.scheduled = copied_repeats(queue.repeats.scheduled)
+    return twin
+
+
+def copied_outbox(outbox):
+    twin, sent = copy.copy(outbox), outbox.in_flight
+    twin.fresh, twin.repeats = copied_evictions(outbox.fresh), copied_evictions(outbox.repeats)
+    if sent is not None:
+        twin.in_flight = replace(sent, fresh=copied_evictions(sent.fresh), repeats=copied_evictions(sent.repeats))
+    return twin
+
+
+def copied_repeats(queue):
+    twin = copy.copy(queue)
+    twin.lows = queue.lows.copy()
+    twin.items = deque(
+        one._replace(evictions=None if one.evictions is None else copied_evictions(one.evictions))
+        for one in queue.items
+    )
+    return twin
+
+
+def copied_evictions(evictions):
+    return Evictions(evictions.keys.copy(), evictions.others.copy())
+
+
+def queue_key(queue, now):
+    """What tells a queue's state from others: moments only as far as they are from now."""
+    one = queue.snapshot()
     return (
         one.state, one.latest, one.as_of, one.settled_as_of, one.pending,
         *((bool(way.fresh), bool(way.repeats), way.fresh_from, way.repeats_from, in_flight_key(way.in_flight))
           for way in (one.bulk, one.exact)),
         one.blocked_repeats,
         tuple((max(due - now, 0), oldest, is_flush) for due, oldest, is_flush in one.scheduled_repeats),
-        tuple((d.number, max(d.deadline - now, 0), d.is_flush, bool(d.size), d.sent_early) for d in one.deferred),
+        *(tuple((d.number, max(d.deadline - now, 0), d.is_flush, bool(d.size)) for d in deferred)
+          for deferred in (one.deferred_overdue, one.deferred_waiting)),
         one.unconfirmed_watermarks, one.unsettled_watermarks, one.coverage_requests,
     )  # fmt: skip
 
 
 def in_flight_key(one):
+    """Of a delivery, or of the snapshot of one."""
     return one and (one.flush, bool(one.fresh), bool(one.repeats), one.number, one.fresh_from, one.repeats_from)
-
-
-def work_key(work):
-    return work and (work.flush, bool(work.fresh), bool(work.again), work.number, work.oldest, work.repeats)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from invalidator.config.redis_url import parse_redis_url
-from invalidator.core.delivery.lane import BOUND
+from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
 from invalidator.core.rules.change import Table
 from invalidator.core.rules.lookup import Found, parse_lookup
 from invalidator.core.rules.rule import Evict, Rule, TablePattern
@@ -54,7 +54,7 @@ class Sidecar:
         fingerprint="same",
         repeat_after=0.1,
         local=(),
-        bound=BOUND,
+        bound=MAX_QUEUED_EVICTIONS,
         **options,
     ):
         self.source, self.instance = source, instance
@@ -87,7 +87,7 @@ class Sidecar:
                     await task
 
     async def settles(self):
-        await eventually(lambda: self.lane.state.answered and self.lane.state.is_idle and not self.lane.why)
+        await eventually(lambda: self.lane.queue.confirmed and self.lane.queue.is_idle and not self.lane.why)
 
     @property
     def flushes(self):

@@ -1,1 +1,1 @@
-"""What one target is still to be sent, and how far it has confirmed."""
+"""What has to be delivered to one target, and how much of it the target has confirmed."""

@@ -1,39 +1,32 @@
-"""Which position may be confirmed: the last one whose changes every lane has settled, repeats included."""
+"""Which position may be confirmed to the source: the last one whose changes every target has settled."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from invalidator.core.protocol.batch import Position
 
 
+@dataclass(slots=True)
 class Ledger:
-    """Positions in the order in which they were taken, each with the number that its batch had on the lanes."""
+    """The positions of one feed, each with the number that its batch has in the queues."""
 
-    def __init__(self) -> None:
-        self._taken: deque[tuple[int, Position]] = deque()
+    unconfirmed: deque[tuple[int, Position]] = field(default_factory=deque)
+    """In the order in which the source delivered them, with ascending numbers."""
 
-    def take(self, number: int, position: Position) -> None:
-        self._taken.append((number, position))
+    def add(self, number: int, position: Position) -> None:
+        self.unconfirmed.append((number, position))
 
     def settle(self, settled: Iterable[int]) -> Position | None:
-        """The position to confirm now that the lanes have settled up to these numbers; None when there is none."""
+        """The position to confirm now that the queues have settled up to these numbers; None when there is none."""
         everywhere = min(settled)
         position = None
-        while self._taken and self._taken[0][0] <= everywhere:
-            _, position = self._taken.popleft()
+        while self.unconfirmed and self.unconfirmed[0][0] <= everywhere:
+            _, position = self.unconfirmed.popleft()
         return position
 
-    def unconfirmed(self) -> tuple[tuple[int, Position], ...]:
-        """The positions that are not confirmed yet, each with its number."""
-        return tuple(self._taken)
-
-    def __copy__(self) -> Ledger:
-        twin = Ledger()
-        twin._taken = self._taken.copy()
-        return twin
-
-    def forget(self) -> None:
-        """The feed is lost: what was not confirmed is read again."""
-        self._taken.clear()
+    def clear(self) -> None:
+        """The feed was closed: the next one delivers again what was not confirmed."""
+        self.unconfirmed.clear()

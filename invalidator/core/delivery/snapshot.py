@@ -1,9 +1,13 @@
-"""A lane at one moment, as plain values: what the models and the tests read."""
+"""A delivery queue at one moment, as plain values: what the models and the tests read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from invalidator.core.delivery.deferral import Deferred
+from invalidator.core.delivery.delivery import Delivery
+from invalidator.core.delivery.outbox import Outbox
 
 
 class DeliverySnapshot(NamedTuple):
@@ -38,7 +42,7 @@ class PendingFlushSnapshot(NamedTuple):
 
 
 class BlockedRepeat(NamedTuple):
-    """A repeat that waits until the lanes in front have settled `newest`."""
+    """A repeat that waits until the queues in front have settled `newest`."""
 
     newest: int
     oldest: int
@@ -54,18 +58,17 @@ class ScheduledRepeat(NamedTuple):
 
 
 class DeferredSnapshot(NamedTuple):
-    """Evictions or a flush that wait for the lanes in front."""
+    """Evictions or a flush that wait for the queues in front."""
 
     number: int
     deadline: float
     is_flush: bool
     size: int
-    sent_early: bool
 
 
 @dataclass(frozen=True, slots=True)
-class LaneSnapshot:
-    """Everything that decides what a lane does next."""
+class QueueSnapshot:
+    """Everything that decides what a queue does next."""
 
     state: str
     latest: int
@@ -76,7 +79,29 @@ class LaneSnapshot:
     bulk: OutboxSnapshot
     blocked_repeats: tuple[BlockedRepeat, ...]
     scheduled_repeats: tuple[ScheduledRepeat, ...]
-    deferred: tuple[DeferredSnapshot, ...]
+    deferred_overdue: tuple[DeferredSnapshot, ...]
+    deferred_waiting: tuple[DeferredSnapshot, ...]
     unconfirmed_watermarks: tuple[tuple[int, float], ...]
     unsettled_watermarks: tuple[tuple[int, float], ...]
     coverage_requests: tuple[tuple[int, str], ...]
+
+
+def snapshot_of_outbox(outbox: Outbox) -> OutboxSnapshot:
+    in_flight = snapshot_of_delivery(outbox.in_flight) if outbox.in_flight else None
+    return OutboxSnapshot(len(outbox.fresh), len(outbox.repeats), outbox.fresh_from, outbox.repeats_from, in_flight)
+
+
+def snapshot_of_delivery(delivery: Delivery) -> DeliverySnapshot:
+    return DeliverySnapshot(
+        delivery.flush,
+        delivery.must_flush,
+        len(delivery.fresh),
+        len(delivery.repeats),
+        delivery.number,
+        delivery.fresh_from,
+        delivery.repeats_from,
+    )
+
+
+def snapshot_of_deferred(item: Deferred) -> DeferredSnapshot:
+    return DeferredSnapshot(item.number, item.deadline, item.evictions is None, len(item.evictions or ()))

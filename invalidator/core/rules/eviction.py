@@ -74,13 +74,6 @@ class Evictions:
         self.keys.update(more.keys)
         self.others.update(more.others)
 
-    def clear(self) -> None:
-        self.keys.clear()
-        self.others.clear()
-
-    def __copy__(self) -> Evictions:
-        return Evictions(self.keys.copy(), self.others.copy())
-
     def __iter__(self) -> Iterator[Eviction]:
         for key in self.keys:
             yield Eviction("key", key)

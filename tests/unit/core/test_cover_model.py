@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from invalidator.core.coordination.coverage import FlushDecision, PeerView, RequestState, Step
-from invalidator.core.delivery.lane import LaneState, State
+from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
+from invalidator.core.delivery.transitions import QueueState
 from invalidator.core.rules.eviction import Evictions
-from tests.support.explore import Violation, explore
+from tests.support.explore import Violation, copied, explore, queue_of
 
 KEY = Evictions({"row": None})
 MOVES = ("connect", "deliver", "serve", "look", "wait_out", "finish", "answer", "watch", "notice", "crash", "lose")
@@ -63,7 +64,7 @@ class Target:
 class Sidecar:
     def __init__(self, setting, which):
         self.which, self.version, self.number = which, setting.versions[which], 0
-        self.lane = LaneState(setting.repeat_after)
+        self.lane = queue_of(setting.repeat_after, MAX_QUEUED_EVICTIONS)
         self.is_receiving, self.wire, self.triggers = False, (), None
         self.target, self.identity = None, None
         self.debtor, self.nonce, self.holds, self.flushed = None, None, False, False
@@ -74,7 +75,7 @@ class Sidecar:
 
     def copy(self):
         twin = copy.copy(self)
-        twin.lane, twin.debtor = copy.copy(self.lane), copy.copy(self.debtor)
+        twin.lane, twin.debtor = copied(self.lane), copy.copy(self.debtor)
         return twin
 
     def key(self, world, name):
@@ -277,7 +278,7 @@ class World:
         (what, *about), *rest = one.wire
         one.wire = tuple(rest)
         if what == "ask":
-            one.lane.ask(one.number, *about)
+            one.lane.add_coverage_request(one.number, *about)
         else:
             one.lane.put(KEY, one.count(), self.now)
         return True
@@ -300,7 +301,7 @@ class World:
         if one.identity == target.identity:
             return target
         one.identity = target.identity
-        if one.debtor or one.lane.state in (State.EVICTING, State.FLUSHING):
+        if one.debtor or one.lane.state in (QueueState.EVICTING, QueueState.FLUSHING):
             one.lane.fail(self.now)
         one.debtor, one.holds, one.flushed = None, False, False
         self.require_flush(one, "target changed")
@@ -323,7 +324,7 @@ class World:
         target = self.at(one)
         if target is None:
             return True
-        work = one.lane.take(self.now)
+        work = one.lane.next(self.now)
         if work is None:
             return False
         if work.flush and work.flush != "repeat":
@@ -335,7 +336,7 @@ class World:
             )
         else:
             self.evict(one, target)
-            one.lane.answer(self.now)
+            one.lane.confirm(self.now)
         return True
 
     def facts(self, one):
@@ -405,27 +406,27 @@ class World:
 
     def pay(self, one, *, covered):
         one.debtor, one.flushed = None, False
-        one.lane.answer(self.now, covered=covered)
+        one.lane.confirm(self.now, covered=covered)
         if one.is_receiving and not one.lane.pending_flush:
             self.peer_store(self.targets[one.target]).in_sync |= {(one.which, self.facts(one))}
 
     def answer(self, one):
         """Write what others asked for."""
         lane = one.lane
-        if not lane.is_asked or one.triggers is None:
+        if not lane.has_coverage_requests or one.triggers is None:
             return False
         requests = lane.snapshot().coverage_requests
         if self.setting.owing_answers:
             ready = [nonce for _, nonce in requests]
-            lane.ignore_asks()
+            lane.drop_coverage_requests()
         elif self.setting.early_answer:
-            ready = [requests[0][1]] if not lane.pending_flush and requests[0][0] <= lane.answered else []
+            ready = [requests[0][1]] if not lane.pending_flush and requests[0][0] <= lane.confirmed else []
             if ready:
-                lane.ignore_asks()
+                lane.drop_coverage_requests()
                 for number, nonce in requests[1:]:
-                    lane.ask(number, nonce)
+                    lane.add_coverage_request(number, nonce)
         else:
-            ready = lane.answers()
+            ready = lane.pop_covered_requests()
         target = self.at(one) if ready else None
         if target is None:
             return False

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from invalidator.core.delivery.lane import MARKS, LaneState
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.watermarks import MAX_WATERMARKS
 from invalidator.core.rules.eviction import Eviction, Evictions
+from tests.support.explore import queue_of
 
-MANY = 5 * MARKS
+MANY = 5 * MAX_WATERMARKS
 
 
 def test_those_of_a_target_that_is_owed_a_flush_are_bounded_and_the_last_is_passed():
-    state = LaneState()
+    queue = DeliveryQueue()
     for number in range(1, MANY):
-        state.require_flush("gap", number, now=number)
-        state.watermark(number, as_of=number)
-    assert len(state.snapshot().unconfirmed_watermarks) <= MARKS
-    state.take(MANY)
-    state.answer(MANY)
-    assert state.as_of == state.settled_as_of == MANY - 1
+        queue.require_flush("gap", number, now=number)
+        queue.add_watermark(number, as_of=number)
+    assert len(queue.snapshot().unconfirmed_watermarks) <= MAX_WATERMARKS
+    queue.next(MANY)
+    queue.confirm(MANY)
+    assert queue.as_of == queue.settled_as_of == MANY - 1
 
 
 def test_those_of_a_target_whose_repeats_are_not_answered_are_bounded_too():
-    state = LaneState(repeat_after=1)
-    state.put(Evictions.of([Eviction("key", "p:1")]), 1, now=0)
-    state.take(0)
-    state.answer(0)
+    queue = queue_of(repeat_after=1)
+    queue.put(Evictions.of([Eviction("key", "p:1")]), 1, now=0)
+    queue.next(0)
+    queue.confirm(0)
     for as_of in range(1, MANY):
-        state.watermark(1, as_of)
-    assert state.as_of == MANY - 1
-    assert len(state.snapshot().unsettled_watermarks) <= MARKS
-    state.take(MANY)
-    state.answer(MANY)
-    assert state.settled_as_of == MANY - 1
+        queue.add_watermark(1, as_of)
+    assert queue.as_of == MANY - 1
+    assert len(queue.snapshot().unsettled_watermarks) <= MAX_WATERMARKS
+    queue.next(MANY)
+    queue.confirm(MANY)
+    assert queue.settled_as_of == MANY - 1

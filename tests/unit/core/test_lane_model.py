@@ -1,7 +1,8 @@
 """Every order of changes, losses, confirmations, failures, reconnects and crashes within a bound, on the real tables.
 
-The world is a database with one row, a connection that carries notifications, lanes of `core/delivery/lane.py`, a cache
-behind each, and readers that fill caches, some of them slowly. `explore` walks every possible event, each state once.
+The world is a database with one row, a connection that carries notifications, queues of
+`core/delivery/delivery_queue.py`, a cache behind each, and readers that fill caches, some of them slowly. `explore`
+walks every possible event, each state once.
 From every state that it reaches, the world comes to rest: connections are restored, targets answer, repeats fall due.
 Then no cache may hold anything but the current row. On the way `as_of` may never claim too much.
 
@@ -12,16 +13,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from unittest.mock import ANY
 
 import pytest
 
-from invalidator.core.delivery import lane
-from invalidator.core.delivery.lane import LaneState, State
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
 from invalidator.core.delivery.ledger import Ledger
+from invalidator.core.delivery.transitions import TRANSITIONS, QueueEvent, QueueState
 from invalidator.core.protocol import listen_order
 from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
 from invalidator.core.rules.eviction import Evictions
-from tests.support.explore import Violation, explore, lane_key, work_key
+from tests.support.explore import Violation, copied, explore, in_flight_key, queue_key, queue_of
 
 FINE = ("send", "perform", "answer", "fail", "give_up", "fill", "load", "store")
 COARSE = ("serve", "refuse", "give_up", "fill")
@@ -54,7 +56,7 @@ class Setting:
     gives_up: bool = False  # a target that has not answered may have what waits for it traded for a flush
     repeat_after: float = 1.0
     bound: Bound = Bound()
-    lane_table: object = field(default_factory=lambda: lane.TABLE, repr=False)
+    lane_table: object = field(default_factory=lambda: TRANSITIONS, repr=False)
     link_table: object = field(default_factory=lambda: listen_order.TRANSITIONS, repr=False)
     gap: object = listen_order.GAP_TRANSITION
     no_gap: bool = False
@@ -63,7 +65,8 @@ class Setting:
     no_wait: bool = False  # repeats of a local cache go out whenever they are due
     own_canary: bool = False
     deaf: bool = False  # a pooler swallows LISTEN
-    facts: bool = False  # also ask whether a lane's state says what is owed and on its way
+    facts: bool = False  # also ask whether a queue's state says what is pending and in flight
+    queue_type: type = DeliveryQueue
 
 
 class Cache:
@@ -92,7 +95,14 @@ class World:
     def start(self):
         setting = self.setting
         self.lanes = [
-            LaneState(setting.repeat_after, setting.size, setting.overtakes, self.follows(which), setting.lane_table)
+            queue_of(
+                setting.repeat_after,
+                setting.size,
+                setting.overtakes,
+                self.follows(which),
+                setting.queue_type,
+                transitions=setting.lane_table,
+            )
             for which in range(setting.lanes)
         ]
         self.link, self.ledger, self.number = ListenOrder(setting.link_table, setting.gap), Ledger(), 0
@@ -105,17 +115,18 @@ class World:
         twin.caches = [copy.copy(cache) for cache in self.caches]
         for cache in twin.caches:
             cache.evicted = cache.evicted.copy()
-        twin.lanes = [copy.copy(one) for one in self.lanes]
-        twin.link, twin.ledger = copy.copy(self.link), copy.copy(self.ledger)
+        twin.lanes = [copied(one) for one in self.lanes]
+        twin.link, twin.ledger = copy.copy(self.link), Ledger(self.ledger.unconfirmed.copy())
         return twin
 
     def key(self):
         """What tells this state from others: moments only as far as they are from now."""
         return (
             self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
-            self.link.phase, *self.ledger.unconfirmed(),
-            *((c.value, c.loading, c.performed, c.exact, self.ages(c), work_key(c.on_its_way)) for c in self.caches),
-            *(lane_key(one, self.now) for one in self.lanes),
+            self.link.phase, *self.ledger.unconfirmed,
+            *((c.value, c.loading, c.performed, c.exact, self.ages(c), in_flight_key(c.on_its_way))
+              for c in self.caches),
+            *(queue_key(one, self.now) for one in self.lanes),
         )  # fmt: skip
 
     def ages(self, cache):
@@ -162,7 +173,7 @@ class World:
             return False
         self.link.advance(Event.LOST)
         self.connected, self.listening, self.wire = False, False, ()
-        self.ledger.forget()
+        self.ledger.clear()
         return True
 
     def crash(self):
@@ -210,13 +221,13 @@ class World:
         self.wire = tuple(rest)
         if what == "watermark":
             for one in self.lanes:
-                one.watermark(self.number, about)
+                one.add_watermark(self.number, about)
             return True
         self.number += 1
         for which, one in enumerate(self.lanes):
             one.put(KEY, self.number, self.now, self.hold(which))
         if self.setting.durable:
-            self.ledger.take(self.number, about)
+            self.ledger.add(self.number, about)
         return True
 
     def confirm(self):
@@ -238,10 +249,10 @@ class World:
         one, cache = self.lanes[which], self.caches[which]
         if cache.on_its_way is not None:
             return False
-        work = one.take(self.now)
+        work = one.next(self.now)
         cache.exact = work is None and self.setting.overtakes
         if cache.exact:
-            work = one.take_exact(self.now)
+            work = one.next_exact(self.now)
         if work is None:
             return False
         if not work.flush and not work.evictions:
@@ -268,7 +279,7 @@ class World:
         if cache.on_its_way is None or not cache.performed:
             return False
         cache.on_its_way = None
-        (self.lanes[which].answer_exact if cache.exact else self.lanes[which].answer)(self.now)
+        (self.lanes[which].confirm_exact if cache.exact else self.lanes[which].confirm)(self.now)
         self.release()
         return True
 
@@ -276,7 +287,7 @@ class World:
         *before, last = self.lanes
         if self.setting.follows:
             settled = self.number if self.setting.no_wait else min(lane.settled for lane in before)
-            last.release(min(lane.answered for lane in before), settled, self.now)
+            last.release(min(lane.confirmed for lane in before), settled, self.now)
 
     def fail(self, which):
         cache = self.caches[which]
@@ -336,7 +347,7 @@ class World:
         for one, cache in zip(self.lanes, self.caches, strict=True):
             way = cache.on_its_way
             facts = ("FLUSHING" if way.flush else "EVICTING") if way else ""
-            facts = "_".join(filter(None, (facts, "OWING" if one.snapshot().pending.reason else ""))) or "QUIET"
+            facts = "_".join(filter(None, (facts, "FLUSH_PENDING" if one.snapshot().pending.reason else ""))) or "QUIET"
             if self.setting.facts and one.state.name != facts:
                 raise Violation(f"the state is {one.state.name}, the facts are {facts}")
 
@@ -368,8 +379,8 @@ class World:
                 raise Violation(f"cache {which} holds {cache.value}, the row is {self.row}")
             if one.pending_flush:
                 raise Violation(f"lane {which} owes a flush")
-            if one.answered < self.number:
-                raise Violation(f"lane {which} has answered {one.answered} of {self.number}")
+            if one.confirmed < self.number:
+                raise Violation(f"lane {which} has answered {one.confirmed} of {self.number}")
             if one.as_of is None and not self.setting.durable:
                 raise Violation(f"lane {which} claims nothing")
 
@@ -457,18 +468,62 @@ def caught(*settings):
     return False
 
 
-@pytest.mark.parametrize("transition", [pair for pair in lane.TABLE if lane.TABLE[pair] is not pair[0]], ids=named)
+CHANGING = [pair for pair in TRANSITIONS if TRANSITIONS[pair] is not pair[0]]
+
+
+@pytest.mark.parametrize("transition", CHANGING, ids=named)
 def test_each_transition_of_a_lane_that_is_taken_out_is_caught(transition):
-    without = {**lane.TABLE, transition: transition[0]}
+    without = {**TRANSITIONS, transition: transition[0]}
     assert caught(*(replace(setting, lane_table=without) for setting in CHEAP))
 
 
-@pytest.mark.parametrize("transition", lane.TABLE, ids=named)
+@pytest.mark.parametrize("transition", TRANSITIONS, ids=named)
 def test_each_transition_of_a_lane_that_is_bent_is_caught(transition):
-    for state in State:
-        if state is not lane.TABLE[transition]:
-            bent = {**lane.TABLE, transition: state}
+    for state in QueueState:
+        if state is not TRANSITIONS[transition]:
+            bent = {**TRANSITIONS, transition: state}
             assert caught(*(replace(setting, lane_table=bent, facts=True) for setting in CHEAP)), state
+
+
+class Unchecked(dict):
+    """A table that allows every event to lead anywhere: what is wrong then has to show in the caches."""
+
+    def __contains__(self, pair):
+        return True
+
+    def __getitem__(self, pair):
+        return ANY
+
+
+def staying(state, event):
+    """A queue in which this event does all that it does but change what the state is derived from."""
+    name = {
+        QueueEvent.REQUIRE_FLUSH: "require_flush",
+        QueueEvent.SEND: "next",
+        QueueEvent.CONFIRM: "confirm",
+        QueueEvent.FAIL: "fail",
+    }[event]
+
+    def call(self, *args, **kwargs):
+        if self.state is not state:
+            return getattr(DeliveryQueue, name)(self, *args, **kwargs)
+        pending, in_flight = copy.copy(self.pending), self.bulk.in_flight
+        result = getattr(DeliveryQueue, name)(self, *args, **kwargs)
+        self.pending, self.bulk.in_flight = pending, in_flight
+        return result
+
+    return type("Staying", (DeliveryQueue,), {name: call})
+
+
+@pytest.mark.parametrize("transition", CHANGING, ids=named)
+def test_each_effect_of_an_event_that_is_left_out_is_caught_where_nothing_checks_the_table(transition):
+    queue_type = staying(*transition)
+    missed = Setting(repeat_after=0, warm=True, bound=Bound(changes=2, losses=1, probes=0))
+    assert caught(*(replace(one, lane_table=Unchecked(), queue_type=queue_type) for one in (*CHEAP, missed)))
+
+
+def test_a_queue_that_breaks_nothing_is_not_caught_where_nothing_checks_the_table():
+    assert not caught(replace(CHEAP[0], lane_table=Unchecked()))
 
 
 @pytest.mark.parametrize("transition", listen_order.TRANSITIONS, ids=named)

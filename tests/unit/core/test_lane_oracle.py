@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
 
-from invalidator.core.delivery.lane import LaneState
+from invalidator.core.delivery.deferral import DeferralBuffer
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.outbox import Outbox
+from invalidator.core.delivery.repeats import RepeatQueue, RepeatSchedule
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
-from tests.support.explore import Violation
+from tests.support.explore import MISTAKES, Violation, queue_of
 
 FLUSH = "flush"
 GIVE_UP_AFTER = 3.0
@@ -56,10 +58,11 @@ class Sent:
 class Walk:
     """A lane, the ledger, and whatever chance does to them."""
 
-    def __init__(self, seed, *, follows, overtakes, bound, repeat_after):
+    def __init__(self, seed, *, follows, overtakes, bound, repeat_after, broken):
         self.chance = random.Random(seed)
         self.follows, self.repeat_after = follows, repeat_after
-        self.lane = LaneState(repeat_after, bound, overtakes, follows)
+        schedule = RepeatSchedule(repeat_after, follows)
+        self.lane = queue_of(repeat_after, bound, overtakes, follows, **{"repeats": schedule, **broken(schedule)})
         self.now, self.number, self.path = 1.0, 0, []
         self.before = [0, 0]  # how far the lane that this one follows has answered, and settled
         self.things, self.watermarks, self.asks = [], [], {}
@@ -129,12 +132,12 @@ class Walk:
 
     def watermark(self):
         self.watermarks.append((self.number, float(len(self.watermarks) + 1)))
-        self.lane.watermark(*self.watermarks[-1])
+        self.lane.add_watermark(*self.watermarks[-1])
 
     def ask(self):
         nonce = f"nonce {len(self.asks)}"
         self.asks[nonce] = self.number
-        self.lane.ask(self.number, nonce)
+        self.lane.add_coverage_request(self.number, nonce)
 
     def release(self):
         if not self.follows:
@@ -158,11 +161,11 @@ class Walk:
 
     def take(self):
         if self.sent["main"] is None:
-            self.send("main", self.lane.take(self.now))
+            self.send("main", self.lane.next(self.now))
 
     def take_exact(self):
         if self.lane.overtakes and self.sent["exact"] is None:
-            self.send("exact", self.lane.take_exact(self.now))
+            self.send("exact", self.lane.next_exact(self.now))
 
     def send(self, way, work):
         if work is None:
@@ -182,16 +185,16 @@ class Walk:
         sent = self.sent["main"]
         if sent is not None:
             work = sent.work
-            coverable = work.flush not in ("", FlushReason.REPEAT) and not work.must
+            coverable = work.flush not in ("", FlushReason.REPEAT) and not work.must_flush
             covered = coverable and self.chance.random() < 0.5
             self.confirmed("main", covered=covered)
-            self.lane.answer(self.now, covered=covered)
+            self.lane.confirm(self.now, covered=covered)
             self.answered()
 
     def answer_exact(self):
         if self.sent["exact"] is not None:
             self.confirmed("exact")
-            self.lane.answer_exact(self.now)
+            self.lane.confirm_exact(self.now)
             self.answered()
 
     def confirmed(self, way, *, covered=False):
@@ -214,7 +217,7 @@ class Walk:
                 self.schedule(thing)
 
     def answered(self):
-        for nonce in self.lane.answers():
+        for nonce in self.lane.pop_covered_requests():
             if self.asks[nonce] > self.truth()[1] or self.lane.pending_flush:
                 raise Violation(f"{nonce} is answered up to {self.asks[nonce]}, settled is {self.truth()[1]}")
         if self.follows:
@@ -250,8 +253,8 @@ class Walk:
 
     def check(self):
         state, (confirmed, settled) = self.lane, self.truth()
-        if state.answered > confirmed:
-            raise Violation(f"{state.answered} is claimed as answered, {confirmed} is")
+        if state.confirmed > confirmed:
+            raise Violation(f"{state.confirmed} is claimed as answered, {confirmed} is")
         if state.settled > settled:
             raise Violation(f"{state.settled} is claimed as settled, {settled} is")
         for claim, limit in ((state.as_of, confirmed), (state.settled_as_of, settled)):
@@ -268,7 +271,7 @@ class Walk:
                 self.check()
                 answer()
                 self.check()
-            if self.sent == {"main": None, "exact": None} and not (self.lane.has_work or self.lane.has_exact_work):
+            if self.sent == {"main": None, "exact": None} and not (self.lane.has_next or self.lane.has_next_exact):
                 self.check_deadlines()
                 if self.follows and self.before != [self.number] * 2:
                     self.before = [self.number] * 2
@@ -288,8 +291,8 @@ class Walk:
         state = self.lane
         if not state.is_idle or state.pending_flush:
             raise Violation(f"it does not come to rest: {state}")
-        if (state.answered, state.settled) != (self.number, self.number):
-            raise Violation(f"at rest with {state.answered} and {state.settled} of {self.number}")
+        if (state.confirmed, state.settled) != (self.number, self.number):
+            raise Violation(f"at rest with {state.confirmed} and {state.settled} of {self.number}")
         if self.watermarks and state.as_of != self.watermarks[-1][1]:
             raise Violation(f"at rest with {state.as_of}, {self.watermarks[-1]} is the last mark")
 
@@ -302,17 +305,15 @@ SETTINGS = {
 }
 
 
-def walked(seed, setting, lane_type=LaneState):
+def walked(seed, setting, broken=lambda _: {}):
     chance = random.Random(seed)
-    walk = Walk(seed, bound=chance.choice((2, 6, 100, 100)), repeat_after=chance.choice((0.0, 1.0, 1.0)), **setting)
-    if lane_type is not LaneState:
-        state = walk.lane
-        walk.lane = lane_type(state.repeat_after, state.bound, state.overtakes, state.follows)
+    bound, repeat_after = chance.choice((2, 6, 100, 100)), chance.choice((0.0, 1.0, 1.0))
+    walk = Walk(seed, bound=bound, repeat_after=repeat_after, broken=broken, **setting)
     try:
         for _ in range(chance.randrange(5, 60)):
             walk.step()
         walk.rest()
-    except (Violation, KeyError, AssertionError) as error:
+    except MISTAKES as error:
         raise Violation(f"seed {seed}: {error!r} after {', '.join(walk.path)}") from error
 
 
@@ -322,59 +323,69 @@ def test_nothing_is_claimed_that_is_not_so_and_all_of_it_in_the_end(setting):
         walked(seed, setting)
 
 
-class KeepsTheNewer(LaneState):
+class KeepsTheNewer(Outbox):
     """What is sent again does not lower the number of what waits."""
 
-    def _take(self, evictions, number, now):
-        before = self._exact.fresh_from, self._main.fresh_from
-        super()._take(evictions, number, now)
-        self._exact.fresh_from, self._main.fresh_from = (
-            known or way.fresh_from for known, way in zip(before, (self._exact, self._main), strict=True)
-        )
+    def put(self, evictions, number, now):
+        known = self.fresh_from
+        super().put(evictions, number, now)
+        self.fresh_from = known or self.fresh_from
 
 
-class ReleasesUnordered(LaneState):
-    """Repeats that were waited for are appended as they come."""
+class AsksTheFirst(RepeatQueue):
+    """Repeats that were waited for are taken to be in the order of their numbers."""
 
-    def _repeat_at(self, moment, oldest, evictions):
-        self._due.append((moment, oldest, evictions))
-
-
-class TakesTheNewest(LaneState):
-    """A collapse of what is held stands for the newest of it alone."""
-
-    def _collapse(self, number, now, *reason):
-        super()._collapse(number, now, *reason)
-        for deferred in self._deferred:
-            deferred.oldest = deferred.number
+    @property
+    def lowest(self):
+        return self.items[0].oldest if self.items else None
 
 
-class LetsOthersAnswer(LaneState):
+class TakesTheNewest(DeferralBuffer):
+    """A collapse of what is deferred stands for the newest of it alone."""
+
+    def collapse(self, number, *args, **kwargs):
+        super().collapse(number, *args, **kwargs)
+        for queue in (self.overdue, self.waiting):
+            queue.extend([queue.popleft()._replace(oldest=number) for _ in range(len(queue))])
+
+
+class LetsOthersAnswer(DeliveryQueue):
     """A flush that stands for a purge may be covered."""
 
-    def _has_unshared(self):
+    @property
+    def has_unshared(self):
         return False
 
 
-class TellsLate(LaneState):
-    """What was held for too long is not told before it is released."""
+class SendsLate(DeferralBuffer):
+    """What was deferred for too long is not sent before it is released."""
 
-    def due(self):
-        return self._due[0][0] if self._due else None
+    @property
+    def deadline(self):
+        return None
 
-    def _collect(self, now):
-        deferred, self._deferred = self._deferred, deque()
-        super()._collect(now)
-        self._deferred = deferred
+    def pop_overdue(self, now):
+        return iter(())
 
 
-def walked_all(lane_type):
+BROKEN = {
+    "KeepsTheNewer": lambda _: {"bulk": KeepsTheNewer(), "exact": KeepsTheNewer()},
+    "AsksTheFirst": lambda schedule: {
+        "repeats": RepeatSchedule(schedule.repeat_after, schedule.follows, scheduled=AsksTheFirst())
+    },
+    "TakesTheNewest": lambda _: {"deferrals": TakesTheNewest()},
+    "LetsOthersAnswer": lambda _: {"queue_type": LetsOthersAnswer},
+    "SendsLate": lambda _: {"deferrals": SendsLate()},
+}
+
+
+def walked_all(broken):
     for seed in range(WALKS):
         for setting in reversed(SETTINGS.values()):
-            walked(seed, setting, lane_type)
+            walked(seed, setting, broken)
 
 
-@pytest.mark.parametrize("broken", [KeepsTheNewer, ReleasesUnordered, TakesTheNewest, LetsOthersAnswer, TellsLate])
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_each_mistake_is_caught(broken):
     with pytest.raises(Violation):
         walked_all(broken)

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 
-from invalidator.core.delivery import lane
-from invalidator.core.delivery.lane import LaneState
-from invalidator.core.delivery.work import older
+from invalidator.core.delivery.delivery_queue import DeliveryQueue
+from invalidator.core.delivery.outbox import Outbox
+from invalidator.core.delivery.transitions import QueueState
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.eviction import Eviction, Evictions
-from tests.support.explore import Violation, explore, lane_key
+from tests.support.explore import Violation, copied, explore, queue_key, queue_of
 
 KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
 
@@ -20,10 +20,20 @@ class World:
     """A lane, and for each thing that was put, how often the target was told of it and has answered since."""
 
     def __init__(
-        self, *, repeat_after=1.0, size=100, puts=3, debts=1, watermarks=1, ticks=2, fails=1, lane_type=LaneState
+        self,
+        *,
+        repeat_after=1.0,
+        size=100,
+        puts=3,
+        debts=1,
+        watermarks=1,
+        ticks=2,
+        fails=1,
+        lane_type=DeliveryQueue,
+        parts=None,
     ):
         self.repeat_after = repeat_after
-        self.lane = lane_type(repeat_after, size, overtakes=True)
+        self.lane = queue_of(repeat_after, size, overtakes=True, queue_type=lane_type, **(parts() if parts else {}))
         self.left = {"puts": puts, "debts": debts, "watermarks": watermarks, "ticks": ticks, "fails": fails}
         self.number, self.now = 0, 1.0
         self.things = ()  # (number, what, when it was first answered, when it was answered again)
@@ -31,12 +41,12 @@ class World:
 
     def copy(self):
         twin = copy.copy(self)
-        twin.left, twin.way, twin.lane = dict(self.left), dict(self.way), copy.copy(self.lane)
+        twin.left, twin.way, twin.lane = dict(self.left), dict(self.way), copied(self.lane)
         return twin
 
     def key(self):
         return (
-            lane_key(self.lane, self.now), *self.way.values(),
+            queue_key(self.lane, self.now), *self.way.values(),
             *((number, what, first and min(self.now - first, 1), again) for number, what, first, again in self.things),
         )  # fmt: skip
 
@@ -88,7 +98,7 @@ class World:
     def do_watermark(self):
         if not self.spend("watermarks"):
             return False
-        self.lane.watermark(self.number, self.number)
+        self.lane.add_watermark(self.number, self.number)
         return True
 
     def do_tick(self):
@@ -97,19 +107,19 @@ class World:
 
     def do_main(self):
         if self.way["main"] is None:
-            work = self.lane.take(self.now)
+            work = self.lane.next(self.now)
             self.way["main"] = work and self.about(work, "all" if work.flush else PATTERN)
         else:
-            self.lane.answer(self.now)
+            self.lane.confirm(self.now)
             self.performed("main")
-        return self.way["main"] is not None or self.lane.state is lane.State.QUIET
+        return self.way["main"] is not None or self.lane.state is QueueState.QUIET
 
     def do_exact(self):
         if self.way["exact"] is None:
-            work = self.lane.take_exact(self.now)
+            work = self.lane.next_exact(self.now)
             self.way["exact"] = work and self.about(work, KEY)
             return work is not None
-        self.lane.answer_exact(self.now)
+        self.lane.confirm_exact(self.now)
         self.performed("exact")
         return True
 
@@ -145,8 +155,8 @@ class World:
 
     def check(self):
         for number, what, first, again in self.things:
-            if first is None and number <= self.lane.answered:
-                raise Violation(f"{what} of {number} was never answered, {self.lane.answered} is claimed")
+            if first is None and number <= self.lane.confirmed:
+                raise Violation(f"{what} of {number} was never answered, {self.lane.confirmed} is claimed")
             if not again and number <= self.lane.settled and self.repeat_after:
                 raise Violation(f"{what} of {number} was not repeated, {self.lane.settled} is claimed")
             if first is None and number <= (self.lane.as_of or 0):
@@ -186,39 +196,43 @@ def test_nothing_is_claimed_that_was_not_answered(bound):
     assert explore(World(**bound)) > 100
 
 
-class Forgets(LaneState):
-    """Claims what is on its way as answered."""
+class Forgets(Outbox):
+    """Counts what is in flight as confirmed."""
 
     @property
-    def answered(self):
-        waiting = (self._pending_from, self._main.fresh_from, self._main.sent.oldest if self._main.sent else 0)
-        return min(self._latest, (older(*waiting) or self._latest + 1) - 1)
+    def unconfirmed_from(self):
+        return self.fresh_from
 
 
-class Hurries(LaneState):
+class Hurries(DeliveryQueue):
     """Asks only the last repeat how far it is."""
 
     @property
     def settled(self):
-        return min(self.answered, self._due[-1][1] - 1 if self._due else self.answered)
+        last = self.snapshot().scheduled_repeats[-1:]
+        return min([self.confirmed, *(one.oldest - 1 for one in last)])
 
 
-class Jumps(LaneState):
+class Jumps(DeliveryQueue):
     """Lets patterns overtake too."""
 
-    def _parted(self, evictions):
+    def split(self, evictions):
         return evictions, Evictions()
 
 
-class Drops(LaneState):
+class Drops(DeliveryQueue):
     """Forgets on a collapse what the collapse was for."""
 
-    def _collapse(self, number, now, *reason):
-        super()._collapse(number, now, *reason)
-        self._pending_from = number
+    def collapse(self, now, *reason):
+        super().collapse(now, *reason)
+        self.pending.fresh_from = self.latest
 
 
-@pytest.mark.parametrize("broken", [Forgets, Hurries, Jumps, Drops])
+@pytest.mark.parametrize(
+    "broken",
+    [{"parts": lambda: {"exact": Forgets()}}, {"lane_type": Hurries}, {"lane_type": Jumps}, {"lane_type": Drops}],
+    ids=["Forgets", "Hurries", "Jumps", "Drops"],
+)
 def test_each_mistake_is_caught(broken):
     bounds = (
         {"repeat_after": 0.0, "ticks": 0, "puts": 2, "debts": 0, "fails": 0},
@@ -226,72 +240,72 @@ def test_each_mistake_is_caught(broken):
         {"puts": 2, "debts": 0, "fails": 0, "watermarks": 0, "ticks": 1},
     )
     with pytest.raises(Violation):
-        sum(explore(World(lane_type=broken, **bound)) for bound in bounds)
+        sum(explore(World(**broken, **bound)) for bound in bounds)
 
 
 def test_a_flush_that_somebody_asked_for_stays_one_that_must_be():
-    state = LaneState()
-    state.require_flush("reconnect", 1, 0.0)
-    state.require_flush("asked", 2, 0.0, must=True)
-    work = state.take(0.0)
-    assert work.must
-    state.fail(0.0)
-    assert state.take(0.0).must
+    queue = DeliveryQueue()
+    queue.require_flush("reconnect", 1, 0.0)
+    queue.require_flush("asked", 2, 0.0, must=True)
+    delivery = queue.next(0.0)
+    assert delivery.must_flush
+    queue.fail(0.0)
+    assert queue.next(0.0).must_flush
 
 
 def test_a_debt_that_is_covered_is_not_repeated():
-    state = LaneState(repeat_after=1.0)
-    state.require_flush("start", 1, 0.0)
-    state.take(0.0)
-    state.answer(0.0, covered=True)
-    assert state.is_idle
-    assert state.settled == 1
+    queue = queue_of(repeat_after=1.0)
+    queue.require_flush("start", 1, 0.0)
+    queue.next(0.0)
+    queue.confirm(0.0, covered=True)
+    assert queue.is_idle
+    assert queue.settled == 1
 
 
 def test_an_ask_is_answered_when_all_before_it_is_settled_and_nothing_is_owed():
-    state = LaneState(repeat_after=1.0)
-    state.put(Evictions.of([KEY]), 1, 0.0)
-    state.ask(1, "nonce")
-    state.take(0.0)
-    assert state.answers() == []
-    state.answer(0.0)
-    assert state.answers() == []  # the repeat is missing
-    state.take(1.0)
-    state.require_flush("gap", 2, 1.0)
-    state.answer(1.0)
-    assert state.answers() == []  # a debtor excuses nobody
-    state.take(1.0)
-    state.answer(1.0, covered=True)
-    assert state.answers() == ["nonce"]
+    queue = queue_of(repeat_after=1.0)
+    queue.put(Evictions.of([KEY]), 1, 0.0)
+    queue.add_coverage_request(1, "nonce")
+    queue.next(0.0)
+    assert queue.pop_covered_requests() == []
+    queue.confirm(0.0)
+    assert queue.pop_covered_requests() == []  # the repeat is missing
+    queue.next(1.0)
+    queue.require_flush("gap", 2, 1.0)
+    queue.confirm(1.0)
+    assert queue.pop_covered_requests() == []  # a debtor excuses nobody
+    queue.next(1.0)
+    queue.confirm(1.0, covered=True)
+    assert queue.pop_covered_requests() == ["nonce"]
 
 
 def test_a_collapse_does_not_take_for_repeated_what_others_were_to_repeat_first():
-    state = LaneState(1.0, 2, follows=True)
-    state.put(Evictions({"k": None}), 1, 0.0)
-    state.take(0.0)
-    state.answer(0.0)
-    state.watermark(1, 0.5)
-    assert (state.answered, state.settled) == (1, 0)
-    state.put(Evictions({"l": None, "m": None}), 2, 0.0)
-    assert state.pending_flush == "backlog"
-    assert state.take(0.0).flush
-    state.answer(0.0)
-    assert (state.answered, state.settled, state.settled_as_of) == (2, 0, None)
-    assert state.due() is None, "the shared cache has not repeated it"
-    assert state.release(2, 2, 3.0)
-    assert state.due() == 4.0
-    assert state.take(4.0).flush == FlushReason.REPEAT
-    state.answer(4.0)
-    assert (state.settled, state.settled_as_of) == (2, 0.5)
-    assert state.is_idle
+    queue = queue_of(1.0, 2, follows=True)
+    queue.put(Evictions({"k": None}), 1, 0.0)
+    queue.next(0.0)
+    queue.confirm(0.0)
+    queue.add_watermark(1, 0.5)
+    assert (queue.confirmed, queue.settled) == (1, 0)
+    queue.put(Evictions({"l": None, "m": None}), 2, 0.0)
+    assert queue.pending_flush == "backlog"
+    assert queue.next(0.0).flush
+    queue.confirm(0.0)
+    assert (queue.confirmed, queue.settled, queue.settled_as_of) == (2, 0, None)
+    assert queue.due() is None, "the shared cache has not repeated it"
+    assert queue.release(2, 2, 3.0)
+    assert queue.due() == 4.0
+    assert queue.next(4.0).flush == FlushReason.REPEAT
+    queue.confirm(4.0)
+    assert (queue.settled, queue.settled_as_of) == (2, 0.5)
+    assert queue.is_idle
 
 
 def test_what_overtook_does_not_claim_for_what_it_overtook_while_both_wait_to_be_repeated():
-    state = LaneState(1.0, overtakes=True, follows=True)
-    state.put(Evictions.of([PATTERN]), 1, 0.0)
-    state.take(0.0)
-    state.put(Evictions.of([KEY]), 2, 0.0)
-    state.take_exact(0.0)
-    state.answer_exact(0.0)
-    state.answer(0.0)
-    assert (state.answered, state.settled) == (2, 0)
+    queue = queue_of(1.0, overtakes=True, follows=True)
+    queue.put(Evictions.of([PATTERN]), 1, 0.0)
+    queue.next(0.0)
+    queue.put(Evictions.of([KEY]), 2, 0.0)
+    queue.next_exact(0.0)
+    queue.confirm_exact(0.0)
+    queue.confirm(0.0)
+    assert (queue.confirmed, queue.settled) == (2, 0)

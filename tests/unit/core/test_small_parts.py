@@ -4,12 +4,12 @@ from hypothesis import strategies as st
 
 from invalidator.core.coordination.digest import digest
 from invalidator.core.delivery.backoff import Backoff
-from invalidator.core.delivery.lane import LaneState
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.core.rules.fields import Field, parse_field
 from invalidator.core.rules.suggest import did_you_mean, nearest
 from invalidator.core.rules.values import UNKNOWN, encodable
 from tests.strategies import texts
+from tests.support.explore import queue_of
 
 
 @given(st.integers(min_value=0, max_value=10**9), st.floats(min_value=0, max_value=1, exclude_max=True))
@@ -59,8 +59,6 @@ def test_evictions_are_a_set_in_order():
     some = Evictions.of([Eviction("key", "b"), Eviction("tag", "t"), Eviction("key", "a"), Eviction("key", "b")])
     assert list(some) == [Eviction("key", "b"), Eviction("key", "a"), Eviction("tag", "t")]
     assert len(some) == 3
-    some.clear()
-    assert not some
 
 
 def test_half_a_surrogate_pair_can_not_travel():
@@ -69,12 +67,12 @@ def test_half_a_surrogate_pair_can_not_travel():
 
 
 def test_what_a_follower_holds_is_as_old_as_the_change():
-    lane = LaneState(follows=True)
+    lane = queue_of(follows=True)
     lane.put(Evictions({"a": None}), 1, now=10.0, hold_until=13.0)
     assert lane.oldest() == 10.0
     lane.release(1, 1, now=10.5)
-    work = lane.take(10.6)
-    assert work is not None
-    assert work.since == 10.0
-    lane.answer(10.7)
+    delivery = lane.next(10.6)
+    assert delivery is not None
+    assert delivery.since == 10.0
+    lane.confirm(10.7)
     assert lane.oldest() is None

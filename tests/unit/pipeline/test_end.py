@@ -18,7 +18,7 @@ def test_what_was_being_looked_up_is_evicted_before_the_end():
         source, target, stop = MemorySource(), MemoryTarget(), asyncio.Event()
         pipeline = Pipeline(source, RuleSet([RULE], ["memory"]), [target], lookups=Slow())
         run = asyncio.create_task(pipeline.run_until(stop, lambda: 8.0))
-        await eventually(lambda: pipeline.lanes[0].state.answered)
+        await eventually(lambda: pipeline.lanes[0].queue.confirmed)
         target.store["p:slug 1"] = "old"
         source.publish([change(1)])
         await asyncio.sleep(0.01)  # half of what a lookup takes

@@ -78,7 +78,7 @@ class World:
             await self.task
 
     async def rests(self):
-        await eventually(lambda: all(lane.state.answered and lane.state.is_idle for lane in self.pipeline.lanes))
+        await eventually(lambda: all(lane.queue.confirmed and lane.queue.is_idle for lane in self.pipeline.lanes))
 
     def write(self, row):
         self.rows[row] = self.rows.get(row, 0) + 1
@@ -112,7 +112,7 @@ def test_a_late_readers_value_in_the_one_that_follows_is_evicted_by_its_repeat()
     async def main():
         async with World() as world:
             world.write(1)
-            await eventually(lambda: world.pipeline.lanes[1].state.answered == world.pipeline.number)
+            await eventually(lambda: world.pipeline.lanes[1].queue.confirmed == world.pipeline.number)
             await asyncio.sleep(REPEAT / 2)
             world.b.store |= dict.fromkeys(world.keys(1), "what a late reader had loaded")
             await asyncio.sleep(10)
@@ -163,7 +163,7 @@ def test_nothing_is_stale_in_either_whatever_the_order(bound):
             await asyncio.gather(*readers)
             await asyncio.sleep(10)
             assert not world.stale(), f"seed {seed}: {world.stale()}"
-            assert all(lane.state.is_idle for lane in world.pipeline.lanes), f"seed {seed}"
+            assert all(lane.queue.is_idle for lane in world.pipeline.lanes), f"seed {seed}"
 
     for seed in range(40):
         run_jumping(main(seed))

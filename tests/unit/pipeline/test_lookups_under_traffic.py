@@ -121,7 +121,7 @@ def test_a_question_that_waits_for_a_lookup_is_not_answered_when_its_table_has_a
         rules = RuleSet([RULE], ["memory"])
         pipeline = Pipeline(source, rules, [target], lookups=Slow(), fingerprints=FixedFingerprints())
         run = asyncio.create_task(forever(pipeline))
-        await eventually(lambda: pipeline.lanes[0].state.answered)
+        await eventually(lambda: pipeline.lanes[0].queue.confirmed)
         for gap in ([], [Gap("drift", frozenset({T}))]):
             source.publish([change(1)])
             await asyncio.sleep(0.01)  # half of what a lookup takes

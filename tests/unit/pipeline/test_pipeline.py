@@ -233,7 +233,7 @@ class TestLane:
             lane.put(keys("b"), 2)
             target.store |= {"a": "old", "b": "old"}
             target.away = False
-            await eventually(lambda: lane.state.answered == 2)
+            await eventually(lambda: lane.queue.confirmed == 2)
         assert not target.store
 
     async def test_collapses_to_a_flush_beyond_its_bound(self):
@@ -243,9 +243,9 @@ class TestLane:
         async with running(lane):
             for number in range(100):
                 lane.put(keys(f"p:{number}"), number + 1)
-            assert lane.state.snapshot().bulk.fresh <= 10
+            assert lane.queue.snapshot().bulk.fresh <= 10
             target.away = False
-            await eventually(lambda: lane.state.answered == 100)
+            await eventually(lambda: lane.queue.confirmed == 100)
         assert target.calls[0] == "flush"
 
     async def test_an_owed_flush_is_paid_before_anything_else(self):
@@ -256,7 +256,7 @@ class TestLane:
             lane.put(keys("a"), 1)
             lane.require_flush("reconnect", 2)
             target.away = False
-            await eventually(lambda: lane.state.answered == 2)
+            await eventually(lambda: lane.queue.confirmed == 2)
         assert target.calls == ["flush", "evict"]
 
     async def test_evicts_once_more_for_readers_that_were_loading(self):
@@ -264,10 +264,10 @@ class TestLane:
         lane = Lane(target, Coordinator(target, []), repeat_after=0.05)
         async with running(lane):
             lane.put(keys("a"), 1)
-            await eventually(lambda: lane.state.answered == 1)
+            await eventually(lambda: lane.queue.confirmed == 1)
             target.store["a"] = "stale fill"
             await eventually(lambda: "a" not in target.store)
-            await eventually(lambda: lane.state.is_idle)
+            await eventually(lambda: lane.queue.is_idle)
         assert target.calls == ["evict", "evict"]
 
     async def test_flushes_once_more_for_readers_that_were_loading(self):
@@ -276,7 +276,7 @@ class TestLane:
         async with running(lane):
             lane.require_flush("start", 1)
             await eventually(lambda: target.calls == ["flush", "flush"])
-            await eventually(lambda: lane.state.is_idle)
+            await eventually(lambda: lane.queue.is_idle)
         assert target.calls == ["flush", "flush"]
 
     async def test_a_gap_while_a_repeat_is_owed_is_repeated_itself(self):
@@ -326,5 +326,5 @@ class TestLane:
             await started.wait()
             lane.require_flush("reconnect", 2)
             go_on.set()
-            await eventually(lambda: lane.state.answered == 2)
+            await eventually(lambda: lane.queue.confirmed == 2)
         assert target.calls == ["flush", "flush"]

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from invalidator.core.delivery.lane import BOUND
+from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
 from invalidator.service.limits import allow_many_files, backlog, memory_limit
 
 MIB = 1 << 20
@@ -37,10 +37,10 @@ def test_the_tightest_limit_around_us_counts(tmp_path, files, limit):
 
 
 def test_what_waits_fits_into_the_memory_there_is():
-    assert backlog(1, None) == backlog(3, 4096 * MIB) == BOUND
+    assert backlog(1, None) == backlog(3, 4096 * MIB) == MAX_QUEUED_EVICTIONS
     for lanes in (1, 2, 5):
         waiting = backlog(lanes, 128 * MIB)
-        assert 50_000 < waiting < BOUND
+        assert 50_000 < waiting < MAX_QUEUED_EVICTIONS
         assert 80 * MIB + waiting * (200 + 80 * (lanes - 1)) <= 128 * MIB
     assert 0 < backlog(1, 32 * MIB) < backlog(1, 128 * MIB)  # too little to begin with, and still something
 
