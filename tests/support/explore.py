@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import cache
 
 from invalidator.core.delivery.delivery_queue import DeliveryQueue
 from invalidator.core.delivery.repeats import RepeatSchedule
@@ -60,12 +60,25 @@ def queue_of(repeat_after=0.0, max_queued=100, overtakes=False, follows=False, q
     return queue_type(max_queued, overtakes, **({"repeats": RepeatSchedule(repeat_after, follows)} | parts))
 
 
+@cache
+def names_of(part_type):
+    return tuple(field.name for field in fields(part_type))
+
+
+def shallow(part):
+    """`copy.copy` of a dataclass, several times as fast: copying is most of what exploring takes."""
+    twin = object.__new__(type(part))
+    for name in names_of(type(part)):
+        setattr(twin, name, getattr(part, name))
+    return twin
+
+
 def copied(queue):
-    """A queue's twin, which shares nothing that changes. Written out, because it is most of what exploring takes."""
-    twin = copy.copy(queue)
+    """A queue's twin, which shares nothing that changes."""
+    twin = shallow(queue)
     twin.bulk, twin.exact = copied_outbox(queue.bulk), copied_outbox(queue.exact)
     for name in ("pending", "watermarks", "requests", "deferrals", "repeats"):
-        setattr(twin, name, copy.copy(getattr(queue, name)))
+        setattr(twin, name, shallow(getattr(queue, name)))
     twin.watermarks.unconfirmed = queue.watermarks.unconfirmed.copy()
     twin.watermarks.unsettled = queue.watermarks.unsettled.copy()
     twin.requests.waiting = queue.requests.waiting.copy()
@@ -77,7 +90,7 @@ def copied(queue):
 
 
 def copied_outbox(outbox):
-    twin, sent = copy.copy(outbox), outbox.in_flight
+    twin, sent = shallow(outbox), outbox.in_flight
     twin.fresh, twin.repeats = copied_evictions(outbox.fresh), copied_evictions(outbox.repeats)
     if sent is not None:
         twin.in_flight = replace(sent, fresh=copied_evictions(sent.fresh), repeats=copied_evictions(sent.repeats))
@@ -85,7 +98,7 @@ def copied_outbox(outbox):
 
 
 def copied_repeats(queue):
-    twin = copy.copy(queue)
+    twin = shallow(queue)
     twin.lows = queue.lows.copy()
     twin.items = deque(
         one._replace(evictions=None if one.evictions is None else copied_evictions(one.evictions))
