@@ -65,8 +65,8 @@ class World:
         self.lane = pipeline.lanes[1]
 
     async def settled(self):
-        first = self.pipeline.lanes[0].state
-        await eventually(lambda: self.lane.queue.is_idle and self.lane.queue.confirmed == first.answered > 0)
+        first = self.pipeline.lanes[0].queue
+        await eventually(lambda: self.lane.queue.is_idle and self.lane.queue.confirmed == first.confirmed > 0)
 
     async def undisturbed(self, *, number=99):
         """The other lane goes on, whatever becomes of this one."""

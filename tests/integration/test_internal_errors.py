@@ -76,7 +76,7 @@ REPEAT = 1.0
 PARTS = {
     "evicting": (RedisTarget, "_evict"),
     "flushing": (RedisTarget, "_flush"),
-    "the heartbeat": (RedisTarget, "_beat"),
+    "the heartbeat": (RedisTarget, "heartbeat"),
     "presence": (RedisPeerStore, "publish"),
     "the flush lock": (RedisFlushLock, "release"),
     "settling": (FlushCoordinator, "resolve"),
