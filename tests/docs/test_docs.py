@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from pydantic import BaseModel
@@ -311,6 +312,12 @@ def test_every_file_that_documents_name_exists(repo):
     architecture = (repo / "ARCHITECTURE.md").read_text()
     for path in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.[a-z]+)?)`", architecture):
         assert (repo / "invalidator" / path).exists() or (repo / path).exists(), path
+
+
+def test_the_layers_in_the_architecture_are_the_checked_ones(repo):
+    (contract, *_) = tomllib.loads((repo / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (block,) = re.findall(r"## Layers.*?```text\n(.*?)```", (repo / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    assert block.splitlines() == contract["layers"]
 
 
 def test_the_changelog_knows_the_version(repo):
