@@ -33,9 +33,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class PartialRule(Partial[models.Rule]):
-    """A rule as far as it is valid: `value.evict` has the valid ones of its `entries`."""
+    """A rule as far as it is valid: `value.evict` has the valid ones of its `entries`.
+
+    `variables` has the names of `vars`, also when their values are not valid.
+    """
 
     path: Path
+    variables: Sequence[str]
     entries: Sequence[Entry]
 
 
@@ -132,14 +136,15 @@ def _rules(raw: Data, document: Document) -> list[PartialRule]:
 
 
 def _rule(raw: Data, path: Path, document: Document) -> PartialRule | None:
+    variables: tuple[str, ...] = ()
     entries: list[Entry] = []
-    if isinstance(raw, dict) and "evict" in raw:
-        variables = raw.get("vars")
-        names = tuple(variables) if isinstance(variables, dict) else ()
-        entries = _entries(raw["evict"], (*path, "evict"), names, document)
+    if isinstance(raw, dict):
+        named = raw.get("vars")
+        variables = tuple(named) if isinstance(named, dict) else ()
+        entries = _entries(raw["evict"], (*path, "evict"), variables, document) if "evict" in raw else []
     done = {"evict": [entry.evict for entry in entries if entry.evict is not None]}
     rule = validate(models.Rule, raw, path, document, done)
-    return None if rule is None else PartialRule(rule.value, rule.invalid, path, entries)
+    return None if rule is None else PartialRule(rule.value, rule.invalid, path, variables, entries)
 
 
 def _entries(raw: Data, path: Path, variables: tuple[str, ...], document: Document) -> list[Entry]:

@@ -76,11 +76,11 @@ def _ambiguous(rule: PartialRule, lookup: Lookup) -> list[str]:
 
 
 def _check_vars(rule: PartialRule, report: Report) -> None:
-    for name, values in rule.value.vars.items():
+    for name in rule.variables:
         path = (*rule.path, "vars", name)
         if name in WORDS:
             report(path, f'"{name}" is a built-in name of templates', "give the variable another name")
-        elif not values:
+        elif rule.has("vars") and not rule.value.vars[name]:
             report(path, "a variable without values makes no keys", "list its values")
         elif not any(_uses(entry, name) for entry in rule.entries):
             report(path, "no template of this rule uses it", f"use {{{name}}}, or remove it")

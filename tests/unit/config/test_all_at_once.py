@@ -136,6 +136,12 @@ def test_a_target_whose_format_is_not_known_hides_no_other_mistake_and_causes_no
     }
 
 
+def test_a_variable_with_a_wrong_value_may_be_unused_as_well():
+    data = copy.deepcopy(BASE)
+    data["rules"][0]["vars"] = {"lang": [["de"]]}
+    assert {path for path, _ in mistakes(data)} == {"rules[0].vars.lang", "rules[0].vars.lang[0]"}
+
+
 def places(data, path=()):
     """Every place in a document."""
     yield path
