@@ -182,9 +182,8 @@ class DeliveryQueue(QueueParts):
         if not delivery.flush:
             self._repeat_fresh(delivery, now)
         elif delivery.fresh_from is not None and not covered:
-            self.repeats.add(
-                None, min(delivery.fresh_from, delivery.repeats_from or delivery.fresh_from), delivery.number, now
-            )
+            oldest = min(delivery.fresh_from, delivery.repeats_from or delivery.fresh_from)
+            self.repeats.add(None, oldest, delivery.number, now)
         self._advance()
 
     def fail(self, now: float) -> None:
