@@ -320,6 +320,18 @@ def test_the_layers_in_the_architecture_are_the_checked_ones(repo):
     assert block.splitlines() == contract["layers"]
 
 
+def test_every_heading_that_documents_link_to_exists(repo):
+    def anchor(heading):
+        return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+    for document in [*repo.glob("*.md"), *repo.glob("docs/**/*.md")]:
+        for link, name in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+            text = (document.parent / link if link else document).read_text()
+            assert name in {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}, (
+                document.name, link, name
+            )  # fmt: skip
+
+
 def test_the_changelog_knows_the_version(repo):
     changelog = (repo / "CHANGELOG.md").read_text()
     assert f"## {__version__}" in changelog or "## Unreleased" in changelog
