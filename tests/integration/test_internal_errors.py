@@ -93,7 +93,7 @@ PARTS = {
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
     "a round of lookups": (LookupQueue, "_look_up_all"),
-    "a batch": (Pipeline, "take"),
+    "a batch": (Lanes, "put"),
     "a mark": (Pipeline, "watermark"),
     "progress": (Lanes, "advanced"),
     "opening": (NotifySource, "_listen"),
