@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from invalidator.config import models
 from invalidator.config.types import read_table
-from invalidator.core.delivery.capabilities import FORMATS, KEYS
+from invalidator.core.delivery.capabilities import CACHE_KINDS, FORMAT_KINDS
 from invalidator.core.protocol.channel import Channel, parse_text
 from invalidator.core.rules import glob
 from invalidator.core.rules.change import Table
@@ -31,7 +31,7 @@ def compile_rules(config: models.Config) -> RuleSet:
 
 def capabilities(target: models.Target) -> frozenset[Kind]:
     """The kinds of eviction that a target supports."""
-    return FORMATS[target.format] if isinstance(target, models.HookTarget) else KEYS
+    return FORMAT_KINDS[target.format] if isinstance(target, models.HookTarget) else CACHE_KINDS
 
 
 def prefixes(targets: Mapping[str, models.Target]) -> dict[str, str]:

@@ -147,12 +147,12 @@ async def test_a_hooks_message_is_as_it_is_documented(repo):
 def test_every_format_of_a_hook_is_documented_with_what_stands_in(repo):
     text = (repo / "docs/proxies.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE))
-    assert ["json", *rows] == list(reach.FORMATS)
+    assert ["json", *rows] == list(reach.FORMAT_KINDS)
     for format_, in_sync in reach.FALLBACKS.items():
         assert all(
             f"`{fallback}`" in rows[format_] or f"`fallback: {fallback}`" in rows[format_] for fallback in in_sync
         )
-    for format_, kinds in reach.FORMATS.items():
+    for format_, kinds in reach.FORMAT_KINDS.items():
         if format_ != "json":
             assert (rows[format_].split("|")[2].strip() != "-") == ("tag" in kinds), format_
 

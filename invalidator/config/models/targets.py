@@ -11,9 +11,9 @@ from pydantic import Field, SecretStr
 from invalidator.config.connection_strings import HookUrlText, RedisUrl, SentinelNode
 from invalidator.config.models.base import Model
 from invalidator.config.types import Command, HookSecret, OneOrMany, Provider, Seconds, Site
-from invalidator.core.delivery.capabilities import Fallback, Format
+from invalidator.core.delivery.capabilities import Fallback, FormatName
 
-CDN_RATES: Final[Mapping[Format, float]] = MappingProxyType({"fastly": 25.0, "cloudflare": 5.0})
+CDN_RATES: Final[Mapping[FormatName, float]] = MappingProxyType({"fastly": 25.0, "cloudflare": 5.0})
 """Requests per second that the API of a CDN accepts without end: Fastly's limit is 100,000 an hour; Cloudflare's is
 that of a small plan."""
 
@@ -118,7 +118,7 @@ class HookTarget(Model):
         description="`http://`, `https://`, or `unix:/path/of/socket:/path`. For `purge`, `xkey` and `ban`, the URL of "
         "the proxy; for `fastly` and `cloudflare`, that of the service or zone in their API: docs/proxies.md."
     )
-    format: Format = Field(
+    format: FormatName = Field(
         "json",
         description="The form of the requests. `json`: batches for a process of the application, docs/local.md. "
         "`purge`, `xkey`, `ban`: Varnish and nginx. `fastly`, `cloudflare`: their APIs, docs/proxies.md.",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MAX_EXPONENT = 64  # keeps the power finite after months of failures
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential waits with full-range jitter above a floor, so that fifty sidecars don't come back in step."""
+    """Exponential waits, in seconds. Each is drawn from its upper half, so that many sidecars do not retry in step."""
 
     first: float = 0.05
     factor: float = 2.0
     limit: float = 1.0
 
     def wait(self, failures: int, chance: float) -> float:
-        """Seconds to wait after so many failures in a row (1 or more); `chance` is uniform in [0, 1)."""
-        exponent = min(max(failures, 1) - 1, 64)
+        """Seconds to wait after this many failures in a row (1 or more); `chance` is uniform in [0, 1)."""
+        exponent = min(max(failures, 1) - 1, _MAX_EXPONENT)
         ceiling = min(self.first * self.factor**exponent, self.limit)
         return ceiling / 2 + chance * ceiling / 2

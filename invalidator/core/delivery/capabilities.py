@@ -1,4 +1,4 @@
-"""Which kinds of eviction a target can be told; of anything else it hears nothing."""
+"""Which kinds of eviction a target can carry out, and which ones it is therefore sent."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Final, Literal
 
 from invalidator.core.rules.eviction import Kind
 
-Format = Literal["json", "purge", "xkey", "ban", "fastly", "cloudflare"]
-"""How a hook is spoken to."""
+FormatName = Literal["json", "purge", "xkey", "ban", "fastly", "cloudflare"]
+"""The request format of a hook."""
 
-KEYS: Final[frozenset[Kind]] = frozenset({"key", "tag", "version", "hash"})
-"""What a cache of values is told, be it Redis or a process of the application."""
+CACHE_KINDS: Final[frozenset[Kind]] = frozenset({"key", "tag", "version", "hash"})
+"""The kinds of a cache of values: a Redis, or a cache in a process of the application."""
 
-FORMATS: Final[Mapping[Format, frozenset[Kind]]] = MappingProxyType({
-    "json": KEYS,
+FORMAT_KINDS: Final[Mapping[FormatName, frozenset[Kind]]] = MappingProxyType({
+    "json": CACHE_KINDS,
     "purge": frozenset({"url"}),
     "xkey": frozenset({"url", "tag"}),
     "ban": frozenset({"url"}),
     "fastly": frozenset({"url", "tag"}),
     "cloudflare": frozenset({"url", "tag"}),
 })  # fmt: skip
-"""What can be said in each format."""
+"""The kinds that each format can express."""
 
 Fallback = Literal["ban", "wildcard", "flush"]
-FALLBACKS: Final[Mapping[Format, tuple[Fallback, ...]]] = MappingProxyType({
+FALLBACKS: Final[Mapping[FormatName, tuple[Fallback, ...]]] = MappingProxyType({
     "purge": ("ban", "wildcard"),
     "xkey": ("ban",),
     "fastly": ("flush",),
 })  # fmt: skip
-"""What may stand in, in formats that can't say a pattern of URLs."""
+"""What may replace a pattern of URLs, in the formats that have no patterns."""

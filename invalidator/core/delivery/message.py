@@ -1,7 +1,7 @@
-"""What a cache in a process of the application is told: names in lists, small enough for one message each.
+"""Messages to local caches: names in lists, small enough for one request each.
 
-A `version` and the field of a `hash` are names among the keys (`hash#field`); what is unknown is a pattern. A tag that
-is unknown can't be said as names: whoever holds values by tags has to drop all of them.
+A `version` is a name among the keys, and so is the field of a `hash` (`hash#field`). An unknown name is a pattern. An
+unknown tag cannot be a name: a local cache has no patterns of tags, so it has to be flushed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 from invalidator.core.rules import glob
 from invalidator.core.rules.eviction import Eviction, Evictions
 
-MOST: Final = 60_000
+MAX_MESSAGE_BYTES: Final = 60_000
 """Bytes of names in one message: common servers refuse bodies over 100 kB."""
 
-_WORST: Final = 6
-"""Bytes that a character may take in JSON."""
+_MAX_BYTES_OF_CHARACTER: Final = 6
+"""JSON may write a character as a `u` escape: a backslash, a `u` and four digits."""
 
 
 @dataclass(slots=True)
@@ -33,26 +33,27 @@ class Message:
     def lists(self) -> dict[str, list[str]]:
         return {"keys": self.keys, "patterns": self.patterns, "tags": self.tags}
 
-    def about(self, prefixes: tuple[str, ...]) -> Message:
-        """What of it may be about names with one of these in front."""
+    def with_prefixes(self, prefixes: tuple[str, ...]) -> Message:
+        """The names that start with one of these prefixes, and the patterns that may match such a name."""
         return Message(
             [key for key in self.keys if key.startswith(prefixes)],
-            [pattern for pattern in self.patterns if _may_begin(glob.anchor(pattern), prefixes)],
+            [pattern for pattern in self.patterns if _may_match(glob.anchor(pattern), prefixes)],
             [tag for tag in self.tags if tag.startswith(prefixes)],
         )
 
 
 def messages(evictions: Evictions) -> list[Message] | None:
-    """The messages that say these evictions; None where only a flush can."""
+    """These evictions as messages; None where only a flush can express them."""
     if any(one.kind == "tag" and one.glob for one in evictions.others):
         return None
-    made, size = [Message()], 0
+    made = [Message()]
+    size = 0
     for one in evictions:
         kind, name = _named(one)
-        cost = len(name) * _WORST
-        if cost > MOST:
+        cost = len(name) * _MAX_BYTES_OF_CHARACTER
+        if cost > MAX_MESSAGE_BYTES:
             return None
-        if size + cost > MOST:
+        if size + cost > MAX_MESSAGE_BYTES:
             made.append(Message())
             size = 0
         getattr(made[-1], kind).append(name)
@@ -68,5 +69,5 @@ def _named(one: Eviction) -> tuple[str, str]:
     return "keys", f"{one.key}#{one.field}" if one.field else one.key
 
 
-def _may_begin(anchor: str, prefixes: tuple[str, ...]) -> bool:
+def _may_match(anchor: str, prefixes: tuple[str, ...]) -> bool:
     return anchor.startswith(prefixes) or any(prefix.startswith(anchor) for prefix in prefixes)

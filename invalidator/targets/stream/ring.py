@@ -80,7 +80,7 @@ class Ring:
     def _about(self, event: Event, prefixes: tuple[str, ...]) -> bytes:
         if not prefixes or event.told is None:
             return event.frame
-        return self._evicting(event.seq, event.told.about(prefixes))
+        return self._evicting(event.seq, event.told.with_prefixes(prefixes))
 
     def _evicting(self, seq: int, told: Message) -> bytes:
         """The event that says these names; nothing for none."""

@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.core.delivery.message import MOST, Message, messages
+from invalidator.core.delivery.message import MAX_MESSAGE_BYTES, Message, messages
 from invalidator.core.rules.eviction import Eviction, Evictions
 
 
@@ -27,7 +27,7 @@ def test_every_kind_has_its_list():
     assert made == [Message(["k", "v", "h#f"], ["p:*", r"h:*#f\*"], ["t"])]
 
 
-def test_an_unknown_tag_can_only_be_said_by_a_flush():
+def test_an_unknown_tag_takes_a_flush():
     assert messages(Evictions.of([Eviction("key", "k"), Eviction("tag", "t:*", glob=True)])) is None
 
 
@@ -36,11 +36,11 @@ def test_nothing_is_no_message():
 
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=40), st.integers(1, 400))
-def test_all_names_are_said_in_messages_that_fit(words, times):
+def test_all_names_are_in_messages_that_fit(words, times):
     keys = dict.fromkeys(word * times for word in words)
     made = messages(Evictions(keys))
     if made is None:
-        assert max(map(len, keys)) * 6 > MOST
+        assert max(map(len, keys)) * 6 > MAX_MESSAGE_BYTES
         return
     assert [key for one in made for key in one.keys] == list(keys)
-    assert all(len(json.dumps(one.keys)) < 2 * MOST for one in made)
+    assert all(len(json.dumps(one.keys)) < 2 * MAX_MESSAGE_BYTES for one in made)
