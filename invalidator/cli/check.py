@@ -6,7 +6,8 @@ import json
 
 import click
 
-from invalidator.cli.options import config_option, load_config, output_option, refuse_windows
+from invalidator.cli.options import config_option, load_config, refuse_windows
+from invalidator.cli.output import output_option
 from invalidator.errors import AwayError, sentence
 
 _COLORS = {"ok": "green", "note": "cyan", "finding": "red", "away": "yellow"}

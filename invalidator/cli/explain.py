@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from invalidator.cli.options import config_option, load_config, output_option
+from invalidator.cli.options import config_option, load_config
+from invalidator.cli.output import output_option
 from invalidator.config.compile import compile_rules
 from invalidator.config.row_input import change_from_input, find_table
 from invalidator.core.rules.change import OPS, Op

@@ -29,29 +29,22 @@ def config_option(command: F) -> F:
     )(command)
 
 
-def output_option(command: F) -> F:
-    """`-o table|json`."""
-    return click.option(
-        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
-    )(command)
-
-
 def refuse_windows(command: str) -> None:
-    """Say in a line that a command needs what Windows does not have: signals, or sockets that a loop can watch."""
+    """Refuse to run on Windows, which lacks the signals and the pollable sockets that the command needs."""
     if sys.platform == "win32":
         raise UsageError(
-            f"invalidator {command} does not run on Windows", todo="run it in WSL, or in a container of Linux"
+            f"invalidator {command} does not run on Windows", todo="run it in WSL, or in a Linux container"
         )
 
 
 def started() -> None:
-    """What a command that lives on calls when it has imported all it needs."""
+    """Resume garbage collection. A long-running command calls this after its imports: see `main`."""
     gc.freeze()
     gc.enable()
 
 
 def load_config(config_file: str | None) -> Config:
-    """Read the configuration that the command line, or the environment, names."""
+    """Read the configuration named on the command line or in the environment."""
     from invalidator.config.load import load
 
     return load(config_file, os.environ)

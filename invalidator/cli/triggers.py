@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invalidator.cli.options import config_option, load_config, output_option
+from invalidator.cli.options import config_option, load_config
+from invalidator.cli.output import output_option
 from invalidator.config.compile import compile_rules
 from invalidator.errors import AwayError, RefusedError, UsageError
 

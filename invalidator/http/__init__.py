@@ -1,1 +1,1 @@
-"""What we can be asked over HTTP."""
+"""The HTTP listeners: the API and the probes."""

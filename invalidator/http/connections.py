@@ -1,13 +1,13 @@
-"""What the connections of a listener may cost us: descriptors, and for how long.
+"""Limits on the connections of a listener: how many, and for how long.
 
-Whoever reaches a port can open connections to it. Each takes a descriptor, and with none left neither PostgreSQL nor
-Redis can be reached anew: a flood of half-open requests would turn a short outage into a long one. So
+Each connection takes a file descriptor. Without a free descriptor the sidecar can connect neither to PostgreSQL nor to
+Redis, so a flood of half-open requests would turn a short outage into a long one. Therefore:
 
-- a new connection has `HEADERS` seconds to send a whole request head, and an idle one is closed after `KEEP_ALIVE`;
-- a listener has at most `most` connections. One more takes the place of the one that has gone longest without a request
-  to serve, so a probe is answered in the middle of a flood. Where all are being served, the new one is refused.
+- A new connection must send a whole request head within `HEADER_TIMEOUT`, and an idle one is closed after `KEEP_ALIVE`.
+- A listener has at most `limit` connections. One more replaces the connection that has been idle longest, so a probe is
+  answered in the middle of a flood. When every connection is serving a request, the new one is refused.
 
-A connection that is being served, such as a reader's of the stream, is never closed from here, however long it lasts.
+A connection that is serving a request, such as that of a stream's reader, is never closed here, however long it lasts.
 """
 
 from __future__ import annotations
@@ -22,90 +22,92 @@ from aiohttp import web
 from invalidator import clock
 from invalidator.logs import Log
 
-HEADERS: Final = 5.0
+HEADER_TIMEOUT: Final = 5.0
 KEEP_ALIVE: Final = 75.0
-_LINGERING: Final = 2.0
-"""Seconds for which the rest of a body is read that nobody wants."""
+_LINGERING_TIME: Final = 2.0
+"""Seconds for which the unread rest of a body is read before the connection is closed."""
 
-_OURS: Final = 64
-"""Descriptors for all else: PostgreSQL, Redis, hooks, logs."""
+_RESERVED_FILES: Final = 64
+"""Descriptors for everything else: PostgreSQL, Redis, hooks, logs."""
 
-_MOST_PROBES: Final = 128
-_MOST: Final = 10_240
-_SAY_EVERY: Final = 60.0
+_MAX_PROBE_CONNECTIONS: Final = 128
+_MAX_API_CONNECTIONS: Final = 10_240
+_LOG_EVERY: Final = 60.0
 _log: Final = Log()
 
 
-def shares(files: int | None = None) -> tuple[int, int]:
-    """How many connections the probes may have, and how many the API, out of the files that we may have open.
+def connection_limits(files: int | None = None) -> tuple[int, int]:
+    """The limits of the probes and of the API, from the number of files that the process may have open.
 
-    A listener takes as many again at a time from the kernel, before it can refuse them.
+    Half of the descriptors stay free: a listener may accept a whole backlog before it can refuse any of it.
     """
     if files is None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = (_MOST + _MOST_PROBES if files == resource.RLIM_INFINITY else max(files - _OURS, 0)) // 2
-    probes = max(min(_MOST_PROBES, free // 4), 4)
-    return probes, max(min(_MOST, free - probes), 4)
+    wanted = _MAX_API_CONNECTIONS + _MAX_PROBE_CONNECTIONS
+    free = (wanted if files == resource.RLIM_INFINITY else max(files - _RESERVED_FILES, 0)) // 2
+    probes = max(min(_MAX_PROBE_CONNECTIONS, free // 4), 4)
+    return probes, max(min(_MAX_API_CONNECTIONS, free - probes), 4)
 
 
 class Connection(web.RequestHandler):
-    """One connection; `serving` while a handler is at work on a request of it."""
+    """One connection; `serving` while a handler works on its request."""
 
-    __slots__ = ("_impatient", "_listener", "serving")
+    __slots__ = ("_header_timer", "_listener", "serving")
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(
             listener.server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEP_ALIVE,
-            lingering_time=_LINGERING,
-            access_log=None,  # type: ignore[arg-type]  # which is how it is turned off
+            lingering_time=_LINGERING_TIME,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off
         )
         self._listener = listener
-        self._impatient: asyncio.TimerHandle | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
         self.serving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._listener.open[self] = None
-        self._impatient = asyncio.get_running_loop().call_later(HEADERS, self.force_close)
+        self._header_timer = asyncio.get_running_loop().call_later(HEADER_TIMEOUT, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._listener.open.pop(self, None)
-        self._calm()
+        self._cancel_header_timer()
         super().connection_lost(exc)
 
     def begin(self) -> None:
-        """A whole head has come, and is served from now on."""
-        self._calm()
+        """A whole request head has arrived, and its handler starts."""
+        self._cancel_header_timer()
         self.serving = True
 
     def end(self) -> None:
-        """It is served: the connection is idle, and the last to be closed for that."""
+        """The handler has ended: the connection is idle, and the last candidate to be closed."""
         self.serving = False
         if self in self._listener.open:
             del self._listener.open[self]
             self._listener.open[self] = None
 
-    def _calm(self) -> None:
-        if self._impatient is not None:
-            self._impatient.cancel()
-            self._impatient = None
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
 
 class Listener:
-    """Makes the protocol of each connection of one listener."""
+    """The protocol factory of one listener."""
 
-    def __init__(self, name: str, server: web.Server, most: int) -> None:
+    def __init__(self, name: str, server: web.Server, limit: int) -> None:
         self.server = server
         self.open: dict[Connection, None] = {}
-        """By age: the one that was served last is the last."""
+        """Ordered by when their last request ended, the most recent last."""
 
-        self._name, self._most, self._said = name, most, 0.0
+        self._name, self._limit = name, limit
+        self._logged_at: float | None = None
 
     def __call__(self) -> asyncio.Protocol:
-        if len(self.open) >= self._most:
-            self._say()
+        if len(self.open) >= self._limit:
+            self._log_limit()
             idle = next((connection for connection in self.open if not connection.serving), None)
             if idle is None:
                 return _Refused()
@@ -113,15 +115,15 @@ class Listener:
             idle.force_close()
         return Connection(self)
 
-    def _say(self) -> None:
+    def _log_limit(self) -> None:
         now = clock.now()
-        if not self._said or now > self._said + _SAY_EVERY:
-            self._said = now
+        if self._logged_at is None or now > self._logged_at + _LOG_EVERY:
+            self._logged_at = now
             _log.warning(
                 "connection_limit_reached",
                 "the listener has too many connections; the oldest idle ones are closed",
                 listener=self._name,
-                limit=self._most,
+                limit=self._limit,
             )
 
 
@@ -132,10 +134,10 @@ class _Refused(asyncio.Protocol):
 
 
 @web.middleware
-async def notice(
+async def track_request(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Let a connection know that a request of it is being served."""
+    """Mark the connection as serving while the handler runs."""
     connection = request.protocol
     assert isinstance(connection, Connection)
     connection.begin()

@@ -1,9 +1,11 @@
-"""Who may ask: checks that stand before every route.
+"""Checks before every route: the bearer token, and protection against requests from foreign web pages.
 
-A page in some browser on this machine can send us requests, though it may not read the answers; with a name that it
-makes point here (DNS rebinding) it could read them too. So every route refuses a Host that is a name other than our
-own (and those of `listen.hosts`), and the Origin of another page, and what a browser says another page asks for, be it
-only to hold a stream open. A body that a plain form could send is refused as well.
+A web page in a browser on this machine can send requests to the sidecar, although it may not read the responses. With a
+DNS name of its own that resolves to this address (DNS rebinding) it could read them too. So every route refuses
+
+- a Host that is a name other than `localhost`, the listening address or one of `listen.hosts`;
+- a foreign Origin, and a request that the browser marks as sent by another site, which could hold streams open;
+- a body with a content type that an HTML form can send.
 """
 
 from __future__ import annotations
@@ -16,46 +18,48 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from invalidator.http.bodies import failure
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def guard(address: str, token: str = "", hosts: Collection[str] = ()) -> Middleware:
-    """The checks for what listens at this address."""
+    """The checks for the listener at this address."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not address.startswith("unix:") and not is_ours(request.host, address, hosts):
-            raise _refusal(web.HTTPForbidden, "a foreign Host; name it in listen.hosts if it is ours")
+        if not address.startswith("unix:") and not is_own_host(request.host, address, hosts):
+            raise failure(web.HTTPForbidden, "the Host header has a foreign name; add it to listen.hosts to allow it")
         origin = request.headers.get("Origin")
-        if (origin is not None and _place(origin) != request.host) or _is_from_elsewhere(request):
-            raise _refusal(web.HTTPForbidden, "a foreign Origin")
+        if (origin is not None and _host_and_port(origin) != request.host) or _is_cross_site(request):
+            raise failure(web.HTTPForbidden, "the request comes from another site")
         if request.can_read_body and request.content_type != "application/json":
-            raise _refusal(web.HTTPUnsupportedMediaType, "send application/json")
+            raise failure(web.HTTPUnsupportedMediaType, "the content type must be application/json")
         if token and not hmac.compare_digest(
             request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
         ):
-            raise _refusal(web.HTTPUnauthorized, "send the token: Authorization: Bearer ...")
+            raise failure(web.HTTPUnauthorized, "the token is missing or wrong; send Authorization: Bearer TOKEN")
         return await handler(request)
 
     return check
 
 
-def _is_from_elsewhere(request: web.Request) -> bool:
-    """Whether a browser says that another page asks; somebody who follows a link to us is welcome."""
+def _is_cross_site(request: web.Request) -> bool:
+    """Whether the browser says that another site sent the request. Following a link to this address is allowed."""
     site, mode = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Sec-Fetch-Mode", "")
     return site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET")
 
 
-def _place(origin: str) -> str | None:
-    """The host and the port of an origin; None where it is none."""
+def _host_and_port(origin: str) -> str | None:
+    """The host and port of an origin; None when it is not a valid one."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
         return None
 
 
-def is_ours(host: str, address: str, hosts: Collection[str] = ()) -> bool:
-    """Whether a Host header names us: an address, localhost, the name that we listen on, or one that we were given."""
+def is_own_host(host: str, address: str, hosts: Collection[str] = ()) -> bool:
+    """Whether a Host header is an IP address, localhost, the listening address or one of `hosts`."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -67,7 +71,3 @@ def is_ours(host: str, address: str, hosts: Collection[str] = ()) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _refusal(kind: type[web.HTTPException], why: str) -> web.HTTPException:
-    return kind(text=f'{{"error": "{why}"}}\n', content_type="application/json")

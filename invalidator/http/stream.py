@@ -1,7 +1,7 @@
-"""A reader of the stream: one request that is answered for as long as it lasts.
+"""The connection of one reader of the stream: a response that ends only with the connection.
 
-The headers are aiohttp's; what follows is written to the transport as chunks of our own, because a task for each of a
-thousand readers would cost more than what is said to them.
+aiohttp sends the headers. The events are written to the transport directly, as chunks: one task for each of a thousand
+readers would cost more than the events themselves.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # nginx
 }
-_PREFIXES: Final = 100
+MAX_PREFIXES: Final = 100
 _SEND_BUFFER: Final = 131_072
-_SILENCE: Final = 10_000
-"""Milliseconds for which what is sent may go unacknowledged."""
+_UNACKNOWLEDGED: Final = 10_000
+"""Milliseconds for which sent data may stay unacknowledged."""
 
 
 class Reader:
-    """A connection, as the stream sees it."""
+    """The `Reader` that the stream target writes to."""
 
     def __init__(self, transport: asyncio.Transport, *, in_chunks: bool = True) -> None:
         self._transport, self._in_chunks = transport, in_chunks
-        _bound(transport.get_extra_info("socket"))
+        _limit(transport.get_extra_info("socket"))
         self.ended = asyncio.Event()
 
     def write(self, data: bytes) -> None:
@@ -49,21 +49,23 @@ class Reader:
         self.ended.set()
 
 
-def _bound(line: socket.socket) -> None:
-    """Bound what a reader that is gone, or does not read, costs the kernel, and how long it goes unnoticed."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-    if line.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE)
+def _limit(connection: socket.socket) -> None:
+    """Limit the kernel memory of a reader that does not read, and the time until a lost one is noticed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
 
 
 def prefixes_of(request: web.Request) -> list[str] | None:
-    """The beginnings of names that a reader is interested in; None when they can't be what is meant."""
+    """The key prefixes that the reader asks for; None when they are too many or not encodable."""
     prefixes = request.query.getall("prefix", [])
-    return None if len(prefixes) > _PREFIXES or not all(map(encodable, prefixes)) else [one for one in prefixes if one]
+    return (
+        None if len(prefixes) > MAX_PREFIXES or not all(map(encodable, prefixes)) else [one for one in prefixes if one]
+    )
 
 
 async def until_ended(reader: Reader, ending: asyncio.Event) -> None:
-    """Until the stream lets it go, or we end."""
+    """Wait until the stream ends the reader, or the server closes."""
     waiting = [asyncio.ensure_future(one.wait()) for one in (reader.ended, ending)]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

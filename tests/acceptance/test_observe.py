@@ -182,7 +182,7 @@ def test_it_never_passes_for_a_sidecar_that_evicts(home, db, cache, dsn, redis_u
         for command in (["wait"], ["purge", "p:1"]):
             done = home(*command)
             assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-            assert "it observes (run --observe): nothing is evicted, only counted" in done.stderr
+            assert "the sidecar observes (run --observe): evictions are counted, not carried out" in done.stderr
         assert home("status").returncode == 1
         assert home("health", "--ready").stdout == OBSERVING + "\n"
         assert home("health", "--started").stdout == "started\n"

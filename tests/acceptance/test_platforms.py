@@ -29,7 +29,7 @@ def test_what_windows_can_not_run_is_said_in_a_line(home, command):  # noqa: F81
     done = elsewhere("win32", command, *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"invalidator {command} does not run on Windows; run it in WSL, or in a container of Linux\n"
+        f"invalidator {command} does not run on Windows; run it in WSL, or in a Linux container\n"
     )
 
 

@@ -104,11 +104,11 @@ def test_the_commands_that_ask_a_running_sidecar(home, db, cache):
         assert names(cache) == {"p:2", "list:z:b", "mine", "your:1", "your:2"}
 
         done = home("purge", "mine", "--pattern", "your:*")
-        assert (done.returncode, done.stdout) == (0, "2 evictions answered for\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "2 evictions completed\n"), done.stderr
         assert names(cache) == {"p:2", "list:z:b"}
         assert home("purge", "--table", "products", "--id", "2").returncode == 0
         assert names(cache) == set()
-        assert home("purge", "--table", "products", "--pk", "2").stdout == "2 evictions answered for\n"
+        assert home("purge", "--table", "products", "--pk", "2").stdout == "2 evictions completed\n"
         cache.mset({"p:9": "x", "other": "x"})
         assert home("flush").stdout == "flushed\n"
         assert names(cache) == {"other"}
@@ -133,11 +133,11 @@ def test_what_can_not_be_purged_is_said_in_a_line(home):
     with home.running():
         for arguments, code, said in (
             ([], 2, "nothing to purge"),
-            (["--id", "1"], 2, "--id is of no table"),
-            (["--pk", "1"], 2, "--pk is of no table"),
+            (["--id", "1"], 2, "--id needs a table"),
+            (["--pk", "1"], 2, "--pk needs a table"),
             (["--table", "product", "--id", "1"], 1, 'no rule is about a table "product"; did you mean "products"?'),
-            (["--pattern", "*"], 1, "would sweep every key"),
-            (["--url", "products/1"], 1, '"products/1" is no path; begin it with /'),
+            (["--pattern", "*"], 1, "would match every key"),
+            (["--url", "products/1"], 1, '"products/1" is not a path; start it with /'),
         ):
             done = home("purge", *arguments)
             assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
@@ -159,9 +159,9 @@ def test_tail_shows_what_is_heard_and_evicted(home, db):
         (key, pattern) = record["evict"]["cache"]["keys"]
         assert (key[:6], pattern) == ("s:1:p:", "s:1:list:*:n")
         done = home("purge", "s:1:p:1", "q:1")
-        assert done.stdout == "2 evictions answered for\n"
+        assert done.stdout == "2 evictions completed\n"
         (note,) = done.stderr.splitlines()
-        assert note == 'note: target cache puts its prefix "s:1:" before "s:1:p:1" all the same; leave it out'
+        assert note == 'note: target cache adds its prefix "s:1:" to "s:1:p:1", which starts with it; leave it out'
 
 
 def select(stream):

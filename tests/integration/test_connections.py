@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from invalidator.embedded.workspace import free_port
-from invalidator.http import connections, server
+from invalidator.http import bodies, connections, server
 from invalidator.targets.stream import StreamTarget
 from tests.acceptance.test_run import Home, home  # noqa: F401
 from tests.support import eventually, until
@@ -19,7 +19,7 @@ from tests.support.listening import Listener, served
 
 @pytest.fixture
 def hurried(monkeypatch):
-    for module, name in ((connections, "HEADERS"), (connections, "KEEP_ALIVE"), (server, "BODY")):
+    for module, name in ((connections, "HEADER_TIMEOUT"), (connections, "KEEP_ALIVE"), (bodies, "BODY_TIMEOUT")):
         monkeypatch.setattr(module, name, 0.4)
 
 
@@ -75,7 +75,7 @@ async def half_open(port, number):
 
 
 async def test_a_full_listener_closes_idle_connections_for_new_ones_and_never_a_reader(monkeypatch):
-    monkeypatch.setattr(server, "shares", lambda: (4, 4))
+    monkeypatch.setattr(server, "connection_limits", lambda: (4, 4))
     async with StreamTarget("local", stale_after=6.0) as stream, served(stream) as port:
         readers = [Listener(port) for _ in range(3)]
         async with readers[0].reading(), readers[1].reading(), readers[2].reading():
@@ -96,7 +96,7 @@ async def test_a_full_listener_closes_idle_connections_for_new_ones_and_never_a_
 
 @pytest.mark.parametrize("files", [0, 20, 64, 100, 200, 256, 1024, 65_536, 1 << 20])
 def test_both_listeners_together_leave_descriptors_for_everything_else(files):
-    probes, api = connections.shares(files)
+    probes, api = connections.connection_limits(files)
     assert min(probes, api) >= 4
     if files >= 100:
         assert 2 * (probes + api) + 64 <= files, "once open, and once on its way in"

@@ -32,7 +32,7 @@ from invalidator.core.delivery.watermarks import Watermarks
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.errors import SourceLost
-from invalidator.http.guard import is_ours
+from invalidator.http.guard import is_own_host
 from invalidator.http.server import Server
 from invalidator.lookups import PostgresLookups
 from invalidator.metrics import LaneMetrics, Metrics
@@ -297,7 +297,7 @@ async def test_a_request_that_fails_inside_is_answered_500_and_counted(dsn, redi
                 assert await response.json() == {"error": "internal error: KeyError: 'x'"}
             async with session.get("http://localhost/v1/status", headers={"Origin": "http://[x"}) as response:
                 assert response.status == 403
-            assert not is_ours("[x", "127.0.0.1:9911")
+            assert not is_own_host("[x", "127.0.0.1:9911")
             async with session.post("http://localhost/v1/barrier", json={}) as response:
                 assert response.status == 200
         assert counted(sidecar)["http"] == 1

@@ -216,12 +216,12 @@ async def test_a_reader_of_the_last_life_flushes():
 async def test_what_is_no_stream_is_said(stream):
     async with served(stream, StreamTarget("other")) as port, aiohttp.ClientSession() as session:
         for query, status, said in (
-            ("?target=nope", 404, "no stream of this name; known: local, other"),
-            ("", 400, "several streams; say which: ?target=local or other"),
+            ("?target=nope", 404, "no stream has this name; known: local, other"),
+            ("", 400, "there are several streams; name one: ?target=local or other"),
             (
                 "?target=local&" + "&".join(["prefix=p"] * 101),
                 400,
-                "prefix: write the beginnings of names, 100 at most",
+                "prefix: give at most 100, each the start of a key",
             ),
         ):
             async with session.get(f"http://127.0.0.1:{port}/v1/stream{query}") as answer:
