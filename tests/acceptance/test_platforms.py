@@ -28,9 +28,7 @@ def test_what_windows_can_not_run_is_said_in_a_line(home, command):  # noqa: F81
     options = [] if command == "demo" else ["-c", home.file]
     done = elsewhere("win32", command, *options)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"invalidator {command} does not run on Windows; run it in WSL, or in a Linux container\n"
-    )
+    assert done.stderr == (f"invalidator {command} does not run on Windows; run it in WSL, or in a Linux container\n")
 
 
 def test_a_unix_socket_on_windows_is_said_in_a_line(home):  # noqa: F811
