@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, suppress
 import redis
 from hiredis import Reader, pack_command
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
 
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.core.rules.change import Change, Table
@@ -110,16 +111,36 @@ def raw(port, packed):
         return time.perf_counter() - started
 
 
+async def pipelined(port, packed):
+    """The same on a connection of redis-py: what a pipeline could do at best."""
+    connection = Connection(port=port, protocol=2, socket_timeout=None)
+    await connection.connect()
+    waiting, started = 0, time.perf_counter()
+    for command in packed:
+        if waiting == 4:
+            await connection.read_response()
+            waiting -= 1
+        await connection.send_packed_command(command, check_health=False)
+        waiting += 1
+    for _ in range(waiting):
+        await connection.read_response()
+    took = time.perf_counter() - started
+    await connection.disconnect()
+    return took
+
+
 async def keys(server):
     names = [f"p:{number}" for number in range(KEYS)]
     shuffled = random.Random(1).sample(names, KEYS)
     packed = [pack_command(("UNLINK", *shuffled[start : start + 500])) for start in range(0, KEYS, 500)]
     changes = [Change(T, "insert", None, {"id": name[2:]}) for name in shuffled]
-    took = {"raw": [], "keys": [], "changes": []}
+    took = {"raw": [], "redis-py": [], "keys": [], "changes": []}
     async with Lane(server).running() as lane:
         for _ in range(ROUNDS):
             fill(server, names)
             took["raw"].append(raw(server.port, packed))
+            fill(server, names)
+            took["redis-py"].append(await pipelined(server.port, packed))
             fill(server, names)
             evictions = Evictions(dict.fromkeys(shuffled))
             started = time.perf_counter()
@@ -137,7 +158,13 @@ async def keys(server):
         profile.disable()
     print(f"{KEYS:,} keys, best and median of {ROUNDS}, in turns")
     limit = took["raw"]
-    for name, title in (("raw", "raw, packed beforehand"), ("keys", "rendered keys"), ("changes", "changes")):
+    titles = {
+        "raw": "raw, packed beforehand",
+        "redis-py": "the same by redis-py",
+        "keys": "rendered keys",
+        "changes": "changes",
+    }
+    for name, title in titles.items():
         ratios = sorted(before / after for before, after in zip(limit, took[name], strict=True))
         best, middle = min(took[name]), statistics.median(took[name])
         print(
@@ -155,21 +182,29 @@ async def keys(server):
 async def latency(server):
     client = Redis.from_url(server.url)
     await client.ping()
-    theirs, ours = [], []
+    took, processor = (
+        {"redis-py unlink": [], "an idle lane": []},
+        dict.fromkeys(("redis-py unlink", "an idle lane"), 0.0),
+    )
+
+    async def measured(name, call):
+        started, used = time.perf_counter(), time.process_time()
+        await call
+        took[name].append(time.perf_counter() - started)
+        processor[name] += time.process_time() - used
+
     async with Lane(server).running() as lane:
         for number in range(LATENCIES):
-            started = time.perf_counter()
-            await client.unlink(f"p:{number}")
-            theirs.append(time.perf_counter() - started)
-            evictions = Evictions({f"p:{number}": None})
-            started = time.perf_counter()
-            await lane.evicted(evictions)
-            ours.append(time.perf_counter() - started)
+            await measured("redis-py unlink", client.unlink(f"p:{number}"))
+            await measured("an idle lane", lane.evicted(Evictions({f"p:{number}": None})))
     await client.aclose()
-    for name, took in (("redis-py unlink", theirs), ("an idle lane", ours)):
-        took.sort()
-        print(f"  {name:18} p50 {ms(took[len(took) // 2])}  p99 {ms(took[len(took) * 99 // 100])}")
-    print(f"  ratio p50 {statistics.median(ours) / statistics.median(theirs):.2f}")
+    for name, times in took.items():
+        times.sort()
+        used = f"processor {processor[name] / LATENCIES * 1e6:.0f} us"
+        print(f"  {name:18} p50 {ms(times[len(times) // 2])}  p99 {ms(times[len(times) * 99 // 100])}  {used}")
+    theirs, ours = (statistics.median(times) for times in took.values())
+    used = processor["an idle lane"] / processor["redis-py unlink"]
+    print(f"  ratio p50 {ours / theirs:.2f}, processor {used:.2f}")
 
 
 async def patterns(server):

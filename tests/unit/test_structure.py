@@ -15,12 +15,9 @@ TOO_LONG: set[str] = set()
 LEFT = {
     "tests/deploy/test_systemd.py",
     "tests/integration/test_after.py",
-    "tests/integration/test_alive_key.py",
     "tests/integration/test_faults.py",
     "tests/integration/test_internal_errors.py",
     "tests/integration/test_many_sidecars.py",
-    "tests/integration/test_redis_faults.py",
-    "tests/integration/test_redis_topologies.py",
     "tests/integration/test_sessions.py",
 }
 """Tests that still read private names; the list only shrinks."""
