@@ -41,16 +41,16 @@ def explore(first):
                 twin.check()
                 twin.copy().rest(rested)
             except MISTAKES as error:
-                raise Violation(f"{error!r} after: {told((path, name, number))}") from error
+                raise Violation(f"{error!r} after: {described((path, name, number))}") from error
             waiting.append((twin, (path, name, number)))
     return len(seen)
 
 
-def told(way):
-    """The moves of a way, each of which knows the one before."""
+def described(path):
+    """The moves of a path; each step holds the one before."""
     steps = []
-    while way:
-        way, name, number = way
+    while path:
+        path, name, number = path
         steps.append(name if number is None else f"{name} {number}")
     return ", ".join(reversed(steps))
 
@@ -116,8 +116,8 @@ def queue_key(queue, now):
     one = queue.snapshot()
     return (
         one.state, one.latest, one.as_of, one.settled_as_of, one.pending,
-        *((bool(way.fresh), bool(way.repeats), way.fresh_from, way.repeats_from, in_flight_key(way.in_flight))
-          for way in (one.bulk, one.exact)),
+        *((bool(box.fresh), bool(box.repeats), box.fresh_from, box.repeats_from, in_flight_key(box.in_flight))
+          for box in (one.bulk, one.exact)),
         one.blocked_repeats,
         tuple((max(due - now, 0), oldest, is_flush) for due, oldest, is_flush in one.scheduled_repeats),
         *(tuple((d.number, max(d.deadline - now, 0), d.is_flush, bool(d.size)) for d in deferred)

@@ -50,10 +50,10 @@ class Setting:
     warm: bool = False  # begin at rest, connected
     durable: bool = False  # the source keeps a log, and resumes after the position that was confirmed
     size: int = 100  # the lanes' bound
-    overtakes: bool = False  # exact keys have a way of their own, which is served when the other has nothing
+    overtakes: bool = False  # exact keys have their own outbox, which is served when the other has nothing
     coarse: bool = False  # a target performs and answers in one move, and nobody is slow: for several lanes
     slow: bool = False  # no target fails, but who reads is slow
-    gives_up: bool = False  # a target that has not answered may have what waits for it traded for a flush
+    gives_up: bool = False  # what waits for a target that fails may be replaced by a flush
     repeat_after: float = 1.0
     bound: Bound = Bound()
     lane_table: object = field(default_factory=lambda: TRANSITIONS, repr=False)
@@ -65,7 +65,7 @@ class Setting:
     no_wait: bool = False  # repeats of a local cache go out whenever they are due
     own_canary: bool = False
     deaf: bool = False  # a pooler swallows LISTEN
-    facts: bool = False  # also ask whether a queue's state says what is pending and in flight
+    facts: bool = False  # also check that a queue's state says what is pending and in flight
     queue_type: type = DeliveryQueue
 
 
@@ -74,7 +74,7 @@ class Cache:
 
     def __init__(self):
         self.value, self.loading, self.evicted = None, None, {}
-        self.on_its_way, self.performed, self.exact = None, False, False
+        self.in_flight, self.performed, self.exact = None, False, False
 
     def evict(self, row, now, repeat_after):
         self.value = None
@@ -107,7 +107,7 @@ class World:
         ]
         self.link, self.ledger, self.number = ListenOrder(setting.link_table, setting.gap), Ledger(), 0
         for cache in self.caches:
-            cache.on_its_way = None
+            cache.in_flight = None
 
     def copy(self):
         twin = copy.copy(self)
@@ -124,7 +124,7 @@ class World:
         return (
             self.row, self.connected, self.listening, self.wire, len(self.log), self.confirmed, self.number,
             self.link.phase, *self.ledger.unconfirmed,
-            *((c.value, c.loading, c.performed, c.exact, self.ages(c), in_flight_key(c.on_its_way))
+            *((c.value, c.loading, c.performed, c.exact, self.ages(c), in_flight_key(c.in_flight))
               for c in self.caches),
             *(queue_key(one, self.now) for one in self.lanes),
         )  # fmt: skip
@@ -247,17 +247,17 @@ class World:
 
     def send(self, which):
         one, cache = self.lanes[which], self.caches[which]
-        if cache.on_its_way is not None:
+        if cache.in_flight is not None:
             return False
-        work = one.next(self.now)
-        cache.exact = work is None and self.setting.overtakes
+        delivery = one.next(self.now)
+        cache.exact = delivery is None and self.setting.overtakes
         if cache.exact:
-            work = one.next_exact(self.now)
-        if work is None:
+            delivery = one.next_exact(self.now)
+        if delivery is None:
             return False
-        if not work.flush and not work.evictions:
-            raise Violation("the target was told nothing")
-        cache.on_its_way, cache.performed = work, False
+        if not delivery.flush and not delivery.evictions:
+            raise Violation("an empty delivery was sent")
+        cache.in_flight, cache.performed = delivery, False
         return True
 
     def serve(self, which):
@@ -268,7 +268,7 @@ class World:
 
     def perform(self, which):
         cache = self.caches[which]
-        if cache.on_its_way is None or cache.performed:
+        if cache.in_flight is None or cache.performed:
             return False
         cache.evict(self.row, self.now, self.setting.repeat_after)
         cache.performed = True
@@ -276,9 +276,9 @@ class World:
 
     def answer(self, which):
         cache = self.caches[which]
-        if cache.on_its_way is None or not cache.performed:
+        if cache.in_flight is None or not cache.performed:
             return False
-        cache.on_its_way = None
+        cache.in_flight = None
         (self.lanes[which].confirm_exact if cache.exact else self.lanes[which].confirm)(self.now)
         self.release()
         return True
@@ -291,15 +291,15 @@ class World:
 
     def fail(self, which):
         cache = self.caches[which]
-        if cache.on_its_way is None:
+        if cache.in_flight is None:
             return False
-        cache.on_its_way = None
+        cache.in_flight = None
         (self.lanes[which].fail_exact if cache.exact else self.lanes[which].fail)(self.now)
         return True
 
     def give_up(self, which):
         one, cache = self.lanes[which], self.caches[which]
-        if not self.setting.gives_up or cache.on_its_way is not None or not one.depth:
+        if not self.setting.gives_up or cache.in_flight is not None or not one.depth:
             return False
         one.collapse(self.now)
         return True
@@ -345,20 +345,20 @@ class World:
 
     def check_facts(self):
         for one, cache in zip(self.lanes, self.caches, strict=True):
-            way = cache.on_its_way
-            facts = ("FLUSHING" if way.flush else "EVICTING") if way else ""
+            sent = cache.in_flight
+            facts = ("FLUSHING" if sent.flush else "EVICTING") if sent else ""
             facts = "_".join(filter(None, (facts, "FLUSH_PENDING" if one.snapshot().pending.reason else ""))) or "QUIET"
             if self.setting.facts and one.state.name != facts:
                 raise Violation(f"the state is {one.state.name}, the facts are {facts}")
 
     def rest(self, rested):
-        """Let everything come to rest; nothing may be stale then, and nobody in debt."""
+        """Let everything come to rest; nothing may be stale then, and no flush pending."""
         self.left = dict.fromkeys(self.left, 1000)
-        way = {}
+        path = {}
         while (key := self.key()) not in rested:
-            if key in way or len(way) > 100:
+            if key in path or len(path) > 100:
                 raise Violation("it does not come to rest")
-            way[key] = None
+            path[key] = None
             for which in range(self.setting.lanes):
                 self.store(which)
             busy = self.connect() or self.deliver()
@@ -371,16 +371,16 @@ class World:
                     self.check_rest()
                     break
                 self.tick()
-        rested.update(way)
+        rested.update(path)
 
     def check_rest(self):
         for which, (one, cache) in enumerate(zip(self.lanes, self.caches, strict=True)):
             if cache.value not in (None, self.row):
                 raise Violation(f"cache {which} holds {cache.value}, the row is {self.row}")
             if one.pending_flush:
-                raise Violation(f"lane {which} owes a flush")
+                raise Violation(f"lane {which} has a pending flush")
             if one.confirmed < self.number:
-                raise Violation(f"lane {which} has answered {one.confirmed} of {self.number}")
+                raise Violation(f"lane {which} has confirmed {one.confirmed} of {self.number}")
             if one.as_of is None and not self.setting.durable:
                 raise Violation(f"lane {which} claims nothing")
 

@@ -30,29 +30,29 @@ WALKS = int(os.environ.get("INVALIDATOR_TEST_WALKS", "1000"))
 
 @dataclass
 class Thing:
-    """One eviction of one number, or the flush that it asks for."""
+    """One eviction of one number, or the flush that it requires."""
 
     number: int
     what: object
     put_at: float
-    deadline: float | None = None  # held until then; None where it was not held
+    deadline: float | None = None  # deferred until then; None where it was not deferred
     unshared: bool = False
-    counts_from: float | None = None  # messages that are taken from here on count; None while it is held
+    counts_from: float | None = None  # deliveries that are sent from here on count; None while it is deferred
     confirmed: float | None = None
     may_repeat: bool = False  # the lane that this one follows has settled it
     repeat_from: float | None = None
     repeated: bool = False
-    was_told: bool = False  # counted or not
+    was_sent: bool = False  # counted or not
 
 
 @dataclass
 class Sent:
-    """A message on its way, and what its confirmation will mean."""
+    """A delivery in flight, and what its confirmation will mean."""
 
-    work: object
+    delivery: object
     first: list = field(default_factory=list)
     again: list = field(default_factory=list)
-    told: list = field(default_factory=list)
+    things: list = field(default_factory=list)
 
 
 class Walk:
@@ -64,8 +64,8 @@ class Walk:
         schedule = RepeatSchedule(repeat_after, follows)
         self.lane = queue_of(repeat_after, bound, overtakes, follows, **{"repeats": schedule, **broken(schedule)})
         self.now, self.number, self.path = 1.0, 0, []
-        self.before = [0, 0]  # how far the lane that this one follows has answered, and settled
-        self.things, self.watermarks, self.asks = [], [], {}
+        self.before = [0, 0]  # how far the lane that this one follows has confirmed, and settled
+        self.things, self.watermarks, self.requests = [], [], {}
         self.sent = {"main": None, "exact": None}
 
     # What happens
@@ -78,7 +78,7 @@ class Walk:
         self.check()
 
     OPS: ClassVar = {
-        "put": 6, "put_nothing": 1, "purge": 1, "require_flush": 0.6, "must": 0.3, "watermark": 2, "ask": 1,
+        "put": 6, "put_nothing": 1, "purge": 1, "require_flush": 0.6, "must": 0.3, "watermark": 2, "request": 1,
         "release": 5,
         "take": 5, "take_exact": 5, "answer": 5, "answer_exact": 5, "fail": 1, "fail_exact": 1, "collapse": 0.3,
         "tick": 5,
@@ -134,9 +134,9 @@ class Walk:
         self.watermarks.append((self.number, float(len(self.watermarks) + 1)))
         self.lane.add_watermark(*self.watermarks[-1])
 
-    def ask(self):
-        nonce = f"nonce {len(self.asks)}"
-        self.asks[nonce] = self.number
+    def request(self):
+        nonce = f"nonce {len(self.requests)}"
+        self.requests[nonce] = self.number
         self.lane.add_coverage_request(self.number, nonce)
 
     def release(self):
@@ -167,15 +167,15 @@ class Walk:
         if self.lane.overtakes and self.sent["exact"] is None:
             self.send("exact", self.lane.next_exact(self.now))
 
-    def send(self, way, work):
-        if work is None:
+    def send(self, outbox, delivery):
+        if delivery is None:
             return
-        assert work.flush or work.evictions, "the target was told nothing"
-        sent = self.sent[way] = Sent(work)
-        carried = set(work.evictions)
+        assert delivery.flush or delivery.evictions, "an empty delivery was sent"
+        sent = self.sent[outbox] = Sent(delivery)
+        carried = set(delivery.evictions)
         for thing in self.things:
-            if work.flush or thing.what in carried:
-                sent.told.append(thing)
+            if delivery.flush or thing.what in carried:
+                sent.things.append(thing)
                 if thing.counts_from is not None:
                     sent.first.append(thing)
                 if thing.repeat_from is not None and self.now >= thing.repeat_from:
@@ -184,31 +184,31 @@ class Walk:
     def answer(self):
         sent = self.sent["main"]
         if sent is not None:
-            work = sent.work
-            coverable = work.flush not in ("", FlushReason.REPEAT) and not work.must_flush
+            delivery = sent.delivery
+            coverable = delivery.flush not in ("", FlushReason.REPEAT) and not delivery.must_flush
             covered = coverable and self.chance.random() < 0.5
             self.confirmed("main", covered=covered)
             self.lane.confirm(self.now, covered=covered)
-            self.answered()
+            self.after_confirmation()
 
     def answer_exact(self):
         if self.sent["exact"] is not None:
             self.confirmed("exact")
             self.lane.confirm_exact(self.now)
-            self.answered()
+            self.after_confirmation()
 
-    def confirmed(self, way, *, covered=False):
-        """Covered, another sidecar has evicted, twice, all that came through PostgreSQL before it was asked."""
-        sent, self.sent[way] = self.sent[way], None
+    def confirmed(self, outbox, *, covered=False):
+        """Covered, another sidecar has evicted, twice, all that came through PostgreSQL before the request."""
+        sent, self.sent[outbox] = self.sent[outbox], None
         if covered:
-            for thing in sent.told:
-                thing.was_told |= not thing.unshared
+            for thing in sent.things:
+                thing.was_sent |= not thing.unshared
             for thing in sent.first:
                 if not thing.unshared:
                     thing.confirmed, thing.repeated = thing.confirmed or self.now, True
             return
-        for thing in sent.told:
-            thing.was_told = True
+        for thing in sent.things:
+            thing.was_sent = True
         for thing in sent.again:
             thing.repeated = True
         for thing in sent.first:
@@ -216,10 +216,10 @@ class Walk:
                 thing.confirmed = self.now
                 self.schedule(thing)
 
-    def answered(self):
+    def after_confirmation(self):
         for nonce in self.lane.pop_covered_requests():
-            if self.asks[nonce] > self.truth()[1] or self.lane.pending_flush:
-                raise Violation(f"{nonce} is answered up to {self.asks[nonce]}, settled is {self.truth()[1]}")
+            if self.requests[nonce] > self.truth()[1] or self.lane.pending_flush:
+                raise Violation(f"{nonce} is confirmed up to {self.requests[nonce]}, settled is {self.truth()[1]}")
         if self.follows:
             self.released()
 
@@ -254,14 +254,14 @@ class Walk:
     def check(self):
         state, (confirmed, settled) = self.lane, self.truth()
         if state.confirmed > confirmed:
-            raise Violation(f"{state.confirmed} is claimed as answered, {confirmed} is")
+            raise Violation(f"{state.confirmed} is claimed as confirmed, {confirmed} is")
         if state.settled > settled:
             raise Violation(f"{state.settled} is claimed as settled, {settled} is")
         for claim, limit in ((state.as_of, confirmed), (state.settled_as_of, settled)):
             if claim is not None and self.watermarks[int(claim) - 1][0] > limit:
                 raise Violation(f"the mark of {self.watermarks[int(claim) - 1][0]} is passed, {limit} is so")
         if not state.pending_flush and any(one.what is FLUSH and one.confirmed is None for one in self.things):
-            raise Violation("a flush is missing, and nothing is owed")
+            raise Violation("a flush is missing, and none is pending")
 
     def rest(self):
         """Let everything be answered and released: what is claimed then is all that there was."""
@@ -283,9 +283,9 @@ class Walk:
         self.check_rest()
 
     def check_deadlines(self):
-        late = [one.number for one in self.things if one.deadline and one.deadline <= self.now and not one.was_told]
+        late = [one.number for one in self.things if one.deadline and one.deadline <= self.now and not one.was_sent]
         if late and (self.lane.due() or self.now + 1) > self.now:
-            raise Violation(f"{late} was never told, though it was held for too long")
+            raise Violation(f"{late} was never sent, though its deadline has passed")
 
     def check_rest(self):
         state = self.lane

@@ -17,7 +17,7 @@ KEY, PATTERN = Eviction("key", "k"), Eviction("key", "p:*", glob=True)
 
 
 class World:
-    """A lane, and for each thing that was put, how often the target was told of it and has answered since."""
+    """A lane, and for each thing that was put, whether the target has confirmed it, and its repeat."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class World:
         repeat_after=1.0,
         size=100,
         puts=3,
-        debts=1,
+        gaps=1,
         watermarks=1,
         ticks=2,
         fails=1,
@@ -34,19 +34,19 @@ class World:
     ):
         self.repeat_after = repeat_after
         self.lane = queue_of(repeat_after, size, overtakes=True, queue_type=lane_type, **(parts() if parts else {}))
-        self.left = {"puts": puts, "debts": debts, "watermarks": watermarks, "ticks": ticks, "fails": fails}
+        self.left = {"puts": puts, "gaps": gaps, "watermarks": watermarks, "ticks": ticks, "fails": fails}
         self.number, self.now = 0, 1.0
-        self.things = ()  # (number, what, when it was first answered, when it was answered again)
-        self.way = {"main": None, "exact": None}  # what is on its way: the things it is about
+        self.things = ()  # (number, what, when it was first confirmed, when it was confirmed again)
+        self.in_flight = {"main": None, "exact": None}  # the numbers that each delivery in flight is about
 
     def copy(self):
         twin = copy.copy(self)
-        twin.left, twin.way, twin.lane = dict(self.left), dict(self.way), copied(self.lane)
+        twin.left, twin.in_flight, twin.lane = dict(self.left), dict(self.in_flight), copied(self.lane)
         return twin
 
     def key(self):
         return (
-            queue_key(self.lane, self.now), *self.way.values(),
+            queue_key(self.lane, self.now), *self.in_flight.values(),
             *((number, what, first and min(self.now - first, 1), again) for number, what, first, again in self.things),
         )  # fmt: skip
 
@@ -88,7 +88,7 @@ class World:
         return self.spend("puts") and self.put(KEY, PATTERN)
 
     def do_require_flush(self):
-        if not self.spend("debts"):
+        if not self.spend("gaps"):
             return False
         self.number += 1
         self.things += ((self.number, "all", None, False),)
@@ -106,19 +106,19 @@ class World:
         return self.spend("ticks")
 
     def do_main(self):
-        if self.way["main"] is None:
-            work = self.lane.next(self.now)
-            self.way["main"] = work and self.about(work, "all" if work.flush else PATTERN)
+        if self.in_flight["main"] is None:
+            delivery = self.lane.next(self.now)
+            self.in_flight["main"] = delivery and self.about(delivery, "all" if delivery.flush else PATTERN)
         else:
             self.lane.confirm(self.now)
             self.performed("main")
-        return self.way["main"] is not None or self.lane.state is QueueState.QUIET
+        return self.in_flight["main"] is not None or self.lane.state is QueueState.QUIET
 
     def do_exact(self):
-        if self.way["exact"] is None:
-            work = self.lane.next_exact(self.now)
-            self.way["exact"] = work and self.about(work, KEY)
-            return work is not None
+        if self.in_flight["exact"] is None:
+            delivery = self.lane.next_exact(self.now)
+            self.in_flight["exact"] = delivery and self.about(delivery, KEY)
+            return delivery is not None
         self.lane.confirm_exact(self.now)
         self.performed("exact")
         return True
@@ -129,23 +129,23 @@ class World:
     def do_fail_exact(self):
         return self.fail("exact", self.lane.fail_exact)
 
-    def fail(self, way, told):
-        if self.way[way] is None or not self.spend("fails"):
+    def fail(self, outbox, call):
+        if self.in_flight[outbox] is None or not self.spend("fails"):
             return False
-        self.way[way] = None
-        told(self.now)
+        self.in_flight[outbox] = None
+        call(self.now)
         return True
 
-    def about(self, work, what):
-        """The things that this work carries out: all that were put by now, of this kind or, by a flush, of any."""
-        named = {KEY: KEY in list(work.evictions), PATTERN: PATTERN in list(work.evictions), "all": True}
+    def about(self, delivery, what):
+        """The things that this delivery carries out: all that were put by now, of this kind or, by a flush, of any."""
+        named = {KEY: KEY in list(delivery.evictions), PATTERN: PATTERN in list(delivery.evictions), "all": True}
         if not named[what]:
-            raise Violation(f"{work} was taken on the way of {what}")
+            raise Violation(f"{delivery} was sent from the outbox of {what}")
         return tuple(number for number, one, *_ in self.things if what in (one, "all")), what, self.now
 
-    def performed(self, way):
-        numbers, what, _ = self.way[way]
-        self.way[way] = None
+    def performed(self, outbox):
+        numbers, what, _ = self.in_flight[outbox]
+        self.in_flight[outbox] = None
         self.things = tuple(
             (number, one, first or self.now, again or (first is not None and self.now >= first + self.repeat_after))
             if number in numbers and what in (one, "all")
@@ -156,11 +156,11 @@ class World:
     def check(self):
         for number, what, first, again in self.things:
             if first is None and number <= self.lane.confirmed:
-                raise Violation(f"{what} of {number} was never answered, {self.lane.confirmed} is claimed")
+                raise Violation(f"{what} of {number} was never confirmed, {self.lane.confirmed} is claimed")
             if not again and number <= self.lane.settled and self.repeat_after:
                 raise Violation(f"{what} of {number} was not repeated, {self.lane.settled} is claimed")
             if first is None and number <= (self.lane.as_of or 0):
-                raise Violation(f"{what} of {number} was never answered, as_of claims {self.lane.as_of}")
+                raise Violation(f"{what} of {number} was never confirmed, as_of claims {self.lane.as_of}")
 
     def rest(self, rested):
         for _ in range(40):
@@ -170,12 +170,12 @@ class World:
             self.do_main()
             self.do_exact()
             self.check()
-            if self.way == {"main": None, "exact": None} and self.lane.due() is not None:
+            if self.in_flight == {"main": None, "exact": None} and self.lane.due() is not None:
                 self.now = self.lane.due()
             if self.lane.is_idle:
                 if self.lane.settled != self.number or self.lane.pending_flush:
                     raise Violation(
-                        f"at rest with {self.lane.settled} of {self.number}, owed {self.lane.pending_flush!r}"
+                        f"at rest with {self.lane.settled} of {self.number}, pending {self.lane.pending_flush!r}"
                     )
                 return
         raise Violation("it does not come to rest")
@@ -185,14 +185,14 @@ class World:
     "bound",
     [
         {"repeat_after": 0.0, "ticks": 0, "puts": 2},
-        {"puts": 2, "debts": 0, "fails": 0, "ticks": 1},
+        {"puts": 2, "gaps": 0, "fails": 0, "ticks": 1},
         {"puts": 1, "ticks": 1, "fails": 0},
-        {"repeat_after": 0.0, "ticks": 0, "size": 1, "debts": 0},
-        {"size": 0, "puts": 2, "debts": 0, "watermarks": 0, "fails": 0},
+        {"repeat_after": 0.0, "ticks": 0, "size": 1, "gaps": 0},
+        {"size": 0, "puts": 2, "gaps": 0, "watermarks": 0, "fails": 0},
     ],
-    ids=["no repeats", "repeats", "repeats and a debt", "some collapses", "collapses of repeats"],
+    ids=["no repeats", "repeats", "repeats and a gap", "some collapses", "collapses of repeats"],
 )
-def test_nothing_is_claimed_that_was_not_answered(bound):
+def test_nothing_is_claimed_that_was_not_confirmed(bound):
     assert explore(World(**bound)) > 100
 
 
@@ -235,9 +235,9 @@ class Drops(DeliveryQueue):
 )
 def test_each_mistake_is_caught(broken):
     bounds = (
-        {"repeat_after": 0.0, "ticks": 0, "puts": 2, "debts": 0, "fails": 0},
-        {"repeat_after": 0.0, "ticks": 0, "puts": 2, "size": 1, "debts": 0},
-        {"puts": 2, "debts": 0, "fails": 0, "watermarks": 0, "ticks": 1},
+        {"repeat_after": 0.0, "ticks": 0, "puts": 2, "gaps": 0, "fails": 0},
+        {"repeat_after": 0.0, "ticks": 0, "puts": 2, "size": 1, "gaps": 0},
+        {"puts": 2, "gaps": 0, "fails": 0, "watermarks": 0, "ticks": 1},
     )
     with pytest.raises(Violation):
         sum(explore(World(**broken, **bound)) for bound in bounds)
@@ -253,7 +253,7 @@ def test_a_flush_that_somebody_asked_for_stays_one_that_must_be():
     assert queue.next(0.0).must_flush
 
 
-def test_a_debt_that_is_covered_is_not_repeated():
+def test_a_flush_that_is_covered_is_not_repeated():
     queue = queue_of(repeat_after=1.0)
     queue.require_flush("start", 1, 0.0)
     queue.next(0.0)
@@ -262,7 +262,7 @@ def test_a_debt_that_is_covered_is_not_repeated():
     assert queue.settled == 1
 
 
-def test_an_ask_is_answered_when_all_before_it_is_settled_and_nothing_is_owed():
+def test_a_coverage_request_is_confirmed_when_all_before_it_is_settled_and_no_flush_is_pending():
     queue = queue_of(repeat_after=1.0)
     queue.put(Evictions.of([KEY]), 1, 0.0)
     queue.add_coverage_request(1, "nonce")
@@ -273,7 +273,7 @@ def test_an_ask_is_answered_when_all_before_it_is_settled_and_nothing_is_owed():
     queue.next(1.0)
     queue.require_flush("gap", 2, 1.0)
     queue.confirm(1.0)
-    assert queue.pop_covered_requests() == []  # a debtor excuses nobody
+    assert queue.pop_covered_requests() == []  # a queue with a pending flush confirms nothing
     queue.next(1.0)
     queue.confirm(1.0, covered=True)
     assert queue.pop_covered_requests() == ["nonce"]
