@@ -1,4 +1,4 @@
-"""The order among lanes: a local cache is told after the shared one, from which it would refill with a stale value."""
+"""The order among lanes: a local cache is evicted after the shared one, or it refills from there with stale values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from invalidator.pipeline.lane import Lane
 class Followers:
     """`after` names, for each lane that follows others, those that it follows.
 
-    Such a lane defers what it is given until they have answered for it, or for `give_up_after` seconds.
+    Such a lane defers what it is given until those targets have confirmed it, or for `give_up_after` seconds.
     """
 
     def __init__(self, lanes: Sequence[Lane], after: Mapping[str, Sequence[str]], give_up_after: float) -> None:
@@ -27,8 +27,8 @@ class Followers:
         if not followed:
             return None
         self._release(lane, followed)
-        answered = min(one.queue.confirmed for one in followed)
-        return None if answered >= number else clock.now() + self._give_up_after
+        confirmed = min(one.queue.confirmed for one in followed)
+        return None if confirmed >= number else clock.now() + self._give_up_after
 
     def affected_by(self, changed: Lane) -> set[Lane]:
         """This lane, and those that follow it directly or through others."""
@@ -39,7 +39,7 @@ class Followers:
         return affected
 
     def release(self) -> None:
-        """Let each lane have what those that it follows have answered."""
+        """Let each lane send what the targets that it follows have confirmed."""
         for lane, followed in self._followed.items():
             self._release(lane, followed)
 

@@ -109,7 +109,7 @@ class Lanes:
             lane.publish_soon()
 
     def advanced(self) -> None:
-        """A lane has answered, or has passed a watermark."""
+        """A target has confirmed evictions, or a lane has passed a watermark."""
         self._followers.release()
         self._on_advance()
         self.progress.notify()

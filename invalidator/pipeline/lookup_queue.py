@@ -110,7 +110,7 @@ class LookupQueue:
                 await self._news.wait()
             round_ = self._running = self._gathered
             self._gathered = _Round()
-            found = await self._look_up_all(round_.changes)
+            found = await self.look_up(round_.changes)
             self._put(self._render(self._rules, round_.changes, found), unshared=round_.unshared)
 
     def _end_round(self) -> None:
@@ -120,15 +120,15 @@ class LookupQueue:
                 self._running.afterwards.popleft()()
             self._running = None
 
-    async def _look_up_all(self, changes: Sequence[Change]) -> dict[int, Found]:
+    async def look_up(self, changes: Sequence[Change]) -> dict[int, Found]:
         found: dict[int, Found] = {}
         for rule in self._rules.rules:
             narrow = [change for change in changes if not change.wide and rule.table.matches(change.table)]
             if rule.lookup is not None and narrow:
-                found[rule.number] = await self._look_up(rule, rule.lookup, narrow)
+                found[rule.number] = await self._look_up_rule(rule, rule.lookup, narrow)
         return found
 
-    async def _look_up(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
+    async def _look_up_rule(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
         """What the lookup finds; where it fails, no rows, and the columns that it had when they were known last."""
         described = Found(columns=self._columns.get(rule.number))
         try:

@@ -1,8 +1,8 @@
 """The pipeline: it reads one source, renders its changes by the rules, and puts the evictions on the lanes.
 
-Everything that is put on the lanes has a number, and each lane reports up to which number its target has answered
-(`answered`), and has answered the repeats too (`settled`). A position is confirmed to the source only when every lane
-has settled up to it (`position_confirmer.py`).
+Everything that is put on the lanes has a number. Each lane reports up to which number its target has confirmed the
+evictions (`confirmed`), and up to which it has confirmed their repeats too (`settled`). A position is confirmed to the
+source only when every lane has settled up to it (`position_confirmer.py`).
 
 The pipeline waits for no target and for no lookup, so the source is always drained. Changes of rules with a lookup go
 through the lookup queue; a position, a watermark and a coverage request that come after them wait for their round.
@@ -169,7 +169,7 @@ class Pipeline:
 
     @property
     def progress(self) -> Broadcast:
-        """Notified when a lane has answered, or has passed a watermark."""
+        """Notified when a target has confirmed evictions, or a lane has passed a watermark."""
         return self._lanes.progress
 
     @property
@@ -212,7 +212,7 @@ class Pipeline:
         return self.number
 
     async def answered(self, number: int, timeout: float) -> bool:
-        """Whether all targets have answered for everything up to this number within this time.
+        """Whether all targets have confirmed everything up to this number within this time.
 
         Changes that wait for a lookup have no number yet: their round is waited for first, and no later one.
         """
@@ -227,7 +227,7 @@ class Pipeline:
         return True
 
     def gap(self, gap: Gap) -> int:
-        """Changes may have been missed; the number that is answered when every target is right again."""
+        """Changes may have been missed; the number that every target has confirmed when it is right again."""
         self.metrics.gaps.labels(gap.reason).inc()
         if gap.reason == FlushReason.START:
             self._log.info(
@@ -243,7 +243,7 @@ class Pipeline:
         return self.flush(gap)
 
     def flush(self, gap: Gap) -> int:
-        """Flush what the rules own of the gap's tables; the number that is answered when that is done."""
+        """Flush what the rules own of the gap's tables; the number that every target confirms when that is done."""
         self._witness(gap, {})
         if gap.tables is not None:
             self._discards += 1

@@ -168,7 +168,7 @@ async def in_sync(source, cache, url, **kwargs):
         yield one
 
 
-async def test_one_that_heard_all_along_covers_one_that_starts(redis_url, cache):
+async def test_one_that_received_every_change_covers_one_that_starts(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second").running() as second:
         cache.set("p:fresh", "stays")
@@ -195,8 +195,8 @@ async def test_a_local_cache_is_flushed_when_the_shared_one_is_covered_and_not_b
         assert local.store == {}
 
 
-async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, cache):
-    """The other has heard, but its eviction is on its way for long: the debtor flushes rather than believe it."""
+async def test_no_confirmation_before_what_was_committed_first_is_evicted(redis_url, cache):
+    """The peer has received the change, but its eviction is in flight for long: the requester does not wait for it."""
     source = MemorySource()
     with Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
         async with in_sync(source, cache, f"redis://127.0.0.1:{proxy.port}/0") as first:
@@ -212,7 +212,7 @@ async def test_no_answer_before_what_was_committed_first_is_evicted(redis_url, c
                 await first.settles()
 
 
-async def test_no_answer_before_the_repeats(redis_url, cache):
+async def test_no_confirmation_before_the_repeats(redis_url, cache):
     """A reader may still store what it loaded before the change."""
     source = MemorySource()
     async with in_sync(source, cache, redis_url, repeat_after=0.4) as first:
@@ -226,7 +226,7 @@ async def test_no_answer_before_the_repeats(redis_url, cache):
         assert not cache.exists("p:1")
 
 
-async def test_a_debtor_answers_nobody(redis_url, cache):
+async def test_one_with_a_pending_flush_confirms_nothing(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url) as first, Sidecar(source, redis_url, "second").running() as second:
         await second.settles()
@@ -242,7 +242,7 @@ async def test_a_debtor_answers_nobody(redis_url, cache):
         assert first.flushes + second.flushes == 2  # that of the start, and one for the gap of both
 
 
-async def test_other_rules_answer_nobody(redis_url, cache):
+async def test_other_rules_confirm_nothing(redis_url, cache):
     source = MemorySource()
     second = Sidecar(source, redis_url, "second", fingerprint="other")
     async with in_sync(source, cache, redis_url), second.running():
@@ -250,7 +250,7 @@ async def test_other_rules_answer_nobody(redis_url, cache):
         assert (second.flushes, second.covered) == (1, 0)
 
 
-async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_url, cache):
+async def test_one_without_a_fingerprint_neither_confirms_nor_is_covered(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url) as first:
         async with Sidecar(source, redis_url, "second", fingerprint="").running() as second:
@@ -263,7 +263,7 @@ async def test_one_that_can_claim_nothing_neither_answers_nor_is_covered(redis_u
             assert (third.flushes, third.covered) == (1, 0)
 
 
-async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answered(redis_url, cache):
+async def test_a_request_from_before_a_table_may_have_been_missed_is_never_confirmed(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url, repeat_after=0.3) as first:
         change(source, 1)
@@ -275,20 +275,20 @@ async def test_a_question_from_before_a_table_may_have_been_missed_is_never_answ
         assert not cache.keys("*cover:before*")
 
 
-async def test_a_question_that_is_heard_in_doubt_is_never_answered(redis_url, cache):
+async def test_a_request_that_is_received_without_a_fingerprint_is_never_confirmed(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url) as first:
         first.fingerprints.text = ""
-        ask(source, "in-doubt")
+        ask(source, "unknown")
         change(source, 1)
         await eventually(lambda: first.lane.queue.confirmed == first.pipeline.number > 1)
         first.fingerprints.text = "same"
         ask(source, "after")
         await eventually(lambda: cache.keys("*cover:after*"))
-        assert not cache.keys("*cover:in-doubt*")
+        assert not cache.keys("*cover:unknown*")
 
 
-async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(redis_url, cache):
+async def test_a_flush_by_hand_is_carried_out_though_peers_could_confirm(redis_url, cache):
     source = MemorySource()
     async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second").running() as second:
         await second.settles()
@@ -307,7 +307,7 @@ async def test_what_a_person_asked_for_is_flushed_though_others_could_answer(red
     ],
     ids=["keys", "rows", "rows with a lookup"],
 )
-async def test_a_purge_that_collapses_is_flushed_though_others_could_answer(redis_url, cache, changes, evictions):
+async def test_a_purge_that_collapses_is_flushed_though_peers_could_confirm(redis_url, cache, changes, evictions):
     source = MemorySource()
     async with in_sync(source, cache, redis_url), Sidecar(source, redis_url, "second", bound=5).running() as second:
         await second.settles()

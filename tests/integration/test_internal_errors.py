@@ -92,7 +92,7 @@ PARTS = {
     "the rules": (RuleSet, "evict"),
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
-    "a round of lookups": (LookupQueue, "_look_up_all"),
+    "a round of lookups": (LookupQueue, "look_up"),
     "a batch": (Lanes, "put"),
     "a mark": (Pipeline, "watermark"),
     "progress": (Lanes, "advanced"),

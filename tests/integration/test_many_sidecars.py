@@ -109,7 +109,7 @@ class Fleet:
         )
 
     async def is_right(self, *names):
-        """Nothing of these is there any more, and the next change is heard."""
+        """None of these keys is left, and the next change is received."""
         await eventually(lambda: not self.world.cache.exists("p:0", *names), 30)
         key = await asyncio.to_thread(self.world.change)
         await eventually(lambda: not self.world.cache.exists(key))
@@ -131,7 +131,7 @@ async def fleet(world):
 
 @pytest.fixture
 async def all_of_them(world, fleet):
-    """Twenty that owe nothing."""
+    """Twenty that are in sync."""
     world.cache.set("p:0", "stale")
     fleet.start(*(world.config(f"pod-{number}") for number in range(COUNT)))
     await fleet.settles()
@@ -231,7 +231,7 @@ async def test_evictions_of_keys_that_nobody_has_are_noted(world, fleet):
     assert not world.cache.exists(key)
 
 
-async def test_of_several_none_can_tell_whether_keys_were_there(world, fleet):
+async def test_of_several_none_can_tell_whether_keys_existed(world, fleet):
     """The first to evict one finds it, the others do not."""
     fleet.start(world.config("pod-0"), world.config("pod-1"))
     await fleet.settles()
@@ -241,7 +241,7 @@ async def test_of_several_none_can_tell_whether_keys_were_there(world, fleet):
     assert [one.status()["notes"] for one in fleet.sidecars] == [[], []]
 
 
-async def test_one_with_a_weaker_setting_answers_nobody_who_has_a_stronger_one(world, fleet):
+async def test_one_with_a_weaker_setting_confirms_nothing_to_one_with_a_stronger_setting(world, fleet):
     fleet.start(world.config("weak", options="repeat_after: 0s"))
     await fleet.settles()
     fleet.start(world.config("strong-0"))
@@ -252,7 +252,7 @@ async def test_one_with_a_weaker_setting_answers_nobody_who_has_a_stronger_one(w
     assert (fleet.count(), fleet.count("covered")) == (2, 1)
 
 
-async def test_one_that_follows_another_server_answers_nobody(world, fleet):
+async def test_one_that_follows_another_server_confirms_nothing(world, fleet):
     """What it follows is right. What the other one follows may not be, and the cache may have been filled from that."""
     other = Keeping(world.workspace, find_redis(os.environ.get("INVALIDATOR_TEST_REDIS") or None))
     other.start()
@@ -318,7 +318,7 @@ async def test_one_that_is_frozen_for_long_and_woken_costs_at_most_one(world, al
 
 
 async def test_a_flusher_that_dies_is_replaced(world, fleet):
-    """Its lock runs out; nobody takes it for a flush that was done."""
+    """Its lock expires, and is not taken for a completed flush."""
     async with process(world, "dying") as (_, log):
         await eventually(lambda: '"flush_completed"' in log.read_text(), 20)
     world.cache.mset({"p:0": "stale", "p:1": "stale"})
@@ -330,7 +330,7 @@ async def test_a_flusher_that_dies_is_replaced(world, fleet):
 
 
 async def test_triggers_that_were_touched_since_the_others_looked_are_flushed_for(world, fleet):
-    """They look every minute; one that starts looks at once, and finds other triggers than they know."""
+    """They check every minute. One that starts checks at once, and finds other triggers than they did."""
     world.execute("drop event trigger invalidator_many_altered; drop event trigger invalidator_many_dropped")
     fleet.start(*(world.config(f"pod-{number}") for number in range(3)))
     await fleet.settles()
@@ -346,7 +346,7 @@ async def test_triggers_that_were_touched_since_the_others_looked_are_flushed_fo
     assert not world.cache.exists("p:unheard")
 
 
-async def test_who_sees_drift_covers_nobody(world, fleet):
+async def test_one_that_has_detected_drift_confirms_nothing(world, fleet):
     fleet.start(world.config("pod-0"))
     await fleet.settles()
     first = fleet.sidecars[0]

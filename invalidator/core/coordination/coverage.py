@@ -27,7 +27,7 @@ request, or has received every change before it. A peer that is disconnected fro
 The *fingerprint* makes "evicted" mean the same for both. It covers the identity of each server of the target, as read
 on the connection that writes the key (another server, or the same one restarted from a snapshot, has lost evictions);
 the digest of the rules; the fingerprint of the triggers; the channels listened to; and every setting that weakens a
-confirmation (`repeat_after`, `wait_replicas`, which server answers lookups: `config.compile.coverage`). Where the
+confirmation (`repeat_after`, `wait_replicas`, which server answers lookups: `config.coverage_settings`). Where the
 target follows others, their settings and servers are included, because it may have been filled from what is stale
 there. The fingerprint is part of the key's name, so a confirmation under another fingerprint is not found. Two
 sidecars with pending flushes can't excuse each other, because a sidecar with a pending flush confirms nothing (6).

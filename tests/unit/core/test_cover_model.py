@@ -41,23 +41,23 @@ class Setting:
     silent: int = 0  # changes whose trigger was disabled meanwhile
     cluster: bool = False  # what sidecars leave for each other is on a node that goes on when the other fails over
     # what is broken
-    early_ask: bool = False
-    owing_answers: bool = False
-    early_answer: bool = False
+    early_request: bool = False
+    confirms_while_pending: bool = False
+    confirms_before_repeats: bool = False
     any_server: bool = False
     any_rules: bool = False
     any_triggers: bool = False
     any_nonce: bool = False
-    lock_pays: bool = False
+    lock_resolves: bool = False
     trusts_server: bool = False
-    old_debt_pays_new: bool = False
+    old_nonce_resolves_new: bool = False
 
 
 class Target:
-    """What the application reads, and what the sidecars leave there for each other."""
+    """What the application reads, and what the sidecars write there for each other."""
 
     def __init__(self):
-        self.value, self.identity, self.lock, self.covers, self.in_sync = None, 0, None, frozenset(), frozenset()
+        self.value, self.identity, self.lock, self.confirmations, self.in_sync = None, 0, None, frozenset(), frozenset()
         self.flushed = 0
 
 
@@ -67,7 +67,7 @@ class Sidecar:
         self.lane = queue_of(setting.repeat_after, MAX_QUEUED_EVICTIONS)
         self.is_receiving, self.wire, self.triggers = False, (), None
         self.target, self.identity = None, None
-        self.debtor, self.nonce, self.holds, self.flushed = None, None, False, False
+        self.decision, self.nonce, self.holds_lock, self.flushed = None, None, False, False
 
     def count(self):
         self.number += 1
@@ -75,20 +75,20 @@ class Sidecar:
 
     def copy(self):
         twin = copy.copy(self)
-        twin.lane, twin.debtor = copied(self.lane), copy.copy(self.debtor)
+        twin.lane, twin.decision = copied(self.lane), copy.copy(self.decision)
         return twin
 
     def key(self, world, name):
         """Numbers and moments only as far as they are from the last; nonces by the order in which they appear."""
         lane = self.lane.snapshot()
         last = lane.latest
-        debtor = self.debtor and (
-            self.debtor.request, self.debtor.flushes_seen == self.peer_store(world).flushed
+        decision = self.decision and (
+            self.decision.request, self.decision.flushes_seen == self.peer_store(world).flushed
         )  # fmt: skip
         bulk = lane.bulk
         numbers = (lane.pending.fresh_from, lane.pending.repeats_from, bulk.fresh_from, bulk.repeats_from)
         return (
-            self.is_receiving, ago(world.triggers, self.triggers), debtor, self.holds, self.flushed,
+            self.is_receiving, ago(world.triggers, self.triggers), decision, self.holds_lock, self.flushed,
             ago(len(world.targets), self.target), ago(self.at(world), self.identity),
             name(self.nonce), tuple((what, *map(name, about)) for what, *about in self.wire),
             lane.state, lane.pending.reason, tuple(number and last - number + 1 for number in numbers),
@@ -143,11 +143,13 @@ class World:
         )  # fmt: skip
 
     def target_key(self, target, names):
-        """Answers to questions that nobody has any more are no part of it, unless any answer would do."""
-        covers = target.covers if self.setting.any_nonce else [one for one in target.covers if one[0] in names]
+        """Confirmations of nonces that no sidecar uses any more are left out, unless any confirmation would do."""
+        confirmations = (
+            target.confirmations if self.setting.any_nonce else [one for one in target.confirmations if one[0] in names]
+        )
         return (
             ago(self.row, target.value), self.cache.identity - target.identity, target.lock,
-            frozenset((names.get(nonce, -1), facts) for nonce, facts in covers), target.in_sync,
+            frozenset((names.get(nonce, -1), fingerprint) for nonce, fingerprint in confirmations), target.in_sync,
         )  # fmt: skip
 
     def moves(self):
@@ -225,12 +227,17 @@ class World:
         fresh, old = copy.copy(self.saved), self.cache
         fresh.identity = old.identity + 1
         if self.setting.cluster:
-            fresh.lock, fresh.covers, fresh.in_sync, fresh.flushed = old.lock, old.covers, old.in_sync, old.flushed
+            fresh.lock, fresh.confirmations, fresh.in_sync, fresh.flushed = (
+                old.lock,
+                old.confirmations,
+                old.in_sync,
+                old.flushed,
+            )
         self.targets += (fresh,)
         return True
 
     def peer_store(self, target):
-        """Where sidecars leave something for each other: with the data, or on a node that has not failed over."""
+        """Where the sidecars write for each other: with the data, or on a node that has not failed over."""
         return self.cache if self.setting.cluster else target
 
     def expire(self):
@@ -257,7 +264,7 @@ class World:
         """LISTEN, and then the gap."""
         if one.is_receiving:
             return False
-        if self.setting.early_ask and one.nonce is None:
+        if self.setting.early_request and one.nonce is None:
             self.ask(one)
             return True
         one.is_receiving, one.triggers = True, self.triggers if one.triggers is None else one.triggers
@@ -284,7 +291,7 @@ class World:
         return True
 
     def watch(self, one):
-        """The look at the triggers: somebody touched them, so the table is evicted."""
+        """The check of the triggers: they were altered, so the table is evicted."""
         if one.triggers in (None, self.triggers):
             return False
         one.triggers = self.triggers
@@ -292,7 +299,7 @@ class World:
         return True
 
     def at(self, one):
-        """The target as this sidecar sees it; None when it is another than before, which is a debt."""
+        """The target as this sidecar sees it; None when its identity has changed, which requires a flush."""
         if one.target is None:
             one.target = len(self.targets) - 1
         target = self.targets[one.target]
@@ -301,9 +308,9 @@ class World:
         if one.identity == target.identity:
             return target
         one.identity = target.identity
-        if one.debtor or one.lane.state in (QueueState.EVICTING, QueueState.FLUSHING):
+        if one.decision or one.lane.state in (QueueState.EVICTING, QueueState.FLUSHING):
             one.lane.fail(self.now)
-        one.debtor, one.holds, one.flushed = None, False, False
+        one.decision, one.holds_lock, one.flushed = None, False, False
         self.require_flush(one, "target changed")
         return None
 
@@ -320,7 +327,7 @@ class World:
             target.value = None
 
     def serve(self, one):
-        """Take what comes next: evictions are carried out and answered, a debt becomes a debtor's."""
+        """Take what comes next: evictions are carried out and confirmed, a pending flush begins its decision."""
         target = self.at(one)
         if target is None:
             return True
@@ -328,8 +335,8 @@ class World:
         if work is None:
             return False
         if work.flush and work.flush != "repeat":
-            one.debtor = FlushDecision(LONG / 2)
-            if not self.setting.early_ask and not self.setting.old_debt_pays_new:
+            one.decision = FlushDecision(LONG / 2)
+            if not self.setting.early_request and not self.setting.old_nonce_resolves_new:
                 one.nonce = None
             self.peer_store(target).in_sync = frozenset(
                 entry for entry in self.peer_store(target).in_sync if entry[0] != one.which
@@ -339,7 +346,7 @@ class World:
             one.lane.confirm(self.now)
         return True
 
-    def facts(self, one):
+    def fingerprint(self, one):
         return (
             None if self.setting.any_server else one.identity,
             None if self.setting.any_rules else one.version,
@@ -347,24 +354,29 @@ class World:
         )
 
     def look(self, one, *, late=False):
-        if one.debtor is None or one.flushed:
+        if one.decision is None or one.flushed:
             return False
         target = self.at(one)
         if target is None:
             return True
-        answers = {nonce for nonce, facts in self.peer_store(target).covers if facts == self.facts(one)}
+        answers = {
+            nonce
+            for nonce, fingerprint in self.peer_store(target).confirmations
+            if fingerprint == self.fingerprint(one)
+        }
         view = PeerView(
             is_confirmed=bool(answers) if self.setting.any_nonce else one.nonce in answers,
             is_locked=self.peer_store(target).lock not in (None, one.which),
             flushes=self.peer_store(target).flushed,
             has_peer_in_sync=any(
-                which != one.which and facts == self.facts(one) for which, facts in self.peer_store(target).in_sync
+                which != one.which and fingerprint == self.fingerprint(one)
+                for which, fingerprint in self.peer_store(target).in_sync
             ),
         )
-        step = one.debtor.next(view, self.now + (LONG if late else 0), holds_lock=one.holds)
-        if step is Step.WAIT and self.setting.lock_pays and view.is_locked:
+        step = one.decision.next(view, self.now + (LONG if late else 0), holds_lock=one.holds_lock)
+        if step is Step.WAIT and self.setting.lock_resolves and view.is_locked:
             step = Step.COVERED
-        if one.holds and step is not Step.FLUSH:
+        if one.holds_lock and step is not Step.FLUSH:
             self.unlock(one, target)
         if step is Step.COVERED:
             self.pay(one, covered=True)
@@ -373,7 +385,7 @@ class World:
         elif step is Step.LOCK:
             if self.peer_store(target).lock is not None:
                 return False
-            self.peer_store(target).lock, one.holds = one.which, True
+            self.peer_store(target).lock, one.holds_lock = one.which, True
         elif step is Step.FLUSH:
             self.evict(one, target)
             self.flushes += 1
@@ -383,12 +395,12 @@ class World:
         return True
 
     def wait_out(self, one):
-        if one.debtor is None or one.debtor.request is not RequestState.SENT:
+        if one.decision is None or one.decision.request is not RequestState.SENT:
             return False
         return self.look(one, late=True)
 
     def finish(self, one):
-        """The flush is answered."""
+        """The target confirms the flush."""
         if not one.flushed:
             return False
         target = self.at(one)
@@ -400,26 +412,26 @@ class World:
         return True
 
     def unlock(self, one, target):
-        one.holds = False
+        one.holds_lock = False
         if self.peer_store(target).lock == one.which:
             self.peer_store(target).lock = None
 
     def pay(self, one, *, covered):
-        one.debtor, one.flushed = None, False
+        one.decision, one.flushed = None, False
         one.lane.confirm(self.now, covered=covered)
         if one.is_receiving and not one.lane.pending_flush:
-            self.peer_store(self.targets[one.target]).in_sync |= {(one.which, self.facts(one))}
+            self.peer_store(self.targets[one.target]).in_sync |= {(one.which, self.fingerprint(one))}
 
     def answer(self, one):
-        """Write what others asked for."""
+        """Write the confirmations that peers requested."""
         lane = one.lane
         if not lane.has_coverage_requests or one.triggers is None:
             return False
         requests = lane.snapshot().coverage_requests
-        if self.setting.owing_answers:
+        if self.setting.confirms_while_pending:
             ready = [nonce for _, nonce in requests]
             lane.drop_coverage_requests()
-        elif self.setting.early_answer:
+        elif self.setting.confirms_before_repeats:
             ready = [requests[0][1]] if not lane.pending_flush and requests[0][0] <= lane.confirmed else []
             if ready:
                 lane.drop_coverage_requests()
@@ -430,7 +442,7 @@ class World:
         target = self.at(one) if ready else None
         if target is None:
             return False
-        self.peer_store(target).covers |= {(nonce, self.facts(one)) for nonce in ready}
+        self.peer_store(target).confirmations |= {(nonce, self.fingerprint(one)) for nonce in ready}
         return True
 
     # What must hold
@@ -438,8 +450,8 @@ class World:
     def check(self):
         for one in self.sidecars:
             busy = one.lane.snapshot().bulk.in_flight is not None
-            if busy != (one.debtor is not None):
-                raise Violation("a debtor without a debt")
+            if busy != (one.decision is not None):
+                raise Violation("a decision without a pending flush")
 
     def rest(self, rested):
         self.left = dict.fromkeys(self.left, 0)
@@ -454,7 +466,7 @@ class World:
                     busy |= move(one)
                 busy |= self.look(one)
             if not busy:
-                busy = self.cache.lock is not None and not any(one.holds for one in self.sidecars)
+                busy = self.cache.lock is not None and not any(one.holds_lock for one in self.sidecars)
                 if busy:
                     self.cache.lock = None  # it runs out
             if not busy:
@@ -476,7 +488,7 @@ class World:
             raise Violation(f"the cache holds {self.cache.value}, the row is {self.row}")
         for one in self.sidecars:
             if one.lane.pending_flush or not one.lane.is_idle:
-                raise Violation(f"sidecar {one.which} still owes {one.lane.pending_flush!r}")
+                raise Violation(f"sidecar {one.which} still has a pending flush: {one.lane.pending_flush!r}")
 
 
 def world(setting):
@@ -500,7 +512,7 @@ SETTINGS = {
     "two that start": Setting(),
     "one that restarts": replace(WARM, crashes=1),
     "both may restart": replace(WARM, before=(("fill", None), ("change", None), ("crash", 0)), crashes=1, changes=0),
-    "a line that is lost": replace(WARM, losses=1),
+    "a connection that is lost": replace(WARM, losses=1),
     "a failover to a copy that lags": replace(WARM, failovers=1),
     "a failover while one restarts": replace(WARM, before=(*SAVED, ("fail_over", None)), crashes=1, changes=0),
     "a failover of one node": replace(WARM, before=SAVED, failovers=1, changes=0, cluster=True),
@@ -523,25 +535,30 @@ def test_nothing_is_stale_when_all_is_quiet(setting):
 
 
 MISTAKES = {
-    "asks before it listens": replace(WARM, early_ask=True, crashes=1, losses=1),
-    "answers while it owes": replace(WARM, owing_answers=True, losses=2),
-    "answers before its repeats": replace(
-        WARM, early_answer=True, repeat_after=1.0, before=(("load", None), ("change", None)), crashes=2, changes=0
+    "sends its request before it listens": replace(WARM, early_request=True, crashes=1, losses=1),
+    "confirms while a flush is pending": replace(WARM, confirms_while_pending=True, losses=2),
+    "confirms before its repeats": replace(
+        WARM,
+        confirms_before_repeats=True,
+        repeat_after=1.0,
+        before=(("load", None), ("change", None)),
+        crashes=2,
+        changes=0,
     ),
-    "answers for another server": replace(
+    "confirms for another server": replace(
         WARM, any_server=True, before=SAVED, failovers=1, crashes=1, changes=0, cluster=True
     ),
-    "answers for other rules": replace(WARM, any_rules=True, versions=(0, 1), crashes=1),
-    "answers for other triggers": replace(WARM, any_triggers=True, changes=0, silent=1, crashes=2),
-    "takes the answer to another's question": replace(WARM, any_nonce=True, crashes=2),
-    "takes the answer to an older question": replace(WARM, old_debt_pays_new=True, losses=2),
-    "takes a lock for a flush": replace(WARM, lock_pays=True, crashes=2, expiries=1),
+    "confirms for other rules": replace(WARM, any_rules=True, versions=(0, 1), crashes=1),
+    "confirms for other triggers": replace(WARM, any_triggers=True, changes=0, silent=1, crashes=2),
+    "takes the confirmation of another's request": replace(WARM, any_nonce=True, crashes=2),
+    "takes the confirmation of an older request": replace(WARM, old_nonce_resolves_new=True, losses=2),
+    "takes a lock for a flush": replace(WARM, lock_resolves=True, crashes=2, expiries=1),
     "takes another server for the same": replace(WARM, trusts_server=True, failovers=1),
 }
 
 
 @pytest.mark.parametrize("setting", MISTAKES.values(), ids=MISTAKES)
-def test_each_line_of_the_protocol_that_is_broken_is_caught(setting):
+def test_each_rule_of_the_protocol_that_is_broken_is_caught(setting):
     with pytest.raises(Violation, match="holds"):
         explore(world(setting))
 
@@ -556,7 +573,14 @@ def test_each_line_of_the_protocol_that_is_broken_is_caught(setting):
         (Setting(sidecars=3, warm=True, failovers=1), (("save", None), ("fail_over", None)), 1),
         (Setting(sidecars=2, versions=(0, 1)), (), 2),
     ],
-    ids=["all start", "one restarts", "one loses its line", "all lose it", "the target fails over", "two versions"],
+    ids=[
+        "all start",
+        "one restarts",
+        "one loses its connection",
+        "all lose it",
+        "the target fails over",
+        "two versions",
+    ],
 )
 def test_as_few_flush_as_have_to(setting, moves, flushes):
     made = world(setting)
