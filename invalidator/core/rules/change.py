@@ -1,4 +1,4 @@
-"""One row event, and what it is about."""
+"""A change: one row event of one table."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Table(NamedTuple):
 class Change(NamedTuple):
     """One row event.
 
-    An insert has a new image, a delete an old one, an update both. An update that carries only one image is one whose
-    images could not be paired: the other is unknown. `op` is None when nobody could say what happened. A `wide` change
-    is about every row of its table. A tuple, not a dataclass, because hundreds of thousands are made a second.
+    An insert has a new image, a delete an old one, an update both. When the images of an update could not be paired,
+    each is a change of its own whose other image is unknown. `op` is None when the operation is unknown. A `wide`
+    change is about every row of its table. It is a tuple, not a dataclass, because 100,000s are created per second.
     """
 
     table: Table
@@ -39,7 +39,7 @@ class Change(NamedTuple):
         return [row for row in (self.old, self.new) if row is not None]
 
     def lacks_old(self) -> bool:
-        """Whether there surely was no old row, rather than one that we don't know."""
+        """Whether no old row existed, rather than one that is unknown."""
         return self.op == "insert"
 
     def lacks_new(self) -> bool:
@@ -47,5 +47,5 @@ class Change(NamedTuple):
 
 
 def table_wide(table: Table, op: Op | None = None) -> Change:
-    """The change that says: anything may have happened to any row of this table."""
+    """A change of any rows of this table, in any way."""
     return Change(table, op, wide=True)

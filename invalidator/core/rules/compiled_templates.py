@@ -1,7 +1,7 @@
-"""Rendering many rows at once, for the templates that nearly all keys come from: columns of a row, and nothing else.
+"""Fast rendering of many rows at once, for the most common templates: those that use only columns of the row.
 
-There is no check for null or unknown here. Joining one to text raises, as does a column that a row lacks, and
-then the caller renders that batch one by one. So the price of a value that is not known is paid only where one is.
+Nothing here checks for null or unknown values. Joining one to text raises, as does a column that the row lacks; the
+caller then renders that batch row by row. So only batches that contain such a value pay for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Fast = Callable[[Iterable[Row]], list[str]]
 
 
 def compiled(template: Template) -> Fast | None:
-    """A fast renderer for this template, or None where only the slow way is right."""
+    """A fast renderer for this template, or None where only rendering row by row is correct."""
     if None in template.parts or not all(hole.of_each_image() for hole in template.holes):
         return None
     first, *rest = _texts(template)

@@ -1,4 +1,4 @@
-"""Evictions: what targets are told."""
+"""Evictions: the instructions that targets carry out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS: Final[tuple[Kind, ...]] = ("key", "tag", "version", "hash", "url")
 
 
 class Eviction(NamedTuple):
-    """One instruction: `key` names what it is about, and is a pattern where `glob` is set.
+    """One instruction. `key` is the name of a key, tag, counter, hash or path, or a pattern for it where `glob` is set.
 
     key: remove it. tag: remove the members of this set. version: raise this counter. hash: remove `field` of this
     hash. url: purge this path.
@@ -27,17 +27,17 @@ class Eviction(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The word for it in what people read: an unknown key is a pattern."""
+        """The kind as users read it: a key that is a pattern is called so."""
         return "pattern" if self.kind == "key" and self.glob else self.kind
 
     @property
     def sweeps(self) -> bool:
-        """Whether no literal text in front bounds it, so that it may reach what is not ours."""
+        """Whether it begins with a wildcard, so that it may match keys of other applications."""
         return self.glob and self.kind != "url" and not glob.anchor(self.key)
 
 
 def prefixed(evictions: Iterable[Eviction], prefix: str) -> Iterator[Eviction]:
-    """These as a target with this prefix carries them out; a path of a page has none."""
+    """The evictions with the target's prefix before each key; the path of a URL has none."""
     escaped = glob.escape(prefix)
     for one in evictions:
         if prefix and one.kind != "url":
@@ -48,10 +48,9 @@ def prefixed(evictions: Iterable[Eviction], prefix: str) -> Iterator[Eviction]:
 
 @dataclass(slots=True)
 class Evictions:
-    """A set of evictions in the order in which they first came.
+    """A set of evictions, in the order in which they were first added.
 
-    Exact keys, nearly all of what ever travels, are kept as plain text: a tuple around each would cost as much as
-    rendering it.
+    Exact keys, by far the most common, are plain text: a tuple around each would cost as much as rendering it.
     """
 
     keys: dict[str, None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the rules make of one change, with the reasons: what `explain` shows."""
+"""`explain`: the evictions of one change, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from invalidator.core.rules.values import UNKNOWN, Row, Value
 
 
 class Made(NamedTuple):
-    """What one template of a rule made; `notes` say what was skipped and what is a wildcard for want of a value."""
+    """The evictions of one template of a rule; `notes` explain skipped keys and wildcards."""
 
     source: str
     evictions: tuple[Eviction, ...]
@@ -25,7 +25,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one rule made of the change; `why_not` is set when it did not select it."""
+    """The result of one rule; `why_not` is set when the rule does not select the change."""
 
     rule: Rule
     why_not: str | None
@@ -34,7 +34,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`targets` has what each is really told: its prefix is before each key. What a rule made has none."""
+    """The verdicts of all rules, and the evictions that each target carries out, with its prefix before each key."""
 
     change: Change
     verdicts: tuple[Verdict, ...]
@@ -50,7 +50,7 @@ def explain(rules: RuleSet, change: Change) -> Explanation:
 
 
 def why_nothing(rules: RuleSet, change: Change) -> list[str]:
-    """Why a change evicts nothing at once: what each rule of its table says."""
+    """The reasons why a change evicts nothing at once, one or more per rule of its table."""
     verdicts = explain(rules, change).verdicts
     if not verdicts:
         return [f"no rule is about {change.table}"]
@@ -61,16 +61,16 @@ def _reasons(verdict: Verdict) -> Iterable[str]:
     if verdict.why_not is not None:
         return [verdict.why_not]
     if verdict.rule.lookup is not None:
-        return ["its lookup is asked first"]
+        return ["its lookup runs first"]
     return dict.fromkeys(note for made in verdict.made for note in made.notes)
 
 
 def change_of(
     table: Table, op: Op, values: Mapping[str, Value], old: Mapping[str, Value], new: Mapping[str, Value]
 ) -> Change:
-    """The change that a person describes: `values` hold for both images, `old` and `new` for one.
+    """The change that a user describes: `values` hold for both images, `old` and `new` for one.
 
-    Nothing said about any row means every row. Whoever names `pk` says the key without saying its columns.
+    A description without any value means every row. `pk` gives the primary key without naming its columns.
     """
     if not (values or old or new) or op == "truncate":
         return table_wide(table, op)
@@ -80,7 +80,7 @@ def change_of(
 
 
 def _assumed(rule: Rule, change: Change) -> Found:
-    """What a lookup is taken for where it isn't asked: it returns what the change does not have and a template uses."""
+    """The assumed answer of a lookup that is not run: it returns the columns that a template uses and the change lacks."""
     supplied = (one for one in rule.looked_up if not any(one.is_in(image) for image in change.images()))
     return Found(columns=frozenset(one.column for one in supplied), tables={change.table: frozenset()})
 
@@ -116,7 +116,7 @@ def _notes(rule: Rule, entry: Evict, change: Change, row: Row, supplied: frozens
             if value is None:
                 yield f"no key: {_named(hole)} is null"
             elif value is UNKNOWN and hole.scope == "both" and column in supplied:
-                yield f"{_named(hole)} is what the lookup returns, which is not asked here: *"
+                yield f"{_named(hole)} is what the lookup returns, which does not run here: *"
             elif value is UNKNOWN:
                 yield f"{_named(hole)} is unknown, so any: *"
             elif rule.lookup is not None and column is not None:

@@ -19,8 +19,8 @@ _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 class Field:
     """`name` is the canonical spelling: two spellings of one field are one entry of a row.
 
-    A row may carry a digest instead of the value, under the name with a NUL in front, which no column's name can have:
-    enough to see whether the value differs, and never taken for it.
+    A row may carry a digest instead of the value, under the name with a NUL in front, which no column's name can have.
+    A digest only shows whether the value differs; it is never used as the value.
     """
 
     column: str
@@ -43,7 +43,7 @@ class Field:
         return self.name in row or self.column in row or f"\0{self.name}" in row
 
     def differs(self, old: Row, new: Row) -> bool:
-        """Whether the two rows hold different values here, or may hold them."""
+        """Whether the values of the two rows differ, or may differ."""
         one, other = self.read(old), self.read(new)
         if one is UNKNOWN or other is UNKNOWN:
             digest = f"\0{self.name}"

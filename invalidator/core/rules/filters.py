@@ -1,6 +1,6 @@
-"""What may stand behind a `|` in a hole: functions from text to text.
+"""Filters, which follow a `|` in a hole: functions from text to text.
 
-A null passes every filter but `default`; an unknown value passes none, because it could become anything.
+A null passes every filter unchanged, except `default`. An unknown value stays unknown through all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Filter = Callable[[Value], Value]
 
 
 def urlencode(text: str) -> str:
-    """Percent-encode all but letters, digits and `-._~`, so that no value can leave its place in a URL."""
+    """Percent-encode all but letters, digits and `-._~`, so that no value can change the structure of a URL."""
     return quote(text, safe="")
 
 

@@ -1,7 +1,7 @@
-r"""Redis's glob language, of which we write a small part: literal text, `*`, and a backslash before `* ? [ ] \`.
+r"""Patterns in a part of Redis's glob language: literal text, `*`, and a backslash before `* ? [ ] \`.
 
-We never write `?` or `[...]` as wildcards, so two languages that users might mix up (shell, Redis) mean the same here.
-`]` needs no escape outside a bracket, but a reader is spared the thought.
+`?` and `[...]` are never used as wildcards, so a pattern means the same in a shell and in Redis. `]` needs no escape
+outside a bracket; it is escaped all the same, for symmetry.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def tokens(pattern: str) -> Iterator[str | None]:
 
 
 def wild(text: str) -> list[str | None]:
-    """The pieces of plain text in which only `*` means anything, with None for each `*`."""
+    """The pieces of plain text in which only `*` is special, with None for each `*`."""
     first, *rest = text.split("*")
     return [first, *(piece for literal in rest for piece in (None, literal))]
 
 
 def anchor(pattern: str) -> str:
-    """The literal text before the first `*`: what bounds a sweep."""
+    """The literal text before the first `*`, which bounds a sweep."""
     return next((token or "" for token in tokens(pattern)), "")
 
 
@@ -57,7 +57,7 @@ def join(parts: Iterable[str | None]) -> str:
 
 
 def matcher(patterns: Iterable[str]) -> re.Pattern[bytes]:
-    """One expression whose `fullmatch` accepts what any of the patterns accepts, byte by byte as Redis does."""
+    """An expression whose `fullmatch` accepts whatever any of the patterns accepts, byte by byte as Redis does."""
     alternatives = [
         b"".join(b".*" if token is None else re.escape(token.encode()) for token in tokens(pattern))
         for pattern in patterns

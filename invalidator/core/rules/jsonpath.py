@@ -1,7 +1,7 @@
 """Paths into a JSON column, with the meaning of PostgreSQL's `#>>`: `attrs->>sku`, `attrs->size->>0`.
 
-Extraction works on the text, so that a number comes out as it was written and a nested document keeps its spacing,
-just as the server would give it.
+Extraction works on the text, so a number comes out as it was written and a nested document keeps its spacing, as in
+PostgreSQL.
 """
 
 from __future__ import annotations

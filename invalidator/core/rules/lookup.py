@@ -1,13 +1,13 @@
-"""Lookups: columns that a change does not have, asked for by a query.
+"""Lookups: columns that a change lacks, read by a query.
 
-The core says which parameters to ask for and joins the answers to the rows; asking is the pipeline's. Parameters that
-are not among the answers were asked for in vain, which makes the looked-up columns unknown.
+The core computes the parameters of the query and joins its answers to the rows; the pipeline runs the query. When there
+is no answer for some parameters, the query failed, and the looked-up columns are unknown.
 
-A column that the change has and the lookup returns too could mean either, so both values are evicted. A row that is
-null in every column is what an aggregate or an outer join makes of no row, and counts as none.
+Where both the change and the lookup have a column, a template could mean either value, so both are evicted. A row that
+is null in every column counts as no row: an aggregate or an outer join makes it when it finds nothing.
 
-`changed` compares what the table has. A looked-up column that the table does not have says nothing about the change;
-one that it has and a notification does not carry, because an older trigger sent it, may have changed.
+`changed` compares only columns of the table. A looked-up column that the table does not have says nothing about the
+change. One that the table has may have changed when the notification lacks it, because an older trigger sent it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from invalidator.core.rules.values import UNKNOWN, Row, Value
 Parameters = tuple[str | None, ...]
 Answers = Mapping[Parameters, Sequence[Row]]
 
-_MOST_COMBINED: Final = 4
-"""Columns with two values each, of which all combinations are evicted; more are unknown."""
+_MAX_COMBINED: Final = 4
+"""Columns with two values each whose combinations are all evicted; when there are more, they are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known of a lookup for some changes: its answers, its columns, and the columns of the changes' tables.
+    """The result of a lookup for some changes: its answers, its columns, and the columns of the changes' tables.
 
-    `columns` is None while nobody knows them. A table that is not in `tables` may have any column.
+    `columns` is None while they are unknown. A table that is not in `tables` may have any column.
     """
 
     answers: Answers = field(default_factory=dict)
@@ -48,9 +48,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """`sql` is the text around `holes`, one piece more than there are of these; `none` is what no row means.
+    """`sql` is the text around `holes`, one piece more than there are holes; `none` says what no row means.
 
-    More than `limit` questions or answers at once are none: then the looked-up columns are unknown.
+    A query with more than `limit` sets of parameters, or rows, has no answer: the looked-up columns are unknown.
     """
 
     sql: tuple[str, ...]
@@ -59,13 +59,13 @@ class Lookup:
     limit: int = 10_000
 
     def parameters(self, row: Row) -> Parameters | None:
-        """What to ask for this row; None when one of the columns is unknown."""
+        """The query's parameters for this row; None when one of the columns is unknown."""
         values = [hole.read(row) for hole in self.holes]
         known = tuple(value for value in values if value is not UNKNOWN)
         return known if len(known) == len(values) else None
 
     def join(self, row: Row, found: Found, used: Collection[Field]) -> list[Row]:
-        """The row with each answer's columns; where there is none, with what the lookup could return unknown."""
+        """The row joined with each answer; without an answer, every column that the lookup may return is unknown."""
         parameters = self.parameters(row)
         answers = found.answers.get(parameters) if parameters is not None else None
         if answers is None or (not answers and self.none == "wildcard"):
@@ -79,7 +79,7 @@ class Lookup:
         return joined
 
     def visible_columns(self) -> frozenset[str]:
-        """Those of the query's columns that a glance at a plain `select a, t.b, c as d from` shows."""
+        """The query's columns, as far as its text is a plain `select a, t.b, c as d from`."""
         select = _SELECT.match("?".join(self.sql))
         items = [_ITEM.fullmatch(item.strip()) for item in select[1].split(",")] if select else []
         return frozenset(_name(found[1]) for found in items if found)
@@ -99,12 +99,12 @@ def _returned(used: Collection[Field], columns: frozenset[str] | None) -> list[F
 
 
 def _unknown(row: Row, fields: Collection[Field]) -> Row:
-    """The row without knowledge of these fields: neither of them nor of the documents that they are in."""
+    """The row in which these fields are unknown, and the documents that contain them."""
     return {**row, **{name: UNKNOWN for one in fields for name in (one.name, one.column)}}
 
 
 def _joined(row: Row, answer: Row, used: Collection[Field]) -> list[Row]:
-    """The row with an answer's columns; where both have a column that is used, with the values of each."""
+    """The row joined with one answer: one row, or more where both have a used column with different values."""
     joined = {**row, **answer}
     both: dict[Field, tuple[Value, Value]] = {}
     for one in _returned(used, frozenset(answer)):
@@ -114,7 +114,7 @@ def _joined(row: Row, answer: Row, used: Collection[Field]) -> list[Row]:
             both[one] = own, other
     if not both:
         return [joined]
-    if len(both) > _MOST_COMBINED or any(UNKNOWN in values for values in both.values()):
+    if len(both) > _MAX_COMBINED or any(UNKNOWN in values for values in both.values()):
         return [_unknown(joined, both)]
     names = [one.name for one in both]
     return [{**joined, **dict(zip(names, values, strict=True))} for values in product(*both.values())]

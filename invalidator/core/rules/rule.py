@@ -1,7 +1,7 @@
-"""One rule: which changes it selects, and what each of them evicts.
+"""One rule: the changes that it selects, and the evictions that they make.
 
-The hot path is `Rule.evict`: a batch's changes of one table, in one call. Templates of whole columns, which is most of
-them, are rendered for all row images at once (see `fast`); only where a null or an unknown is among them, one by one.
+The hot path is `Rule.evict`, called once for all changes of one table in a batch. Most templates use whole columns
+only; they are rendered for all row images at once (`fast`), or row by row when a null or unknown value is among them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from invalidator.core.rules.template import Template
 from invalidator.core.rules.values import UNKNOWN, Row, Value
 
 Level = Literal["statement", "row", "none"]
-"""Which triggers hear a table: one call a statement; one a row, which replicated changes need too; or none."""
+"""The triggers of a table: one call per statement; one per row, which replicated changes need; or none."""
 
 Conditions = tuple[tuple[Field, frozenset[str | None]], ...]
 
 
 class TablePattern(NamedTuple):
-    """The tables that a rule is about; a `*` in the schema is a wildcard."""
+    """The tables of a rule; a `*` in the schema is a wildcard."""
 
     schema: str
     name: str
@@ -63,7 +63,7 @@ class Evict:
         return (self.template,) if self.inner is None else (self.template, self.inner)
 
     def render(self, change: Change, row: Row) -> Eviction | None:
-        """What one image of a change evicts; None when a hole is null."""
+        """The eviction for one image of a change; None when a hole is null."""
         key = self.template.render(change, row)
         if key is None:
             return None
@@ -73,18 +73,18 @@ class Evict:
         return None if inner is None else eviction(self.kind, key, inner)
 
     def cover(self, schema: str, table: str) -> Eviction:
-        """What covers every eviction that this entry makes for tables of these names."""
+        """The eviction that includes every eviction of this entry for tables of these names."""
         key = self.template.cover(schema, table)
         return eviction(self.kind, key, None if self.inner is None else self.inner.cover(schema, table))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A compiled rule; `number` is its place in the file, from 0.
+    """A compiled rule; `number` is its position in the file, from 0.
 
-    `rendered` are the fields whose values it needs; the rest of `fields` are only compared, old with new. `looked_up`
-    are those that its lookup may bring, and that the table need not have; `joined` those for which a template takes
-    the change's own value or the lookup's.
+    `rendered` are the fields whose values it needs; the other `fields` are only compared, old with new. `looked_up` are
+    the fields that its lookup may return and the table need not have. `joined` are the fields whose value a template
+    takes from the change or from the lookup.
     """
 
     number: int
@@ -127,7 +127,7 @@ class Rule:
     def why_not(self, change: Change, supplied: frozenset[str] = frozenset()) -> str | None:
         """Why this rule does not select a change of its table, or None when it does.
 
-        `supplied` are columns that only its lookup has, and the table has not.
+        `supplied` are columns that its lookup has and the table does not.
         """
         if change.op not in self._ops:
             return f"ops: {change.op} is not among {', '.join(self.ops)}"
@@ -155,7 +155,7 @@ class Rule:
         )
 
     def _is_supplied(self, column: Field, change: Change, supplied: frozenset[str]) -> bool:
-        """Whether only the lookup has this column; one that the change carries is the table's all the same."""
+        """Whether only the lookup has this column. A column that the change carries is the table's."""
         return (
             column in self.looked_up
             and column.column in supplied
@@ -163,7 +163,7 @@ class Rule:
         )
 
     def evict(self, changes: Sequence[Change], out: Evictions, found: Found | None = None) -> None:
-        """Add what these changes, all of one table, this rule's, and none of them wide, evict."""
+        """Add the evictions of these changes: all of one table, which is this rule's, and none of them wide."""
         ops = self._ops
         selected = [change for change in changes if change.op in ops]
         if self.if_ or self.not_ or self.changed:
@@ -180,7 +180,7 @@ class Rule:
                     out.keys.update(dict.fromkeys(entry.fast(images)))
                     continue
                 except (KeyError, TypeError):
-                    pass  # a null or unknown value among them: one by one
+                    pass  # a null or unknown value is among them: row by row
             for change in selected:
                 for row in self.rows(change, found):
                     made = entry.render(change, row)
@@ -188,7 +188,7 @@ class Rule:
                         self.add(made, out)
 
     def rows(self, change: Change, found: Found | None) -> Iterable[Row]:
-        """The images to render, with what a lookup brings."""
+        """The images to render, joined with the answers of the lookup."""
         images = change.images() or [{}]
         if self.lookup is None:
             return images
@@ -197,25 +197,25 @@ class Rule:
         return [row for image in images for row in self.lookup.join(image, found or Found(), used)]
 
     def evict_wide(self, change: Change, out: Evictions) -> None:
-        """Add what covers every row of the change's table."""
+        """Add the evictions for every row of the change's table."""
         if change.op in self._ops:
             for entry in self.evicts:
                 self.add(entry.cover(change.table.schema, change.table.name), out)
 
     def owned(self) -> Iterable[Eviction]:
-        """What covers everything that any change can make this rule evict: what a gap flushes."""
+        """The evictions that include everything this rule can ever evict: a gap flushes them."""
         out = Evictions()
         for entry in self.evicts:
             self.add(entry.cover(self.table.schema, self.table.name), out)
         return out
 
     def unanchored(self) -> list[tuple[Evict, str]]:
-        """The entries whose cover has no literal text in front, and so would sweep what is not ours."""
+        """The entries that would flush a pattern with a wildcard in front, which other applications' keys may match."""
         covers = [(entry, entry.cover(self.table.schema, self.table.name)) for entry in self.evicts]
         return [(entry, made.key) for entry, made in covers if made.sweeps]
 
     def add(self, made: Eviction, out: Evictions) -> None:
-        """Add an eviction, or, for one that would sweep other people's keys, what the rule says it may sweep."""
+        """Add an eviction; instead of one with a wildcard in front, add the patterns of `owns`, if the rule has any."""
         if self.owns and made.sweeps:
             for pattern in self.owns:
                 out.add(Eviction(made.kind, pattern, glob=True, field=made.field))
@@ -224,7 +224,7 @@ class Rule:
 
 
 def _may_be(column: Field, allowed: frozenset[str | None], change: Change) -> bool:
-    """Whether the column's old or new value is, or being unknown may be, one of these."""
+    """Whether the column's old or new value is one of these, or may be because it is unknown."""
     for image, lacking in ((change.new, change.lacks_new), (change.old, change.lacks_old)):
         if image is None:
             if not lacking():
@@ -237,7 +237,7 @@ def _may_be(column: Field, allowed: frozenset[str | None], change: Change) -> bo
 
 
 def _both(column: Field, change: Change) -> list[Value]:
-    """The column's values in the images that there are or, unpaired, may be."""
+    """The column's old and new value; of an image that is missing, but may exist, UNKNOWN."""
     values: list[Value] = []
     for image, lacking in ((change.old, change.lacks_old()), (change.new, change.lacks_new())):
         if not lacking:

@@ -11,7 +11,8 @@ from invalidator.core.rules.eviction import Eviction, Evictions, Kind
 from invalidator.core.rules.lookup import Found
 from invalidator.core.rules.rule import Rule
 
-_REMEMBERED_TABLES = 10_000  # payloads name tables; a hostile one must not grow us without bound
+MAX_CACHED_TABLES = 10_000
+"""Payloads name tables, and any role may NOTIFY: the cache of rules by table must not grow without bound."""
 
 _table = itemgetter(0)
 
@@ -46,7 +47,7 @@ class RuleSet:
         """The rules whose table this is."""
         rules = self._rules_by_table.get(table)
         if rules is None:
-            if len(self._rules_by_table) >= _REMEMBERED_TABLES:
+            if len(self._rules_by_table) >= MAX_CACHED_TABLES:
                 self._rules_by_table.clear()
             rules = self._rules_by_table[table] = tuple(rule for rule in self.rules if rule.table.matches(table))
         return rules

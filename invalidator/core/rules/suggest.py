@@ -1,4 +1,4 @@
-"""The nearest name to one that is not there."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name most likely meant, or None when nothing comes close."""
+    """The most similar name, or None when none is similar."""
     close = difflib.get_close_matches(name.lower(), {known.lower(): known for known in names}, n=1, cutoff=0.6)
     return next((known for known in names if close and known.lower() == close[0]), None)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A remedy in words: the nearest name, or else the list of them."""
+    """The remedy as a sentence: the most similar name, or else the list of names."""
     known = sorted(names)
     close = nearest(name, known)
     if close is not None:

@@ -1,14 +1,14 @@
 """Templates: text with holes, rendered to keys.
 
 `{column}` is rendered once for the old row image and once for the new one; `{old.column}` and `{new.column}` say which.
-`{pk}`, `{table}`, `{schema}` and `{op}` stand for what a change says besides its columns, and the names of a rule's
-`vars` for each of their values. `{{` and `}}` are braces. A name that clashes with one of these words is put in double
-quotes.
+`{pk}`, `{table}`, `{schema}` and `{op}` stand for facts of the change besides its columns, and the name of a rule's
+variable (`vars`) for each of its values. `{{` and `}}` are braces. A column with the name of one of these words is
+written in double quotes.
 
 A template renders to an exact key, to a pattern, or, when a hole is null, to nothing. It renders to a pattern when its
-own text has a `*`, or when a hole is unknown: an unknown value could have been anything, so all of it is evicted. In a
-pattern, everything but a `*` of the template's own text and that unknown's `*` is escaped: a row whose id is `*` evicts
-the key of `*`, not the world.
+own text has a `*`, or when a hole is unknown: an unknown value could have been any value, so all are evicted. In a
+pattern, everything is escaped except the `*` of the template's own text and the `*` of an unknown value. So a row whose
+id is `*` evicts the key of `*`, not every key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORDS: Final = ("pk", "table", "schema", "op")
 
 
 class TemplateError(InvalidValueError):
-    """A template that can't be read; `offset` is where in its text."""
+    """A template that can't be parsed; `offset` is the position in its text."""
 
     def __init__(self, offset: int, what: str, todo: str = "") -> None:
         super().__init__(what, todo)
@@ -78,11 +78,11 @@ class Hole:
         return None if absent else UNKNOWN
 
     def of_each_image(self) -> bool:
-        """A field of whichever image is rendered."""
+        """Whether it is a field of whichever image is rendered."""
         return self.field is not None and self.scope == "both"
 
     def is_plain(self) -> bool:
-        """And that as it is: a whole column, unfiltered."""
+        """Whether it is a whole column of whichever image is rendered, without filters."""
         return self.field is not None and self.scope == "both" and not self.field.path and not self.filters
 
 
@@ -127,9 +127,9 @@ class Template:
         return _join(parts)
 
     def cover(self, schema: str, table: str) -> Rendered:
-        """What covers every change of every table of these names; a `*` in a name is a wildcard.
+        """The key or pattern that includes every change of every table of these names; a `*` in a name is a wildcard.
 
-        That is `*` for all that depends on a row or on what was done.
+        Every hole that depends on a row or on the operation becomes `*`.
         """
         names = {"schema": schema, "table": table}
         parts: list[str | None] = []

@@ -1,7 +1,7 @@
-"""What a column can be: known (PostgreSQL's text), null (`None`), or `UNKNOWN`.
+"""The value of a column: known (PostgreSQL's text), null (`None`), or `UNKNOWN`.
 
-Unknown is not null. A null column makes no key; an unknown one could have been anything, so it makes a wildcard.
-A column that a row does not carry is unknown.
+Unknown is not null. A null column makes no key. An unknown column could have any value, so it makes a wildcard. A
+column that a row lacks is unknown.
 """
 
 from __future__ import annotations
