@@ -1,4 +1,4 @@
-"""What loops that must end when they are cancelled ask for."""
+"""Help for loops that must end when they are cancelled."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def stop_if_cancelled() -> None:
-    """Raise if this task has been asked to end.
+    """Raise CancelledError if this task has been cancelled.
 
-    On Python 3.11 `asyncio.wait_for` forgets a cancellation that comes in the moment in which its future is done, and
-    libraries wait by it, redis-py for one. A task is cancelled once, so a loop around such a call would go on for ever.
+    On Python 3.11 `asyncio.wait_for` loses a cancellation that arrives when its future is done, and libraries such as
+    redis-py use it. A task is cancelled only once, so a loop around such a call would never end.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -19,11 +19,11 @@ def stop_if_cancelled() -> None:
 
 
 async def run_all(*calls: Coroutine[Any, Any, None]) -> None:
-    """Run these at once; when one fails, the rest is cancelled, and a group of their exceptions is raised.
+    """Run these concurrently; when one fails, the others are cancelled, and an exception group is raised.
 
-    Before Python 3.13 a TaskGroup whose task fails while it waits at its own end cancels the task around it, and does
-    not take that back: `stop_if_cancelled` there would end a loop that was to try again. It does where the wait is in
-    its body.
+    Before Python 3.13, a TaskGroup whose task fails while the group waits at its end cancels the surrounding task, and
+    does not undo that: `stop_if_cancelled` would then end a loop that should retry. When the wait is in the body of the
+    group, as here, the cancellation is undone.
     """
     async with asyncio.TaskGroup() as group:
         await asyncio.wait([group.create_task(call) for call in calls])

@@ -1,10 +1,17 @@
-"""Lookups on PostgreSQL: all questions of a batch in one query.
+"""Lookups on PostgreSQL: one statement for all sets of parameters of a batch.
 
-The rule's query runs for each set of parameters inside one statement, `unnest(...) cross join lateral (the query)`. Its
-holes become columns of the unnested parameters, cast to the types that PostgreSQL itself infers for them: it is asked
-once, by preparing the query. Values come back as PostgreSQL's text (`queries`), so that a looked-up column makes the
-same key as one that travelled. Each batch is a read-only transaction with settings of its own, and nothing stays in the
-session: it may go through a pooler.
+The rule's query runs for each set inside that statement: `unnest(...) cross join lateral (the query)`. The holes of the
+query become columns of the unnested parameters, cast to the types that PostgreSQL infers for them; the query is
+prepared once to learn these types. Values come back as PostgreSQL's text (`queries`), so a looked-up column makes the
+same key as a column of a notification. Each batch is a read-only transaction with its own settings, and leaves nothing
+in the session, which may be a pooler's.
+
+Example: `select slug from categories where id = {category_id}`, for two changes, becomes
+
+    select "invalidator parameters".n, found."slug"::text
+    from unnest('{3,7}'::text[]) with ordinality as "invalidator parameters"("h0", n)
+    cross join lateral (select slug from categories where id = ("invalidator parameters"."h0"::integer)) as found
+    limit 10001
 """
 
 from __future__ import annotations
@@ -30,14 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """What PostgreSQL says of a lookup's query: the types of its parameters, and the names of its columns."""
+    """PostgreSQL's description of a lookup's query: the types of its parameters, and the names of its columns."""
 
     types: tuple[str, ...]
     columns: tuple[str, ...]
 
 
 class PostgresLookups:
-    """Asks on one connection, which is opened when first needed and again after it failed."""
+    """Runs lookups on one connection, which is opened when first needed, and again after a failure."""
 
     def __init__(self, dsn: str, application_name: str, give_up_after: float) -> None:
         self._dsn, self._application_name, self._give_up_after = dsn, f"{application_name} lookups", give_up_after
@@ -54,18 +61,18 @@ class PostgresLookups:
         self._close()
 
     async def ask(self, lookup: Lookup, parameters: Sequence[Parameters]) -> Answers:
-        """The rows for each of these; AwayError when there is no answer in time, or more rows than the limit."""
+        """The rows for each set of parameters; AwayError on a timeout, or when there are more rows than the limit."""
         return await self._within(lambda connection: self._ask(connection, lookup, parameters))
 
     async def describe(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
-        """The columns of the lookup and of these tables, asked for once until something fails."""
+        """The columns of the lookup and of these tables, which are read once and again after a failure."""
         if lookup not in self._described or not self._tables.keys() >= set(tables):
-            await self._within(lambda connection: self._learn(connection, lookup, tables))
+            await self._within(lambda connection: self._read_columns(connection, lookup, tables))
         columns = frozenset(self._described[lookup].columns)
         return Found(columns=columns, tables={table: self._tables[table] for table in tables})
 
     async def check(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
-        """Ask for nothing, to see whether the query could be asked; AwayError says why not."""
+        """Run the query with nulls for parameters, to see whether it can run; AwayError says why not."""
         await self.ask(lookup, [(None,) * len(lookup.holes)])
         return await self.describe(lookup, tables)
 
@@ -83,17 +90,17 @@ class PostgresLookups:
     async def _ask(
         self, connection: psycopg.AsyncConnection[Any], lookup: Lookup, parameters: Sequence[Parameters]
     ) -> Answers:
-        answers: dict[Parameters, list[Row]] = {asked: [] for asked in parameters}
+        answers: dict[Parameters, list[Row]] = {each: [] for each in parameters}
         async with connection.transaction():
             await prepare_transaction(connection, self._give_up_after)
             described = await self._describe(connection, lookup)
-            select = sql.SQL("select {}.n").format(_ASKED)
+            select = sql.SQL("select {}.n").format(_PARAMETERS)
             if described.columns:
                 select = sql.SQL(", ").join([select, as_text(described.columns)])
             query = sql.SQL("{} from {} limit {}").format(
                 select, _relation(lookup, described.types), sql.Literal(lookup.limit + 1)
             )
-            columns = [[asked[at] for asked in parameters] for at in range(len(lookup.holes))]
+            columns = [[each[at] for each in parameters] for at in range(len(lookup.holes))]
             cursor = await connection.execute(query, columns)
             rows = await cursor.fetchall()
         if len(rows) > lookup.limit:
@@ -102,7 +109,9 @@ class PostgresLookups:
             answers[parameters[number - 1]].append(dict(zip(described.columns, values, strict=True)))
         return answers
 
-    async def _learn(self, connection: psycopg.AsyncConnection[Any], lookup: Lookup, tables: Sequence[Table]) -> None:
+    async def _read_columns(
+        self, connection: psycopg.AsyncConnection[Any], lookup: Lookup, tables: Sequence[Table]
+    ) -> None:
         async with connection.transaction():
             await prepare_transaction(connection, self._give_up_after)
             await self._describe(connection, lookup)
@@ -129,14 +138,14 @@ class PostgresLookups:
         return self._described[lookup]
 
     def _close(self) -> None:
-        self._described.clear()  # what failed may have failed because a table is another now
+        self._described.clear()  # the failure may come from a table that has changed
         self._tables.clear()
         if self._connection is not None:
             self._connection.pgconn.finish()
             self._connection = None
 
 
-_ASKED: Final = sql.Identifier("invalidator asked")
+_PARAMETERS: Final = sql.Identifier("invalidator parameters")
 _COLUMNS: Final = (
     "select attname from pg_catalog.pg_attribute join pg_catalog.pg_class c on c.oid = attrelid"
     " join pg_catalog.pg_namespace n on n.oid = relnamespace"
@@ -145,23 +154,24 @@ _COLUMNS: Final = (
 
 
 def _relation(lookup: Lookup, types: Sequence[str]) -> sql.Composed:
-    """All sets of parameters, numbered, each with what the rule's query finds for it; `%` in that is its own."""
+    """All sets of parameters, numbered, each joined with the rows that the rule's query finds for it."""
     pieces: list[sql.Composable] = []
     for number, piece in enumerate(lookup.sql):
-        pieces.append(_literally(piece))
+        pieces.append(_escaped(piece))
         if number < len(lookup.holes):
-            # A type's name is PostgreSQL's own spelling of it, quoted where it has to be.
+            # PostgreSQL returned the type's name, quoted where necessary.
             pieces.append(
-                sql.SQL("({}.{}::{})").format(_ASKED, sql.Identifier(f"h{number}"), _literally(types[number]))
+                sql.SQL("({}.{}::{})").format(_PARAMETERS, sql.Identifier(f"h{number}"), _escaped(types[number]))
             )
     if not lookup.holes:
-        source: sql.Composable = sql.SQL("(select 1::bigint) as {}(n)").format(_ASKED)
+        source: sql.Composable = sql.SQL("(select 1::bigint) as {}(n)").format(_PARAMETERS)
     else:
         names = sql.SQL(", ").join(sql.Identifier(f"h{number}") for number in range(len(lookup.holes)))
         arrays = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(lookup.holes))
-        source = sql.SQL("pg_catalog.unnest({}) with ordinality as {}({}, n)").format(arrays, _ASKED, names)
+        source = sql.SQL("pg_catalog.unnest({}) with ordinality as {}({}, n)").format(arrays, _PARAMETERS, names)
     return sql.SQL("{} cross join lateral (\n{}\n) as found").format(source, sql.Composed(pieces))
 
 
-def _literally(text: str) -> sql.SQL:
+def _escaped(text: str) -> sql.SQL:
+    """SQL in which a `%` is no placeholder of psycopg."""
     return sql.SQL(trimmed(text).replace("%", "%%"))

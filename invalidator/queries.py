@@ -1,14 +1,13 @@
-"""The queries that users write (a rule's `lookup`, a channel's `each`): their rows as PostgreSQL's own text.
+"""Queries that users write (a rule's `lookup`, a channel's `each`): their rows as PostgreSQL's own text.
 
-The server itself casts every column to text, so a value is what `column::text` is in a trigger or in an application's
-SQL. What comes over the wire is not that: a boolean is `t` there, an `inet` has no `/32`, a `char(5)` has its padding,
-and a driver's own types can't hold `infinity`. The settings that a value's text depends on are those that the triggers
-pin.
+The server casts every column to text, so a value is what `column::text` is in a trigger or in an application's SQL.
+The wire protocol gives another text: a boolean is `t` there, an `inet` has no `/32`, a `char(5)` has its padding; and a
+driver's own types can't hold `infinity`. The settings on which a value's text depends are those that the triggers set.
 
-A cast needs the columns' names, so a query is described before it is run. Columns are named in it, not counted: a
-query whose columns have changed since fails, and is described anew.
+The cast needs the names of the columns, so a query is described before it runs. A query whose columns have changed
+since then fails, and is described again.
 
-Each transaction is read only, and its settings are local to it: nothing stays in the session, which may be a pooler's.
+Each transaction is read-only, and its settings are local to it: nothing stays in the session, which may be a pooler's.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 async def prepare_transaction(connection: Connection, give_up_after: float) -> None:
-    """Make the transaction that was just begun one in which users' queries are read."""
+    """Set the settings of a transaction that has just begun for users' queries."""
     own = session_settings(connection.info.server_version, 2 * give_up_after, local=True)
     await connection.execute(own + _SETTINGS)
 
@@ -41,7 +40,7 @@ async def prepare_transaction(connection: Connection, give_up_after: float) -> N
 async def column_names(
     connection: Connection, relation: sql.Composable, parameters: Sequence[object] | None = None
 ) -> tuple[str, ...]:
-    """The columns of `found` in what can stand behind FROM; AwayError where two of them have one name."""
+    """The columns of `found` in a FROM clause; AwayError when two of them have the same name."""
     cursor = await connection.execute(sql.SQL("select found.* from {} limit 0").format(relation), parameters)
     names = [column.name for column in cursor.description or ()]
     twice = next((name for name, count in Counter(names).items() if count > 1), None)

@@ -28,16 +28,17 @@ FINDINGS = 3
 @click.command("install-triggers")
 @config_option
 @click.option("--dry-run", is_flag=True, help="Print the statements that would be executed; change nothing.")
-@click.option("--check", is_flag=True, help="Say how it stands with each table; exit with 3 when one is not ok.")
-@click.option("--prune", is_flag=True, help="Also remove what no rule needs any more.")
+@click.option("--check", is_flag=True, help="Print the state of each table; exit with 3 when one is not ok.")
+@click.option("--prune", is_flag=True, help="Also remove triggers and functions that no rule needs.")
 @click.option("--sql", "sql_format", type=click.Choice(FORMATS), help="Print a migration, without a connection.")
 @output_option
 def install_triggers(
     config_file: str | None, *, dry_run: bool, check: bool, prune: bool, sql_format: str | None, output: str
 ) -> None:
-    """Install the triggers that the rules need, or renew them.
+    """Install or renew the triggers that the rules need.
 
-    One transaction, as often as you like: what is right is not touched, and nothing is done by halves.
+    It runs in one transaction, so it does everything or nothing. Run it as often as you like: it does not touch what is
+    up to date.
     """
     if dry_run + check + (sql_format is not None) > 1:
         raise UsageError("--dry-run, --check and --sql exclude each other", todo="give one of them")
@@ -60,7 +61,7 @@ def install_triggers(
 def uninstall_triggers(config_file: str | None, sql_format: str | None) -> None:
     """Remove the triggers and functions of this installation from every table that has them.
 
-    What this role may not remove remains, and is said; the exit code is then 3.
+    What this role may not remove remains and is printed; the exit code is then 3.
     """
     from invalidator.service import installation
     from invalidator.triggers.install import uninstall
@@ -89,8 +90,8 @@ def _install(config: Config, *, prune: bool) -> None:
     from invalidator.triggers.drift import table_states
     from invalidator.triggers.install import install
 
-    with _connection(config) as connection, _progress() as say:
-        plan = install(connection, installation(config), compile_rules(config), prune=prune, say=say)
+    with _connection(config) as connection, _progress() as on_progress:
+        plan = install(connection, installation(config), compile_rules(config), prune=prune, on_progress=on_progress)
     for note in plan.notes():
         click.echo(f"note: {note}", err=True)
     touched = {step.table for step in plan.steps(prune=prune)}
@@ -114,8 +115,8 @@ def _check(config: Config, output: str) -> None:
             {"table": str(table), "state": s.state, "fingerprint": s.fingerprint, "why": s.why}
             for table, s in table_states(plan).items()
         ]
-        said = {"findings": list(map(str, plan.findings())), "notes": list(map(str, plan.notes()))}
-        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables} | said, indent=2))
+        general = {"findings": list(map(str, plan.findings())), "notes": list(map(str, plan.notes()))}
+        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables} | general, indent=2))
     else:
         for table, standing in table_states(plan).items():
             click.echo(f"{standing.state:13} {table}")
@@ -154,21 +155,21 @@ def _print_migration(config: Config, sql_format: str, *, prune: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """What shows how far it is, when somebody watches."""
+    """A callback that prints the progress, when stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
 
-    def say(done: int, of: int) -> None:
+    def show(done: int, of: int) -> None:
         click.echo(f"\r{done} of {of} statements", nl=False, err=True)
 
-    yield say
+    yield show
     click.echo("\r\033[K", nl=False, err=True)
 
 
 @contextmanager
 def _connection(config: Config) -> Iterator[psycopg.Connection[Any]]:
-    """A connection whose errors are sentences of ours."""
+    """A connection whose errors are those of this package."""
     import psycopg
 
     from invalidator.postgres.failures import connect_error, first_line

@@ -72,7 +72,9 @@ class LookupQueue:
         render: Render = RuleSet.evict,
         errors: InternalErrors | None = None,
     ) -> None:
-        self._rules = RuleSet((rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.reach)
+        self._rules = RuleSet(
+            (rule for rule in rules.rules if rule.lookup is not None), rules.targets, rules.capabilities
+        )
         self._lookups, self._put, self._render = lookups, put, render
         self._errors = errors or InternalErrors()
         self._columns: dict[int, frozenset[str] | None] = {}  # of each rule's lookup, as of its last description

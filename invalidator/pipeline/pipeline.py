@@ -77,7 +77,7 @@ class Pipeline:
         self._errors = errors or InternalErrors(self.metrics)
         self._rules = rules
         self._without_lookup = RuleSet(
-            (rule for rule in rules.rules if rule.lookup is None), rules.targets, rules.reach
+            (rule for rule in rules.rules if rule.lookup is None), rules.targets, rules.capabilities
         )
         self._on_open, self._on_received = on_open, on_received
         self.degraded: dict[str, str] = {}
@@ -208,7 +208,7 @@ class Pipeline:
             self._changes(changes, unshared=True)
         if evictions:
             names = [lane.target.name for lane in self.lanes]
-            self._put({name: self._rules.within_reach(name, evictions) for name in names}, unshared=True)
+            self._put({name: self._rules.supported(name, evictions) for name in names}, unshared=True)
         return self.number
 
     async def answered(self, number: int, timeout: float) -> bool:

@@ -1,9 +1,12 @@
 """Installing and removing the triggers of one installation, each in one transaction.
 
-A trigger takes a lock that holds up writers of its table, so no lock is waited for long while another one is held: when
-a table can't be locked at once, everything is rolled back, and that table comes first in the next attempt, where nobody
-waits for us meanwhile. We wait for a second lock for less than PostgreSQL's deadlock_timeout: we give way, not a
-writer. The functions, which need no lock of a table, are done before.
+Creating a trigger locks its table against writers, so an install never waits long for a lock while it holds another
+one. When it can't lock a table soon, it rolls everything back; that table comes first in the next attempt, when no
+other table is locked yet. Its wait for a second lock is shorter than PostgreSQL's deadlock_timeout, so in a deadlock
+the install gives way, not a writer. The functions come first: they need no lock of a table.
+
+    attempt 1: lock a, wait 100 ms for b (a long transaction uses it), roll back
+    attempt 2: wait up to 5 s for b while nothing is locked, then lock a
 """
 
 from __future__ import annotations
@@ -25,15 +28,16 @@ from invalidator.triggers.plan import Plan, RefusalsError, Row, look, prepare
 from invalidator.triggers.spec import Installation, setting
 from invalidator.triggers.sql import load
 
-FIRST_LOCK: Final = "5s"
-NEXT_LOCK: Final = ("100ms", "200ms", "400ms", "800ms")
+FIRST_LOCK_TIMEOUT: Final = "5s"
+NEXT_LOCK_TIMEOUTS: Final = ("100ms", "200ms", "400ms", "800ms")
+"""For each attempt, the time that it waits for a lock while it holds another one."""
 
-Say = Callable[[int, int], None]
-"""Takes how many steps are done, of how many."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of steps that are done, and of all steps."""
 
 
 class _Locked(Exception):
-    """A lock could not be had for these steps."""
+    """A lock for this step was not granted in time."""
 
     def __init__(self, step: Row) -> None:
         super().__init__(step)
@@ -46,47 +50,51 @@ def install(
     rules: RuleSet,
     *,
     prune: bool = False,
-    say: Say | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Plan:
-    """Install, renew, and with `prune` narrow and remove, what the rules want; the plan that was carried out."""
+    """Install or renew what the rules need, and with `prune` remove what they don't; returns the executed plan."""
     first: Table | None = None
-    for wait in NEXT_LOCK:
+    for wait in NEXT_LOCK_TIMEOUTS:
         try:
             with transaction(connection, 0):
                 _lock(connection, installation)
                 plan = look(connection, installation, rules, prune=prune)
                 plan.refuse(prune=prune)
-                _carry_out(connection, list(plan.steps(prune=prune)), first, wait, say)
+                _carry_out(connection, list(plan.steps(prune=prune)), first, wait, on_progress)
                 return plan
         except _Locked as locked:
             first = locked.step.on_table
             if first is None:
                 break
     raise RefusedError(
-        f'the table "{first}" is locked by somebody else' if first else "the catalog is locked by somebody else",
+        f'the table "{first}" is locked by another session' if first else "the catalog is locked by another session",
         todo="try again when no long transaction and no VACUUM uses it; nothing was changed",
     )
 
 
 def _lock(connection: psycopg.Connection[Any], installation: Installation) -> None:
-    """Keep other installs out."""
-    # Before anything is called: who may create in a schema of our path could have us call a function of theirs.
+    """Exclude other installs of this schema."""
+    # First of all: a role that may create objects in a schema of the search path could have its function called here.
     connection.execute("set local search_path = pg_catalog, pg_temp")
-    if connection.info.parameter_status("in_hot_standby") != "on":  # there the plan refuses, in better words
+    if connection.info.parameter_status("in_hot_standby") != "on":  # there the plan refuses, with the reason
         connection.execute("set transaction read write")
-    connection.execute(f"set local lock_timeout = '{FIRST_LOCK}'")
+    connection.execute(f"set local lock_timeout = '{FIRST_LOCK_TIMEOUT}'")
     try:
         connection.execute(
             "select pg_advisory_xact_lock(hashtextextended('invalidator ' || %s, 0))", [installation.schema]
         )
     except psycopg.errors.LockNotAvailable as error:
-        raise RefusedError("another install is at work", todo="wait for it, and try again") from error
+        raise RefusedError("another install is running", todo="wait for it, and try again") from error
 
 
 def _carry_out(
-    connection: psycopg.Connection[Any], steps: Sequence[Row], first: Table | None, wait: str, say: Say | None
+    connection: psycopg.Connection[Any],
+    steps: Sequence[Row],
+    first: Table | None,
+    wait: str,
+    on_progress: OnProgress | None,
 ) -> None:
-    # Stage by stage; the table that made us wait before everything else, since nothing is locked yet then.
+    # Stage by stage, and in each the table that the last attempt waited for first: nothing is locked yet then.
     ordered = sorted(steps, key=lambda step: (step.stage, step.on_table is None or step.on_table != first))
     done, locked = 0, False
     for place, group in groupby(ordered, key=lambda step: (step.stage, step.on_table)):
@@ -99,8 +107,8 @@ def _carry_out(
             raise _Locked(together[0]) from error
         locked = locked or place[1] is not None
         done += len(together)
-        if say:
-            say(done, len(steps))
+        if on_progress:
+            on_progress(done, len(steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +126,14 @@ class _Removal:
 
 
 class Uninstalled(NamedTuple):
-    """The tables whose triggers were removed, and what this role may not remove."""
+    """The tables whose triggers were removed, and a refusal for each object that this role may not remove."""
 
     tables: Sequence[Table]
     remains: Sequence[RefusedError]
 
 
 def uninstall(connection: psycopg.Connection[Any], installation: Installation) -> Uninstalled:
-    """Remove what this role may, and a schema when nothing is left in it; RefusedError where it may remove nothing."""
+    """Remove what this role may remove, and an empty schema; RefusedError when it may remove nothing."""
     refuse_old(connection.info.server_version)
     try:
         with transaction(connection, 0):
@@ -140,7 +148,9 @@ def uninstall(connection: psycopg.Connection[Any], installation: Installation) -
                 if row.statement:
                     connection.execute(row.statement.encode())
     except psycopg.errors.LockNotAvailable as error:
-        raise RefusedError("a table is locked by somebody else", todo="try again later; nothing was changed") from error
+        raise RefusedError(
+            "a table is locked by another session", todo="try again later; nothing was changed"
+        ) from error
     return Uninstalled(
         sorted({Table(row.nspname, row.relname) for row in rows if row.nspname and row.relname}), remains
     )

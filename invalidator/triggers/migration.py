@@ -1,7 +1,7 @@
-"""The same installation as a migration for other tools: text, made without a connection, the same each time.
+"""An installation as a migration for other tools: text, made without a connection, the same each time.
 
-It is the query of `sql/plan.sql` in an anonymous block that carries its rows out, so it installs what a direct install
-does: keys, types and partitions are found where it runs.
+It is the query of `sql/plan.sql` in an anonymous block that executes its rows. So it installs what a direct install
+does: it reads keys, types and partitions from the database in which it runs.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _django(title: str, up: str, down: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A Python literal, over many lines where no escape is needed."""
+    """A Python literal: a raw one over many lines, unless the text needs escapes."""
     return repr(text) if '"""' in text else f'r"""\n{text}"""'
 
 

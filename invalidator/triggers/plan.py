@@ -1,4 +1,4 @@
-"""A look at the catalog: what the rules want beside what is there. `sql/plan.sql` holds the theory."""
+"""The plan: what the rules need in the catalog, compared with what is there. `sql/plan.sql` explains the query."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from invalidator.triggers.sql import plan
 RUN_INSTALL: Final = "run install-triggers"
 
 GIVE_UP_AFTER: Final = 60.0
-"""Seconds after which the server ends a look at the catalog that is not part of an install."""
+"""Seconds after which the server ends the query, outside an install."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the plan: an object, or what stands in the way of one (see `sql/findings.sql`)."""
+    """One row of the plan: an object, a refusal or a note (see `sql/findings.sql`)."""
 
     stage: int
     kind: str
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def on_table(self) -> Table | None:
-        """The table that a trigger is on."""
+        """The table of a trigger."""
         return Table(self.on_schema, self.on_name) if self.on_schema is not None and self.on_name is not None else None
 
 
@@ -59,22 +59,22 @@ class Plan:
     rows: Sequence[Row]
 
     def steps(self, *, prune: bool) -> Iterator[Row]:
-        """What has to be done, in order."""
+        """The rows whose statements have to be executed, in order."""
         return (row for row in self.rows if row.statement and (prune or row.state != "orphaned"))
 
     def refuse(self, *, prune: bool) -> None:
-        """Raise when anything stands in the way of doing it."""
+        """Raise RefusalsError when any step can't be executed."""
         rows = [row for row in self.rows if row.kind == "refusal"]
         rows += [row for row in self.steps(prune=prune) if row.what]
         if rows:
             raise RefusalsError([RefusedError(row.what or "", todo=remedy(row)) for row in rows])
 
     def notes(self) -> list[Problem]:
-        """What is worth knowing beside."""
+        """Advice that does not keep the plan from being executed."""
         return [Problem(row.what or "", row.todo or "") for row in self.rows if row.kind == "note"]
 
     def findings(self, state: str | None = None) -> list[Problem]:
-        """What is off beside the tables (of it, what has this state): what serves them all, and notes that count."""
+        """Problems of objects that serve all tables, such as event triggers; with `state`, only those in that state."""
         off = [
             row for row in self.rows if row.table is None and row.kind != "refusal" and row.state not in (None, "ok")
         ]
@@ -82,7 +82,9 @@ class Plan:
         found = [Problem(row.what or "", row.todo or "") for row in off if row.kind == "note"]
         objects: dict[str | None, list[str]] = {}
         for row in off:
-            if not (row.kind == "note" or (found and row.kind.startswith("event trigger"))):  # of which a note speaks
+            if not (
+                row.kind == "note" or (found and row.kind.startswith("event trigger"))
+            ):  # the note names it already
                 objects.setdefault(row.state, []).append(f"{row.kind} {row.name}")
         found += [Problem(f"{state}: {', '.join(names)}", RUN_INSTALL) for state, names in objects.items()]
         return found
@@ -92,7 +94,7 @@ class Plan:
 
 
 class RefusalsError(RefusedError):
-    """Several refusals at once, a line each."""
+    """Several refusals, one per line."""
 
     def __init__(self, refusals: Sequence[RefusedError]) -> None:
         super().__init__("\n".join(dict.fromkeys(map(str, refusals))))
@@ -101,7 +103,7 @@ class RefusalsError(RefusedError):
 def look(
     connection: psycopg.Connection[Any], installation: Installation, rules: RuleSet, *, prune: bool = False
 ) -> Plan:
-    """Read the catalog, inside the caller's transaction or in one of its own; it may be any role's."""
+    """Read the catalog, in the caller's transaction or in one of its own; any role may do this."""
     refuse_old(connection.info.server_version)
     with transaction(connection, GIVE_UP_AFTER):
         prepare(connection, setting(installation, rules, prune=prune))
@@ -110,11 +112,11 @@ def look(
 
 
 def prepare(connection: psycopg.Connection[Any], plan_setting: str) -> None:
-    """Set, for this transaction, what the queries in `sql/` rely on."""
-    connection.execute("set local search_path = pg_catalog, pg_temp")  # so that names come out qualified
+    """Set, for this transaction, the settings that the queries in `sql/` rely on."""
+    connection.execute("set local search_path = pg_catalog, pg_temp")  # so that deparsed names are qualified
     connection.execute("set local quote_all_identifiers = off")
-    connection.execute("set local jit = off")  # in a transaction of the caller's too
-    connection.execute("set local enable_nestloop = off")  # nobody can tell the planner how many tables the rules name
+    connection.execute("set local jit = off")  # in the caller's transaction, too
+    connection.execute("set local enable_nestloop = off")  # the planner can't know how many tables the rules name
     connection.execute("select set_config('invalidator.plan', %s, true)", [plan_setting])
 
 

@@ -1,4 +1,4 @@
-"""What the rules want of the database, as the JSON that `sql/plan.sql` reads from the setting `invalidator.plan`."""
+"""What the rules need in the database, as the JSON that `sql/plan.sql` reads from the setting `invalidator.plan`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from invalidator.core.rules.rule import Rule, TablePattern
 from invalidator.core.rules.ruleset import RuleSet
 
 GENERATION: Final = 2
-"""Of our functions: one more in each release that writes other ones. An older version leaves those of a newer alone."""
+"""The version of the generated functions: a release that writes other ones raises it. An older release leaves the
+functions of a newer one alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Which installation, and where in the database it lives."""
+    """The name of an installation, and the schema of its functions."""
 
     name: str
     schema: str

@@ -246,12 +246,12 @@ class TestOpenTransactions:
         assert drift(products, SHOP, self.NEW) == {}
 
     def test_a_table_that_stays_in_use_is_said_and_nothing_is_changed(self, products, dsn, monkeypatch):
-        monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK", "50ms")
+        monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK_TIMEOUT", "50ms")
         install(products, SHOP, self.OLD)
         before = catalog(products)
         with psycopg.connect(dsn) as writer:
             writer.execute("insert into products values (1)")
-            with pytest.raises(RefusedError, match=r'the table "public.products" is locked by somebody else'):
+            with pytest.raises(RefusedError, match=r'the table "public.products" is locked by another session'):
                 install(products, SHOP, self.NEW)
         assert catalog(products) == before
 
@@ -353,6 +353,6 @@ class TestManyTables:
         )
         wanted = RuleSet([rule for i in range(1, 1001) for rule in rules("p:{id}", table=f"t{i}").rules], ["cache"])
         said = []
-        install(db, SHOP, wanted, say=lambda done, of: said.append((done, of)))
+        install(db, SHOP, wanted, on_progress=lambda done, of: said.append((done, of)))
         assert said[-1][0] == said[-1][1] >= 5000
         assert list(look(db, SHOP, wanted).steps(prune=False)) == []

@@ -203,10 +203,10 @@ class TestRefusals:
         refuse_old(150000)
 
     def test_another_install_at_work(self, products, dsn, monkeypatch):
-        monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK", "50ms")
+        monkeypatch.setattr("invalidator.triggers.install.FIRST_LOCK_TIMEOUT", "50ms")
         with psycopg.connect(dsn) as other:
             other.execute("select pg_advisory_xact_lock(hashtextextended('invalidator invalidator', 0))")
-            with pytest.raises(RefusedError, match="another install is at work; wait for it"):
+            with pytest.raises(RefusedError, match="another install is running; wait for it"):
                 install(products, SHOP, ID)
 
     def test_a_table_in_use_comes_first_so_that_no_writer_waits_behind_our_other_locks(self, products, dsn):

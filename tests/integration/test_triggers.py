@@ -263,7 +263,7 @@ def test_a_rule_that_asks_in_vain_is_refused_and_nothing_is_half_done(products, 
 
 
 def test_a_lock_that_can_not_be_had_is_given_up(products, dsn, monkeypatch):
-    monkeypatch.setattr(installing, "FIRST_LOCK", "500ms")
+    monkeypatch.setattr(installing, "FIRST_LOCK_TIMEOUT", "500ms")
 
     @contextmanager
     def locked():
@@ -272,7 +272,7 @@ def test_a_lock_that_can_not_be_had_is_given_up(products, dsn, monkeypatch):
             yield
 
     products.execute("drop trigger invalidator_shop_insert on products")
-    with locked(), pytest.raises(RefusedError, match="is locked by somebody else; try again"):
+    with locked(), pytest.raises(RefusedError, match="is locked by another session; try again"):
         install(products, SHOP, rules("p:{name}"))
 
 

@@ -9,15 +9,15 @@ from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change, Table
 
 Position = str
-"""Where a source stands, in the source's own words; opaque to everybody else."""
+"""How far a source has delivered, in the source's own format; opaque to all other parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Changes that are confirmed together.
 
-    `position` is what to confirm once every target has answered for them; None where the source keeps none.
-    `as_of` is a reading of our own monotonic clock: everything committed before it is in this batch or an earlier one.
+    `position` is confirmed once every target has confirmed them; None where the source keeps no positions. `as_of` is a
+    time of the sidecar's own clock: everything committed before it is in this batch or an earlier one.
     """
 
     changes: Sequence[Change]
@@ -35,7 +35,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """Why not everything is heard, by what it is about, in place of what was said before; none when everything is."""
+    """The reasons why changes may be missed, by subject; they replace the previous ones. Empty when none is."""
 
     reasons: Mapping[str, str]
 

@@ -1,25 +1,33 @@
-"""The notification that our triggers send, and its byte budget.
+"""The payload of the triggers' notifications, and its byte budget.
 
-One payload carries rows of one statement on one table, column by column:
+A payload has rows of one statement on one table, column by column:
 
     {"v": 1, "t": ["public", "products"], "o": "update", "k": ["id"], "c": ["id", "category_id"],
      "old": [[42, 43], [7, 7]], "new": [[42, 43], [9, 9]], "p": true}
 
-`c` names the fields of a row (with a NUL in front: a digest of the field), `k` those of them that are the table's key.
-`old` and `new` are images, a list of values for each field; `p` says that they are paired, place by place, or, where
-there is only `new`, that the old image is the same in every field. Without it the images of an update stand each for
-themselves. `"w": true` is the whole table, with neither rows nor fields; so is a table of which no field is used.
-Values are PostgreSQL's text or null. A bare JSON number or boolean is taken as it is written: it is what PostgreSQL's
-own text would be. Without `o` somebody reported the row by hand (`invalidator.changed`), and a null there is unknown:
-whoever calls it in a trigger with `NEW.id` sends null for a deleted row. Where `o` is null, a trigger of ours does not
-know the operation: row triggers on partitions can't tell a row that moves from one that is inserted or deleted.
+| field        | meaning                                                                                             |
+| ------------ | --------------------------------------------------------------------------------------------------- |
+| `v`          | the version of this format                                                                          |
+| `t`          | schema and table                                                                                    |
+| `o`          | the operation; null or absent: see below                                                            |
+| `c`          | the fields of a row; a NUL in front of a name means a digest of that field                          |
+| `k`          | those fields that are the table's primary key                                                       |
+| `old`, `new` | the images: a list of values for each field                                                         |
+| `p`          | true: old and new images are paired by position; with `new` alone, the old image equals it          |
+| `w`          | true: any row of the table may have changed; the payload then has no rows                           |
+| `by`         | `install`: `install-triggers` sent it, after it changed the table's triggers                        |
 
-`by` says who sent it where no writer did: `install`, when triggers of the table were installed or changed.
+Without `p` the images of an update are independent of each other. Values are PostgreSQL's text or null. A bare JSON
+number or boolean counts as its text, because PostgreSQL would write the same.
 
-A payload that can't be read is no exception to the promise: `decode` raises `PayloadError`, whose `table` says how
-much was still readable, and the caller evicts that table, or everything.
+A payload without `o` comes from `invalidator.changed`, called by hand. A null in it is unknown: a trigger that calls
+the function with `NEW.id` sends null for a deleted row. Where `o` is null, the trigger does not know the operation: row
+triggers on partitions can't tell a moved row from an inserted or deleted one.
 
-PostgreSQL takes payloads of fewer than 8000 bytes. The budget leaves room for what the server's encoding adds.
+An unreadable payload must not break the promise: `decode` raises `UnreadableError`, whose `table` is set when at least
+that was readable, and the caller evicts everything about that table, or everything.
+
+PostgreSQL accepts payloads of fewer than 8000 bytes. The budget leaves room for what the server's encoding adds.
 """
 
 from __future__ import annotations
@@ -44,7 +52,7 @@ _LIST = frozenset((list,))
 
 
 class UnreadableError(PayloadError):
-    """`table` is what the payload was about, when at least that could be read."""
+    """`table` is the table of the payload, when at least that was readable."""
 
     def __init__(self, what: str, table: Table | None = None) -> None:
         super().__init__(what, where=f"payload about {table}" if table else "payload")
@@ -52,7 +60,7 @@ class UnreadableError(PayloadError):
 
 
 def decode(text: str) -> list[Change]:
-    """The changes in a payload; UnreadableError says what was wrong with it."""
+    """The changes in a payload; UnreadableError when it can't be read."""
     text = text.strip()
     try:
         message, end = DECODER.raw_decode(text)  # `decode` looks for white space at a greater cost
@@ -70,7 +78,7 @@ def decode(text: str) -> list[Change]:
         raise UnreadableError("an unknown operation", table)
     if message.get("w") is True:
         return [table_wide(table, op)]
-    # Where no escape could have made what is no text, values need no look one by one.
+    # Only a `\u` escape can make text that is not encodable; without one, the values need no check one by one.
     return _rows(message, table, op, plain="\\u" not in text and encodable(text))
 
 
@@ -136,9 +144,9 @@ def _value(value: object) -> Value:
 
 
 def encode(changes: Iterable[Change], budget: int = BUDGET) -> Iterator[str]:
-    """Payloads of at most `budget` bytes for these changes; rows that do not fit alone become a table-wide one.
+    """Payloads of at most `budget` bytes for these changes; a row that does not fit alone becomes a table-wide one.
 
-    The triggers do this in SQL; this is what they are held against.
+    The triggers do the same in SQL; tests compare them with this function.
     """
     for (table, op, key, wide), group in groupby(changes, lambda c: (c.table, c.op, c.key, c.wide)):
         if wide:
@@ -173,7 +181,7 @@ def _chunks(
         images = [image for image in (change.old, change.new) if image is not None]
         values = [image.get(name, UNKNOWN) for image in images for name in fields]
         more = sum(len(_dumps(value).encode()) + 1 for value in values if value is not UNKNOWN)
-        # What is unknown has no spelling here, what is too long no room, and what has no field no row.
+        # An unknown value can't be written, a long one does not fit, and a row without fields says nothing.
         if not fields or UNKNOWN in values or empty + more > budget:
             yield _dumps(_head(table, op) | {"w": True})
             continue

@@ -80,7 +80,7 @@ def change_of(
 
 
 def _assumed(rule: Rule, change: Change) -> Found:
-    """The assumed answer of a lookup that is not run: it returns the columns that a template uses and the change lacks."""
+    """The assumed answer of a lookup that does not run: the columns that a template uses and the change lacks."""
     supplied = (one for one in rule.looked_up if not any(one.is_in(image) for image in change.images()))
     return Found(columns=frozenset(one.column for one in supplied), tables={change.table: frozenset()})
 

@@ -109,11 +109,11 @@ class Rule:
     def __post_init__(self) -> None:
         templates = [template for evict in self.evicts for template in evict.templates]
         shown = {f for template in templates for f in template.fields}
-        asked = {f for f, _ in (*self.if_, *self.not_)} | (set(self.lookup.holes) if self.lookup else set())
-        used = shown | asked
+        conditioned = {f for f, _ in (*self.if_, *self.not_)} | (set(self.lookup.holes) if self.lookup else set())
+        used = shown | conditioned
         object.__setattr__(self, "rendered", frozenset(used))
         object.__setattr__(self, "fields", frozenset(used) | frozenset(self.changed))
-        brought = shown - asked - set(self.changed) if self.lookup else set()
+        brought = shown - conditioned - set(self.changed) if self.lookup else set()
         object.__setattr__(self, "looked_up", frozenset(brought))
         holes = [hole for template in templates for hole in template.holes]
         object.__setattr__(

@@ -20,22 +20,23 @@ _table = itemgetter(0)
 class RuleSet:
     """The compiled rules of one configuration, for the targets that it names.
 
-    `reach` has what each target can be told, and `prefixes` what it puts before each key, which is for showing alone.
+    `capabilities` has the kinds of eviction that each target can carry out; a target that is not in it can do all.
+    `prefixes` has the text that each target puts before its keys, for display only.
     """
 
     def __init__(
         self,
         rules: Iterable[Rule],
         targets: Iterable[str],
-        reach: Mapping[str, frozenset[Kind]] | None = None,
+        capabilities: Mapping[str, frozenset[Kind]] | None = None,
         prefixes: Mapping[str, str] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self.targets = tuple(targets)
-        self.reach = reach or {}
+        self.capabilities = capabilities or {}
         self.prefixes = prefixes or {}
         made = {entry.kind for rule in self.rules for entry in rule.evicts}
-        self._all_reach_all = all(made <= kinds for kinds in self.reach.values())
+        self._all_can_evict_all = all(made <= kinds for kinds in self.capabilities.values())
         self._rules_by_table: dict[Table, tuple[Rule, ...]] = {}
 
     @property
@@ -44,7 +45,7 @@ class RuleSet:
         return len(self._rules_by_table)
 
     def about(self, table: Table) -> tuple[Rule, ...]:
-        """The rules whose table this is."""
+        """The rules of this table."""
         rules = self._rules_by_table.get(table)
         if rules is None:
             if len(self._rules_by_table) >= MAX_CACHED_TABLES:
@@ -53,7 +54,7 @@ class RuleSet:
         return rules
 
     def evict(self, changes: Sequence[Change], found: Mapping[int, Found] | None = None) -> dict[str, Evictions]:
-        """What each target is to evict for these changes; `found` is what lookups found, by rule number."""
+        """The evictions of these changes for each target; `found` has the results of lookups by rule number."""
         out: dict[tuple[str, ...], Evictions] = {}
         for table, group in groupby(changes, _table):
             rules = self.about(table)
@@ -68,39 +69,39 @@ class RuleSet:
         return self._routed(out)
 
     def owned(self) -> dict[str, tuple[Eviction, ...]]:
-        """What a gap flushes on each target: all that its rules can ever evict."""
+        """The patterns that a gap flushes on each target: they include everything that its rules can ever evict."""
         out: dict[tuple[str, ...], Evictions] = {}
         for rule in self.rules:
             out.setdefault(rule.to, Evictions()).update(Evictions.of(rule.owned()))
         routed = self._routed(out)
         return {target: tuple(routed.get(target, ())) for target in self.targets}
 
-    def within_reach(self, target: str, evictions: Evictions) -> Evictions:
-        """Those that the target can be told."""
-        kinds = self.reach.get(target)
+    def supported(self, target: str, evictions: Evictions) -> Evictions:
+        """The evictions that this target can carry out."""
+        kinds = self.capabilities.get(target)
         if kinds is None or ("key" in kinds and all(one.kind in kinds for one in evictions.others)):
             return evictions
         others = {one: None for one in evictions.others if one.kind in kinds}
         return Evictions(evictions.keys if "key" in kinds else {}, others)
 
     def _routed(self, by_route: Mapping[tuple[str, ...], Evictions]) -> dict[str, Evictions]:
-        """One set a target; targets that are told the same share it, so nobody may change it."""
-        if len(by_route) == 1 and self._all_reach_all:
+        """One set per target. Targets with the same evictions share one set, so callers must not change it."""
+        if len(by_route) == 1 and self._all_can_evict_all:
             ((route, evictions),) = by_route.items()
             return dict.fromkeys(route, evictions) if evictions else {}
         routed: dict[str, Evictions] = {}
         for target in self.targets:
-            sets = [self.within_reach(target, told) for route, told in by_route.items() if target in route]
+            sets = [self.supported(target, made) for route, made in by_route.items() if target in route]
             merged = sets[0] if len(sets) == 1 else Evictions()
-            for told in sets if len(sets) > 1 else ():
-                merged.update(told)
+            for made in sets if len(sets) > 1 else ():
+                merged.update(made)
             if merged:
                 routed[target] = merged
         return routed
 
 
 def _split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
-    """Those with a row to render, and those about all rows; one that brings no row at all is about all of them."""
+    """The changes with a row to render, and those of any row; a change without an image is of any row."""
     wide = [change for change in changes if change.wide or (change.old is None and change.new is None)]
     if not wide:
         return changes, []

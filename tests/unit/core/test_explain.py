@@ -76,7 +76,7 @@ def test_says_which_columns_a_lookup_supplies_and_compares_the_others():
     (verdict,) = explained(watching, change_of(T, "update", row, {}, {"price": "6"})).verdicts
     assert [e.key for e in verdict.made[0].evictions] == ["page:*:en:1"]
     assert verdict.made[0].notes == (
-        "slug is what the lookup returns, which is not asked here: *",
+        "slug is what the lookup returns, which does not run here: *",
         "lang is the change's own",
         "id is the change's own",
     )
