@@ -4,9 +4,9 @@ An observer lives the life of `run` (`service/run.py`): signals, reloads, refusa
 rule and target, and behind each lane an `Observer` instead of the target, which asks how many of the keys exist. So
 what is counted went through all that a real run does.
 
-An observer must not pass for a sidecar that evicts. It has no `board`, so it writes nothing to a Redis: no presence, no
-alive key, and no answer to another sidecar's question. It claims nothing (`Sidecar._claims`), is never ready
-(`Sidecar.doubts`), serves no stream, and refuses purges, flushes and barriers.
+An observer must not pass for a sidecar that evicts. It has no peer store, so it writes nothing to a Redis: no presence,
+no alive key, and no confirmation of a peer's coverage request. It has no fingerprint (`Sidecar` gives no reception), is
+never ready, serves no stream, and refuses purges, flushes and barriers.
 """
 
 from __future__ import annotations

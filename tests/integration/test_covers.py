@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from invalidator import clock
 from invalidator.config.redis_url import parse_redis_url
 from invalidator.coordination import coordinator, flush_coordinator, flush_lock, peer_store
 from invalidator.core.coordination.coverage import PeerView
@@ -66,6 +69,24 @@ class TestPeerStore:
         assert await other.look("", "received") == PeerView()
         await one.publish(None, as_of=None)
         assert await other.look("", "other received") == PeerView()
+
+    async def test_the_names_of_its_keys_stay_those_that_other_versions_know(self, cache):
+        """During a rolling deployment two versions share a target."""
+        one = peer_store_of(cache, "server")
+        received = hashlib.sha256(b"server received").hexdigest()[:16]
+        await one.confirm(["nonce"], "received")
+        await one.flush_lock.release(flushed=True)
+        await one.flush_lock.acquire()
+        await one.publish("received", as_of=None)
+        assert set(cache.keys("*")) == {
+            f"invalidator:{{shop.cache}}:cover:nonce:{received}",
+            "invalidator:{shop.cache}:flush",
+            "invalidator:{shop.cache}:flushes",
+            "invalidator:{shop.cache}:able",
+        }
+        assert cache.get("invalidator:{shop.cache}:flush") == "server:"
+        (member,) = cache.zrange(PRESENCES, 0, -1)
+        assert re.fullmatch(rf"server:[0-9a-f]{{16}}:{received}", member)
 
     async def test_a_presence_expires(self, two, cache, monkeypatch):
         one, other = (target.peer_store for target in two)
@@ -129,6 +150,11 @@ class Commands:
         return [self.client.execute_command(*command) for command in commands]
 
 
+class NoAliveKey:
+    async def keep(self, as_of, server):
+        pass
+
+
 class Server(str):
     """The identity of a server."""
 
@@ -138,7 +164,8 @@ class Server(str):
 def peer_store_of(client, server):
     """A peer store of a sidecar that found this server there."""
     root = "invalidator:{shop.cache}"
-    return peer_store.RedisPeerStore(Commands(client), Server(server), None, None, root=root, instance=server)
+    commands, identity = Commands(client), Server(server)
+    return peer_store.RedisPeerStore(commands, identity, NoAliveKey(), clock.now, root=root, instance=server)
 
 
 def is_present(client, sidecar):
