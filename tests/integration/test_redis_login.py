@@ -1,4 +1,4 @@
-"""Passwords that change while we run: each connect has the one of that moment, and the same server owes no flush."""
+"""Passwords that change while the sidecar runs: each connect uses the current one, and nothing is flushed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def password(server, tmp_path):
 
 
 class Blocking(CredentialProvider):
-    """A provider that has only the method of old."""
+    """A provider that has only the blocking method."""
 
     def __init__(self, file):
         self._file = file
@@ -72,7 +72,7 @@ def logging_in(server, provider, url=""):
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("by", ["port", "socket"])
-async def test_a_password_is_rotated_and_no_flush_is_owed(server, password, name, by):
+async def test_a_rotated_password_costs_no_flush(server, password, name, by):
     provider = PROVIDERS[name](password.file)
     url = server.url if by == "port" else f"unix://{server.folder}/socket"
     world = World(Single(logging_in(server, provider, url)), server.client)
@@ -86,7 +86,7 @@ async def test_a_password_is_rotated_and_no_flush_is_owed(server, password, name
         assert world.flushes() == {"start": 1}
 
 
-async def test_a_password_that_is_rotated_here_later_than_there_is_tried_again(server, password):
+async def test_a_connect_with_an_outdated_password_is_retried(server, password):
     world = World(Single(logging_in(server, PasswordFile("app", str(password.file)))), server.client)
     async with world.running():
         password.file.write_text("s3cret-early")
@@ -111,7 +111,7 @@ async def test_a_password_that_is_rotated_here_later_than_there_is_tried_again(s
         (CredentialProvider(), "the credential provider failed: NotImplementedError", RetryReason.AWAY),
     ],
 )
-async def test_without_a_password_nothing_is_evicted_and_the_reason_is_said(server, provider, what, reason):
+async def test_without_a_password_the_error_names_the_reason(server, provider, what, reason):
     async with RedisTarget("cache", logging_in(server, provider)) as target:
         with pytest.raises(TargetAway, match=what) as caught:
             await target.heartbeat()

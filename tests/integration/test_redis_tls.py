@@ -1,4 +1,4 @@
-"""TLS with a Redis: what redis-py's URL parameters say is done, and the Sentinels may do without, or have their own."""
+"""TLS to Redis by redis-py's URL parameters; Sentinels without TLS, or with parameters of their own."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ async def test_a_cancelled_exchange_closes_it(connection):
 
 
 async def test_a_connection_that_the_server_closed_is_not_opened_again(connection, server):
-    """redis-py would connect anew, perhaps to another server, and nobody would have read which one."""
+    """redis-py would reconnect, perhaps to another server, whose identity has not been read."""
     (me,) = await connection.call(("CLIENT", "ID"))
     server.client().execute_command("CLIENT", "KILL", "ID", me)
     await eventually(lambda: not connection.is_open)

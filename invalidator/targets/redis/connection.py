@@ -4,12 +4,12 @@ redis-py opens the socket, speaks TLS, logs in and parses replies (`redis.asynci
 its client). Three things are done here:
 
 - Commands are sent a chunk at a time, a few chunks ahead of the replies, so that neither side waits for the other. A
-  connection carries one exchange at a time. Every reply is read, errors among them, and handed back in order.
+  connection carries one exchange at a time. Every reply is read, error replies too, and returned in order.
 - An alarm closes a connection on which no reply arrives in time. redis-py's own `socket_timeout` puts a `wait_for`
   around each write, which can swallow a cancellation on Python 3.11; it is off.
-- A connection on which anything went wrong, or whose user was cancelled, may have replies under way that nobody awaits:
-  it is closed, and never used again. redis-py would reconnect at the next command, perhaps to another server, whose
-  identity nobody has read.
+- A connection with a failed or cancelled exchange may still receive the replies of that exchange. It is closed, and
+  never used again. redis-py would reconnect at the next command, perhaps to another server, whose identity has not been
+  read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Parser(redis_py.DefaultParser):  # type: ignore[misc, valid-type]
 
 
 class _OneLife(redis_py.AbstractConnection):
-    """What is added to each of redis-py's connections: it connects once, within `socket_connect_timeout`."""
+    """redis-py's connection, which connects once and logs in within `socket_connect_timeout`."""
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         if not self.is_connected:
@@ -62,12 +62,12 @@ class _OneLife(redis_py.AbstractConnection):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is connected, as far as the event loop knows: an idle connection may have been closed."""
+        """Whether it is connected, as far as the event loop knows; the server may have closed an idle connection."""
         reader, writer = self._reader, self._writer
         return reader is not None and writer is not None and not (writer.is_closing() or reader.at_eof())
 
     def abort(self) -> None:
-        """Close it at once; who waits for a reply gets an error."""
+        """Close it at once; a task that awaits a reply gets an error."""
         if self._writer is not None:
             self._writer.transport.abort()
         self._close()  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, connection: _OneLife, timeout: float) -> None:
         self.endpoint = endpoint
         self._connection, self._timeout = connection, timeout
-        self._closed_because = ""  # a text; an error would hold on to all that was on its way
+        self._closed_because = ""  # a text: an exception would keep the frames of the call, and so its commands
         self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._progress_at = 0.0
@@ -103,7 +103,7 @@ class Connection:
         return not self._closed_because and self._connection.is_alive
 
     async def call(self, *commands: Command) -> list[Any]:
-        """Every reply; TargetAway when the server did not answer, or one of the replies is an error."""
+        """Every reply; TargetAway when the server did not answer, or a reply is an error."""
         replies = await self.exchange([commands])
         for reply in replies:
             if isinstance(reply, ErrorReply):
@@ -111,7 +111,7 @@ class Connection:
         return replies
 
     async def exchange(self, chunks: Iterable[Sequence[Command]]) -> list[Any]:
-        """Every reply to every command of the chunks, errors among them as `ErrorReply`."""
+        """Every reply to every command of the chunks; an error is an `ErrorReply` among them."""
         async with self._turn:
             return await self._exchange(chunks)
 
@@ -226,7 +226,7 @@ def _unreachable(error: exceptions.RedisError, where: str) -> TargetAway:
 
 
 def _text_of(error: exceptions.RedisError) -> str:
-    """What went wrong on a connection, without what redis-py says around it."""
+    """The cause of the error, without the words that redis-py puts around it."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError):
         return _os_text(cause)

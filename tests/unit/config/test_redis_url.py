@@ -1,4 +1,4 @@
-"""What a Redis URL may say: redis-py's parameters, each used, without effect, or a mistake."""
+"""The parameters of a Redis URL: used, without effect, or a mistake."""
 
 from __future__ import annotations
 
