@@ -1,5 +1,5 @@
--- Part of plan.sql: its rows, and what stands in the way of them. A refusal has no state, unless the rules ask for what is
--- not there; a note is worth knowing, and nobody's fault.
+-- Part of plan.sql: the rows of the plan, with refusals and notes. A refusal keeps the plan from being executed; it has a
+-- state only when the rules name a table or column that does not exist. A note is advice.
 select * from (
 select stage, kind, nspname, relname, on_schema, on_name, name, state, statement, trace,
     case when statement is not null then what end as what, case when statement is not null then todo end as todo,

@@ -5,11 +5,11 @@ declare
     was text[];
     steps jsonb;
     refused text;
-    may_go_on bool;  -- what is refused only remains when this is removed
+    may_go_on bool;  -- a removal goes on without the objects that it may not remove
     step jsonb;
 begin
-    -- Up to where search_path is set, every name is qualified: whoever may create in a schema of the session's path could
-    -- have a superuser who runs this call a function of theirs.
+    -- Every name is qualified until search_path is set: a role that may create objects in a schema of the session's path
+    -- could otherwise have its function called by the superuser who runs this.
     if pg_catalog.current_setting('server_version_num')::pg_catalog.int4 operator(pg_catalog.<) {oldest} then
         raise feature_not_supported using message = pg_catalog.format(
             'the server is PostgreSQL %s, and %s is the oldest that this works with; upgrade the server',
@@ -48,8 +48,8 @@ begin
     loop
         if step ->> 'statement' is not null then
             execute step ->> 'statement';
-            -- A table may be locked now. Whoever waits for it may hold the next one: we give way before PostgreSQL, after
-            -- its deadlock_timeout, ends one of the two.
+            -- A table may be locked now, and a writer that waits for it may hold a lock on the next one. Give way before
+            -- PostgreSQL, after its deadlock_timeout, ends one of the two.
             if (step ->> (case when step ? 'on_name' then 'on_name' else 'relname' end)) is not null then
                 perform set_config('lock_timeout', '800ms', true);
             end if;

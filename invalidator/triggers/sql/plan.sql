@@ -1,17 +1,17 @@
--- What the rules want in this database beside what is there: a row for each object, with its state, and with the
--- statement that makes it right where one is needed. Installing, checking, a dry run and the migrations that we print
--- are all made of these rows, so they cannot disagree.
+-- What the rules need in this database, compared with what is there: a row for each object, with its state, and with a
+-- statement where one is needed. An install, a check, a dry run and a printed migration all use these rows, so they cannot
+-- disagree.
 --
--- The rules come as JSON in the setting invalidator.plan (see spec.py). Only the catalog is read: any role may run this,
--- no lock above ACCESS SHARE is taken, and nothing of the user's is evaluated.
+-- The rules come as JSON in the setting invalidator.plan (see spec.py). The query reads only the catalog: any role may run
+-- it, it takes no lock above ACCESS SHARE, and it evaluates no expression of the user's.
 --
--- A function's source begins with a line that seals it: our version, a hash of all that follows, and the spec that it was
--- written from. So what somebody changed by hand (tampered) is told from what the rules or the table have outgrown
--- (outdated), and what another version of the rules needs is kept when this one is installed: two versions that are
--- deployed one after the other don't fight. What a newer version of ours has written is left alone.
+-- The first line of a function's source seals it: the generation, a hash of everything behind it, and the spec from which
+-- it was written. A function that does not match its hash was changed by hand (tampered). One that matches, but is not what
+-- the rules and the table need now, is outdated. An install keeps what the spec of another version of the rules needs, so
+-- two versions that are deployed one after the other don't undo each other. A function of a newer generation stays as it is.
 --
--- The spec is not in the triggers' arguments, because then a changed rule would have to lock the table. A trigger is the
--- same for all specs of a level.
+-- The spec is not in the triggers' arguments: a changed rule would then have to lock the table. A trigger is the same for
+-- all specs of a level.
 with recursive installation as materialized (
     select plan ->> 'name' as name, plan ->> 'schema' as schema, (plan ->> 'version')::int as version,
         (plan ->> 'generation')::int as generation,
@@ -38,7 +38,7 @@ matched as materialized (
                  else nspname like pattern and nspname !~ '^(pg_|information_schema$)' end
 ),
 
--- The functions of this installation that are there, and what they were written from.
+-- The functions of this installation that exist, and the specs from which they were written.
 there as materialized (
     select p.oid as function, p.xmin, p.proname, p.prosrc, p.proowner, p.proconfig,
         p.prosecdef or l.lanname <> 'plpgsql' as odd, sealed_by,
@@ -55,16 +55,16 @@ there as materialized (
     ) as seal
 ),
 
--- Each table of a rule, and each partition and inheritance child below it. Statement triggers go on all of them, because a
+-- Each table of a rule, and each partition and inheritance child below it. All of them get statement triggers, because a
 -- statement fires only those of the table that it names.
 below (top, relid) as (
     select relid, relid from matched where relkind in ('r', 'p')
     union
     select top, inhrelid from below join pg_inherits on inhparent = below.relid
 ),
--- A statement that names an ancestor changes the table's rows too. The ancestor's statement triggers can't be ours: their
--- transition tables don't say which rows are the table's, tableoid is not in them. Row triggers fire however a row is
--- reached. So a table gets those when it, or a table below it, has a parent that is not in the same tree.
+-- A statement that names an ancestor changes the table's rows, too. Statement triggers on the ancestor would not help:
+-- their transition tables lack tableoid, so they don't show which rows belong to the table. Row triggers fire whichever
+-- table the statement names. So a table gets those when it, or a table below it, has a parent outside its own tree.
 reached_from_outside (relid) as materialized (
     select distinct below.top
     from below
@@ -73,8 +73,8 @@ reached_from_outside (relid) as materialized (
     where inside.relid is null
 ),
 
--- Each table once, with what all its rules want together, and what its function carries already. Rows move between
--- partitions, and of such a row a row trigger hears a DELETE and an INSERT (see moving.sql).
+-- Each table once, with what all its rules need together, and with what the existing function sends. When a row moves
+-- between partitions, row triggers fire for a DELETE and an INSERT (see moving.sql).
 tables as materialized (
     select relid, nspname, relname, relkind, relowner, owned, proname, rows_asked, key, key_holds, number,
         rows_wanted or (kept and spec ->> 'level' = 'row') as rows_level, rows_wanted and not rows_asked as rows_only,
@@ -103,7 +103,7 @@ tables as materialized (
         where oid = relid
     ) as class
     cross join lateral (
-        -- Row triggers for the moves of a partitioned table test a setting, which their writers must be able to read.
+        -- The condition of the row triggers for moves reads a setting, so every writer must be allowed to read it.
         select rows_asked or relid in (select o.relid from reached_from_outside o) or relkind = 'p'
             and not has_function_privilege('public', 'pg_catalog.current_setting(text, boolean)', 'execute') as rows_wanted
     ) as levels
@@ -117,7 +117,7 @@ tables as materialized (
     cross join lateral (select spec is not null and not prune as kept) as keeping
 ),
 
--- The fields of each table. What is only compared (not rendered) may travel as a digest.
+-- The fields of each table. A field that is only compared, not rendered, may be sent as a digest.
 fields as materialized (
     select relid, name, attname, rendered, asked,
         (select array_agg(step order by place)
@@ -126,7 +126,7 @@ fields as materialized (
         select relid, field ->> 0 as name, field ->> 1 as attname, field -> 2 as steps,
             bool_or((field ->> 3)::bool) as rendered, bool_or(asked) as asked
         from (
-            -- What a lookup may bring need not be a column of the table.
+            -- A field that a lookup may return need not be a column of the table.
             select relid, field, true as asked
             from (select relid, jsonb_array_elements(fields) as field from matched join tables using (relid)) as named
             where field ->> 4 is null or exists (
@@ -144,16 +144,16 @@ fields as materialized (
 ),
 {write},
 
--- The function of each table, and whether it is to be replaced. A transaction that is open may have changed rows under the
--- function that is there. Where that one may have kept silent about what the new one sends, nobody would ever hear of
--- those rows: a sidecar that starts with the new rules flushes, a reader caches what it still sees, the transaction
--- commits. So then the tables are locked against writers until the new function is committed: who wrote under the old
--- one has ended by then, and who waits for our lock runs the new one. CREATE TRIGGER takes the same lock, with no right
--- but TRIGGER.
+-- The function of each table, and whether it is replaced. An open transaction may have changed rows under the old function.
+-- If the old function was silent about changes that the new one reports, those changes would be lost: a sidecar starts with
+-- the new rules and flushes, a reader caches the old rows that it still sees, and the transaction commits. So in that case
+-- the install locks the tables against writers until the new function is committed. Transactions that wrote under the old
+-- function have ended by then, and writers that wait for the lock run the new one. CREATE TRIGGER takes the same lock, and
+-- needs only the right TRIGGER.
 --
--- Silent is: about updates in which none of its fields differs, when others count now; and in any way at all, when
--- somebody changed it by hand, or an older version of ours wrote it. Else it has sent each change, if with fewer
--- fields, and the rules take those that are missing as unknown.
+-- The old function may have been silent about updates of fields that count only now; and about anything, when it was
+-- changed by hand or an older generation wrote it. Otherwise it has reported each change, perhaps with fewer fields; the
+-- rules treat missing fields as unknown.
 functions as materialized (
     select t.relid, t.nspname, t.relname, t.number, t.proname, function, xmin, proowner, w.source, w.config, state,
         function is null or odd or sealed_by is null
@@ -179,7 +179,7 @@ functions as materialized (
     ) as judged
 ),
 
--- The triggers that there should be. The last three are for statement triggers of partitioned tables; moving.sql says why.
+-- The triggers that the rules need. The last three serve the statement triggers of partitioned tables: see moving.sql.
 events (suffix, event, bits, old_table, new_table) as (
     values ('insert', 'insert', 4, null, 'new_rows'), ('update', 'update', 16, 'old_rows', 'new_rows'),
            ('delete', 'delete', 8, 'old_rows', null), ('truncate', 'truncate', 32, null, null),
@@ -190,7 +190,7 @@ triggers as materialized (
     select t.nspname, t.relname, t.proname, t.rows_asked and by_row as always_fires, not for_moves as has_levels,
         c.oid as onrel, n.nspname as on_schema, c.relname as on_name, c.relowner, pg_has_role(c.relowner, 'usage') as owned,
         event, old_table, new_table, by_row, bits | by_row::int as type, tgname,
-        -- As pg_get_expr() writes it.
+        -- In the spelling of pg_get_expr().
         case when has_condition then format('(current_setting(%L::text, true) <> ''''::text)', setting) end as condition,
         format('create or replace trigger %I %s %s on %I.%I %sfor each %s %sexecute function %I.%I()%s',
                tgname, case when suffix = 'moving' then 'before' else 'after' end, event, n.nspname, c.relname,
@@ -222,15 +222,15 @@ triggers as materialized (
 standing as materialized (
     select t.oid, t.xmin, t.tgrelid, t.tgname, t.tgfoid, t.tgenabled, t.tgtype, t.tgoldtable, t.tgnewtable,
         cardinality(t.tgattr::int2[]) > 0 or t.tgnargs > 0 or t.tgdeferrable as odd,
-        -- pg_get_expr() fails on one that names OLD or NEW, as none of ours does.
+        -- pg_get_expr() fails on a condition that names OLD or NEW; no generated condition does.
         case when t.tgqual::text like '%{VAR %' then 'another' else pg_get_expr(t.tgqual, 0) end as condition
     from pg_trigger t
     where not t.tgisinternal and t.tgparentid = 0
         and (t.tgfoid in (select function from there) or (t.tgrelid, t.tgname) in (select onrel, tgname from triggers))
 ),
 
--- The parents of a table and of those below it, and a trace that is left in its columns by one that came and went: under
--- it, changes were not heard.
+-- The parents of a table and of those below it. A parent that was attached and detached again leaves a trace in the
+-- columns of the table; while it was attached, changes through it were not reported.
 family (top, ancestry) as materialized (
     select top, string_agg(format('%s/%s/%s', inhrelid, inhparent, i.xmin), ' ' order by inhrelid, inhparent)
     from below
@@ -244,7 +244,7 @@ alterations (attrelid, trace) as materialized (
     group by attrelid
 ),
 
--- What serves the whole installation.
+-- The functions that serve the whole installation.
 support (name, arguments, returns, source) as (
     select 'changed', 'relation text, image jsonb default null', 'void', {fill changed from blanks}
     from installation
@@ -256,9 +256,10 @@ support (name, arguments, returns, source) as (
     from installation
 ),
 
--- What event triggers run. It runs with the rights of whoever alters or drops a table, superusers among them, and who owns a
--- function can replace it. So it belongs to a superuser, as event triggers do, in a schema of its own in which nobody else
--- may create. Anything else is as good as a superuser's password, and is taken away, or said, before all other things.
+-- The function of the event triggers. It runs with the rights of any role that alters or drops a table, superusers
+-- included, and the owner of a function can replace it. So it must belong to a superuser, as event triggers do, in a schema
+-- of its own in which no other role may create objects. Otherwise a role could gain a superuser's rights: the install
+-- removes such a function first of all, or reports it.
 handler as materialized (
     select i.name || '_altered' as handler_name, s.oid as handler_schema, p.oid as handler, source,
         s.oid is null or coalesce(s.strangers, '{}') = '{}' as is_closed,
@@ -352,7 +353,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     left join pg_proc p on p.pronamespace = namespace and p.proname = s.name
         and pg_get_function_identity_arguments(p.oid) = replace(arguments, ' default null', '')
     cross join lateral (
-        -- Replacing a function leaves it its owner.
+        -- A function keeps its owner when it is replaced.
         select p.oid is not null and p.prosrc !~ '^-- invalidator \d{1,6}:' as is_foreign
     ) as compared
     cross join lateral (
@@ -405,7 +406,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     from listening
     where may_create or there is not null
 
-    -- 0.1 had its event triggers run this one.
+    -- The event triggers of 0.1 ran this function.
     union all
     select 5, 0, null, null, 'function', null, null, p.proname, 'outdated', format('drop function %I.%I()', schema, p.proname),
         null, null, null
@@ -418,7 +419,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
             left join listening l on l.there = e.oid and l.state = 'tampered'
             where e.evtfoid = p.oid and (l.there is null or not by_superuser))
 
-    -- Who may create no triggers on a table must not own what its triggers run.
+    -- A role that may not create triggers on a table must not own the function of its triggers.
     union all
     select distinct 1, 1, null, null, 'function', null::name, null::name, f.proname, 'tampered',
         format('alter function %I.%I() owner to %I', schema, f.proname, current_user), null,
@@ -495,7 +496,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
                 when s.odd or tgfoid is distinct from function or s.condition is distinct from t.condition then 'tampered'
                 when tgtype = type and (by_row or has_tables) then
                     case when tgenabled in ('D', 'R') or always_fires and tgenabled <> 'A' then 'disabled' else 'ok' end
-                -- The level is another one since a parent came, or the rules changed.
+                -- The level has changed, because a parent was attached or the rules changed.
                 when has_levels and tgtype = type # 1 and (has_tables or not by_row) then 'outdated'
                 else 'tampered' end as state
         from (
@@ -504,7 +505,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     ) as judged
 
     union all
-    -- What is left of another level of a table that is in the rules, its function ignores.
+    -- Triggers of another level may be left on a table of the rules; its function ignores their calls.
     select 5, 0, coalesce(t.nspname, n.nspname), coalesce(t.relname, c.relname), 'trigger', n.nspname, c.relname, s.tgname,
         case when t.relid is null then 'orphaned' else 'outdated' end,
         format('drop trigger %I on %I.%I', s.tgname, n.nspname, c.relname), null,
@@ -530,7 +531,7 @@ objects (stage, number, nspname, relname, kind, on_schema, on_name, name, state,
     where there.proname not in (select proname from tables)
 ),
 
--- Sidecars that run are told of each table at which something was done: they look at once, and not at the next minute.
+-- A notification about each table that the install touched: running sidecars check the triggers at once.
 notifications (statement) as (
     select distinct format('notify %I, %L', 'invalidator_' || installation.name,
                            format('{"v":%s,"t":%s,"w":true,"by":"install"}', version, jsonb_build_array(nspname, relname)))

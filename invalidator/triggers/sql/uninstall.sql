@@ -1,6 +1,6 @@
--- What removes an installation, in order: its name and schema come in the setting invalidator.plan. Triggers go by name
--- where the table is ours; dropping their function takes them along where it is not. What this role may not remove has no
--- statement: it remains, and is said.
+-- The statements that remove an installation, in order; its name and schema come in the setting invalidator.plan. Triggers
+-- on tables of this role are dropped by name, those on other tables together with their function. An object that this role
+-- may not remove has no statement: it remains, and is reported.
 with installation as materialized (
     select plan ->> 'name' as name, plan ->> 'schema' as schema, (plan ->> 'version')::int as version,
         left(plan ->> 'schema', 56) || '_events' as events_schema,
@@ -36,7 +36,7 @@ ours as materialized (
     where not others.any
 ),
 event_triggers as materialized (
-    -- One goes with its function, too, whoever owns it.
+    -- Dropping the function drops the event trigger, too, whoever owns it.
     select evtname, evtowner, pg_has_role(evtowner, 'usage') as may_drop,
         exists (select from ours where ours.oid = evtfoid and ours.may_drop) as goes_along
     from installation, pg_event_trigger
@@ -80,7 +80,7 @@ select * from (
     select stage, nspname, relname, name, statement, what, todo, case when what is not null then 'remains' end as kind
     from objects
     union all
-    -- Sidecars that run look at once.
+    -- Running sidecars check the triggers at once.
     select distinct 4, null, null, null, format('notify %I, %L', 'invalidator_' || installation.name,
         format('{"v":%s,"t":%s,"w":true,"by":"install"}', version, jsonb_build_array(nspname, relname))), null, null, null
     from objects cross join installation

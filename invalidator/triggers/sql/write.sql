@@ -1,7 +1,23 @@
 -- Part of plan.sql: the source of each table's function, from `tables` and `fields`.
+--
+-- A function collects each field of the old and of the new rows into an array. `collected` has the expressions that fill
+-- the arrays, `pieces` the text that one array adds to each blank of function.sql, `parts` these texts joined for a table,
+-- and `written` fills the blanks. For products (id int primary key, name text) and the template "product:{id}:{name}",
+-- some blanks and their text:
+--
+--     arrays          old_1 integer[]; new_1 integer[]; part_old_1 integer[]; part_new_1 integer[];
+--     few_collect_old array(select id from old_rows limit 101) as old_1,
+--     all_new         new_1, new_2
+--     opening         '{"v":1,"t":["public", "products"]'
+--     fields          ',"c":["id","name"]'
+--     same            old_1 operator(pg_catalog.=) new_1 and old_2 operator(pg_catalog.=) new_2 collate pg_catalog."C"
+--     few_old         ',"old":[', pg_catalog.array_to_json(old_1)::pg_catalog.text operator(pg_catalog.||) ','
+--     channel         'invalidator_shop'
+--     few             100
+--     wide            '{"v":1,"t":["public", "products"],"w":true}'
 columns as materialized (
     select a.attrelid as relid, a.attname::text as attname, a.atttypid as declared,
-        -- A virtual column is not in a transition table; what makes it is.
+        -- A transition table has no virtual columns, but it has the columns of their expressions.
         case when a.attgenerated = 'v' then '(' || pg_get_expr(d.adbin, d.adrelid) || ')'
              else quote_ident(a.attname) end as source,
         a.attgenerated = 'v' as virtual
@@ -14,9 +30,9 @@ bases (declared, type) as (
     union all
     select declared, typbasetype from bases join pg_type t on t.oid = type where typtype = 'd'
 ),
--- How a type's text is had: `native` is one whose JSON is its text; `settled` one whose text no setting of a session
--- changes; `small` one without values too wide for a notification. Text comes from the type's own output function, never
--- from a cast, which a user may have defined.
+-- How a value of each type becomes text. The JSON of a `native` type is its text; no setting of a session changes the
+-- text of a `settled` type; a `small` type has no values too long for a notification. The text comes from the type's
+-- output function, never from a cast, because a user can define casts.
 types as materialized (
     select declared, t.oid as type, native,
         native is not null or t.typtype = 'e' or t.oid = any ('{18,19,25,26,114,1042,1043,1700,2950,3802}') as settled,
@@ -34,8 +50,8 @@ types as materialized (
     left join (values (16, 'boolean'), (21, 'smallint'), (23, 'integer'), (20, 'bigint')) as natives (oid, native)
         on natives.oid = t.oid
 ),
--- What a function collects into an array each: the fields, and what else of the key tells which old row became which new.
--- The sources of rows are those of the function's own level, then those of a row trigger.
+-- The fields that a function collects, and the columns of the key that show which old row became which new row. The rows
+-- come from the sources of the function's own level, then from those of a row trigger.
 sides as (
     select relid, (case when rows_level then row_trigger else '{old_rows,new_rows}' end || row_trigger) as rows_of
     from tables
@@ -58,7 +74,7 @@ collected as materialized (
         case when path is null and native is not null then native else 'pg_catalog.text' end || '[]' as array_type,
         case when rendered or sort.small then to_json(name)::text
              else '"\u0000' || substr(to_json(name)::text, 2) end as name_json,
-        -- From old and from new rows: some of them, that of a row trigger, and all of them.
+        -- From old and from new rows: the first 101 of them, the one of a row trigger, and all of them.
         (select array_agg(
                 case when sort.small then format('array(select %s from %s limit %s)', value, rows, reach)
                      else format('array(select case when %s then %s else value end'
@@ -80,7 +96,7 @@ collected as materialized (
         select case when path is null then format(as_text, source)
                     else format('%s operator(pg_catalog.#>>) %L', source, path) end as value
     ) as valued
-    -- A long value stays what it is to a comparison; one that is rendered stays too long for a notification.
+    -- A long value becomes a digest: equal values stay equal. A rendered one stays too long for a notification.
     cross join lateral (
         select format('pg_catalog.octet_length(value) operator(pg_catalog.>) %s',
                       case when rendered then 7900 else 64 end) as is_long,
@@ -89,13 +105,13 @@ collected as materialized (
                 || $$'hex')$$ as instead
     ) as digested
 ),
--- What each array adds to the blanks of function.sql; {side} is old or new.
+-- The text that each array adds to the blanks of function.sql; {side} is old or new.
 pieces as (
     select relid, number, sent, in_key, settled, array_type = 'pg_catalog.text[]' as is_text, name_json, collect,
         format('old_%1$s %2$s; new_%1$s %2$s; part_old_%1$s %2$s; part_new_%1$s %2$s;', number, array_type) as arrays,
         '{side}_' || number as variable,
         format('pg_catalog.pg_column_size({side}_%s)', number) as size,
-        -- A column's own collation may take different text for equal.
+        -- The collation of a column may treat different texts as equal.
         format('old_%1$s operator(pg_catalog.=) new_%1$s', number)
             || case when array_type = 'pg_catalog.text[]' then ' collate pg_catalog."C"' else '' end as equal,
         format('pg_catalog.array_to_json({side}_%s)::pg_catalog.text', number) as json,
@@ -105,7 +121,7 @@ pieces as (
                '::pg_catalog.text', number) as slice
     from (
         select relid, sent, in_key, settled, number, array_type, name_json, collect from collected
-        union all  -- nothing to tell rows apart by: that there are any is all that is heard
+        union all  -- without fields, the function only reports whether there are rows
         select relid, false, false, true, 1, 'boolean[]', '',
             array(select format('array(select true from %s limit 1)', rows) from unnest(rows_of || rows_of[:2]) as rows)
         from sides
