@@ -47,4 +47,8 @@ class Delivery:
 
 def lowest(*numbers: int | None) -> int | None:
     """The lowest of the numbers that are present; None when none is."""
-    return min([number for number in numbers if number is not None], default=None)
+    found = None
+    for number in numbers:
+        if number is not None and (found is None or number < found):
+            found = number
+    return found

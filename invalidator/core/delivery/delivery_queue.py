@@ -218,8 +218,9 @@ class DeliveryQueue(QueueParts):
 
     def due(self) -> float | None:
         """The moment at which there will be something to deliver without another call."""
-        moments = [moment for moment in (self.repeats.due, self.deferrals.deadline) if moment is not None]
-        return min(moments, default=None)
+        due = self.repeats.due
+        deadline = self.deferrals.deadline
+        return due if deadline is None else deadline if due is None else min(due, deadline)
 
     # Inside
 
@@ -256,6 +257,9 @@ class DeliveryQueue(QueueParts):
 
     def _collect_due(self, now: float) -> None:
         """Move what is due to the outboxes: repeats, and deferred items whose deadline has passed."""
+        due = self.due()
+        if due is None or due > now:
+            return
         for repeat in self.repeats.pop_due(now):
             if repeat.evictions is None:
                 self.pending.repeat_from(repeat.oldest)  # first: `has_unshared` asks what is settled
