@@ -35,11 +35,13 @@ class QueueParts:
     """What one queue consists of; `DeliveryQueue` says what happens to it."""
 
     max_queued: int = MAX_QUEUED_EVICTIONS
+    """Above this depth the queue collapses; only what is in flight may then exceed it."""
 
     overtakes: bool = False
     """Exact keys have their own outbox; without it `exact` stays empty."""
 
     transitions: Transitions = field(default_factory=lambda: TRANSITIONS, repr=False)
+    """What each event may do; another table only in tests."""
 
     latest: int = 0
     """Everything up to this number is in the parts below, or was confirmed. What is deferred is above it."""
@@ -66,8 +68,10 @@ class QueueParts:
     """Empty unless this queue follows others."""
 
     watermarks: Watermarks = field(default_factory=Watermarks)
+    """The source's watermarks that are not settled yet; held back while a flush is pending."""
 
     requests: CoverageRequests = field(default_factory=CoverageRequests)
+    """Other sidecars' requests that are not confirmed yet; held back likewise."""
 
     @property
     def state(self) -> QueueState:
