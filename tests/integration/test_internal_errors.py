@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import psycopg
 import pytest
@@ -41,18 +41,18 @@ from invalidator.pipeline.lanes import Lanes
 from invalidator.pipeline.lookup_queue import LookupQueue
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.pipeline.wakeup import Wakeup
-from invalidator.service import installation, run, tail
+from invalidator.service import installation, run, trigger_watch
 from invalidator.service.run import read_new_config
 from invalidator.service.sidecar import Sidecar
-from invalidator.service.trigger_watch import TriggerWatch
+from invalidator.service.tail import Tail
+from invalidator.sources import canary, feed
 from invalidator.sources.canary import Canary
 from invalidator.sources.channels import Subscriptions
-from invalidator.sources.feed import NotifyFeed
-from invalidator.sources.notify import NotifySource
 from invalidator.targets.redis import RedisTarget
-from invalidator.targets.stream import StreamTarget
+from invalidator.targets.stream import target as stream_target
 from invalidator.targets.stream.ring import Ring
 from invalidator.triggers.install import install
+from invalidator.triggers.plan import Plan
 from tests.support import eventually
 
 CONFIG = """
@@ -74,8 +74,8 @@ channels:
 """
 REPEAT = 1.0
 PARTS = {
-    "evicting": (RedisTarget, "_evict"),
-    "flushing": (RedisTarget, "_flush"),
+    "evicting": (RedisTarget, "evict"),
+    "flushing": (RedisTarget, "flush"),
     "the heartbeat": (RedisTarget, "heartbeat"),
     "presence": (RedisPeerStore, "publish"),
     "the flush lock": (RedisFlushLock, "release"),
@@ -93,21 +93,22 @@ PARTS = {
     "lookups": (PostgresLookups, "ask"),
     "the columns of lookups": (PostgresLookups, "describe"),
     "a round of lookups": (LookupQueue, "look_up"),
-    "a batch": (Lanes, "put"),
+    "a batch": (Pipeline, "take"),
     "a mark": (Pipeline, "watermark"),
     "progress": (Lanes, "advanced"),
-    "opening": (NotifySource, "_listen"),
-    "a notification": (NotifyFeed, "_handle"),
-    "draining": (NotifyFeed, "_flush_changes"),
-    "a canary": (Canary, "_send"),
+    "opening": (Canary, "round_trip"),
+    "a notification": (feed, "decode"),
+    "draining": (feed, "Batch"),
+    "a canary": (canary, "session_settings"),
     "its return": (Canary, "receive"),
     "its metrics": (Metrics, "canary"),
     "subscriptions": (Subscriptions, "update"),
-    "the look at the triggers": (TriggerWatch, "_compare"),
-    "the stream": (StreamTarget, "_write"),
-    "its pump": (StreamTarget, "_heartbeat"),
+    "the look at the triggers": (trigger_watch, "table_states"),
+    "what it has found": (Plan, "findings"),
+    "the stream": (Ring, "since"),
+    "its pump": (stream_target, "frame"),
     "its ring": (Ring, "evict"),
-    "a tail": (tail, "_grouped"),
+    "a tail": (Tail, "record"),
 }  # fmt: skip
 EXCEPTIONS = (
     KeyError("x"), ValueError("x"), RuntimeError("x"), OSError("x"), psycopg.ProgrammingError("x"), AssertionError(),
@@ -122,38 +123,54 @@ def quick(monkeypatch):
     monkeypatch.setattr(target_watch, "HEARTBEAT_INTERVAL", 0.1)
 
 
+FAULTS = {}
+"""The fault that is active at a function, if any."""
+
+
+@pytest.fixture(autouse=True)
+def breakable(monkeypatch):
+    """Functions that fail while a fault is active. They are in place before anything keeps a bound method."""
+    for owner, name in PARTS.values():
+        monkeypatch.setattr(owner, name, broken_by_a_fault(owner, name))
+
+
+def broken_by_a_fault(owner, name):
+    original = getattr(owner, name)
+
+    @contextmanager
+    def faults():
+        fault = FAULTS.get((owner, name))
+        if fault is not None and not fault.after:
+            fault.fire()
+        yield
+        if fault is not None and fault.after:
+            fault.fire()
+
+    def call(*args, **kwargs):
+        with faults():
+            return original(*args, **kwargs)
+
+    async def call_async(*args, **kwargs):
+        with faults():
+            return await original(*args, **kwargs)
+
+    return call_async if inspect.iscoroutinefunction(original) else call
+
+
 class Fault:
-    """In place of a method, before or after what it does: some of its next calls raise."""
+    """Makes some of the next calls of a function raise, before or after what it does."""
 
     def __init__(self, chance, owner, name):
         self.chance, self.left, self.fired = chance, chance.choice((1, 1, 2, 3)), 0
         self.after = chance.random() < 0.5
-        self.owner, self.name, self.original = owner, name, getattr(owner, name)
+        self.owner, self.name = owner, name
 
     def __enter__(self):
-        original, is_async = self.original, inspect.iscoroutinefunction(self.original)
-
-        def call(*args, **kwargs):
-            if not self.after:
-                self.fire()
-            result = original(*args, **kwargs)
-            if self.after:
-                self.fire()
-            return result
-
-        async def call_async(*args, **kwargs):
-            if not self.after:
-                self.fire()
-            result = await original(*args, **kwargs)
-            if self.after:
-                self.fire()
-            return result
-
-        setattr(self.owner, self.name, call_async if is_async else call)
+        FAULTS[self.owner, self.name] = self
         return self
 
     def __exit__(self, *exc_info):
-        setattr(self.owner, self.name, self.original)
+        del FAULTS[self.owner, self.name]
 
     def fire(self):
         if self.left and self.chance.random() < 0.7:
@@ -264,11 +281,12 @@ async def test_no_exception_in_any_part_ends_the_process_or_leaves_a_key_stale(d
 
 def provoked(sidecar, fault):
     """Whether it was hit; what happens rarely is made to happen."""
-    if fault.name in ("_flush", "resolve", "release") and not fault.fired:
+    part = fault.owner, fault.name
+    if part in (PARTS["flushing"], PARTS["settling"], PARTS["the flush lock"]) and not fault.fired:
         sidecar.pipeline.flush(Gap("asked"))
-    if fault.name in ("_listen", "require_flush") and not fault.fired and sidecar.pipeline.feed is not None:
+    if part in (PARTS["opening"], PARTS["what a lane owes"]) and not fault.fired and sidecar.pipeline.feed is not None:
         sidecar.pipeline.feed.lose(SourceLost("the test cuts it"))
-    if fault.name == "_compare" and not fault.fired:
+    if part in (PARTS["the look at the triggers"], PARTS["what it has found"]) and not fault.fired:
         sidecar.check_triggers()
     return fault.fired
 
