@@ -29,17 +29,17 @@ async def is_pooled(connection: psycopg.AsyncConnection[Any], give_up_after: flo
 def pooler_refused() -> RefusedError:
     """The refusal of a pooler, unless `session_pooler` says that it gives each client a session of its own."""
     return RefusedError(
-        "what answers is a pooler (the server's process is not the one that we were told of when we connected), "
-        "through which notifications may be lost without a sign",
+        "the connection goes through a pooler (another server process answers than the one that was opened), "
+        "in which notifications may be lost without a sign",
         where="postgres",
-        todo=f"{CONNECT_DIRECTLY}. If it works in session mode, say `session_pooler: true` in postgres",
+        todo=f"{CONNECT_DIRECTLY}. If it works in session mode, set `session_pooler: true` in postgres",
     )
 
 
 def listen_is_lost() -> RefusedError:
     """The refusal of a pooler through which no canary returns, although `session_pooler` was set."""
     return RefusedError(
-        "LISTEN is swallowed: the pooler that answers here is in transaction or statement mode",
+        "LISTEN has no effect: the pooler is in transaction or statement mode",
         where="postgres",
         todo=CONNECT_DIRECTLY,
     )

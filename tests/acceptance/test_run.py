@@ -319,10 +319,10 @@ class TestRefuses:
             home.write(psycopg.conninfo.make_conninfo(dsn, port=pooler.port), redis_url)
             if mode != "statement":
                 assert home("install-triggers").returncode == 0
-            self.refused(home, "what answers is a pooler")
+            self.refused(home, "the connection goes through a pooler")
             home.file.write_text(home.file.read_text().replace("canary: 200ms", "session_pooler: true, canary: 200ms"))
             if mode != "session":
-                self.refused(home, "LISTEN is swallowed")
+                self.refused(home, "LISTEN has no effect")
 
     def refused(self, home, said):
         done = home("run")

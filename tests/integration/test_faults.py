@@ -315,7 +315,9 @@ async def test_a_pooler_that_comes_between_is_said_and_what_was_missed_is_flushe
     async with world.serving() as sidecar:
         world.proxy.target = pooler.port
         world.proxy.cut()
-        await eventually(lambda: any("what answers is a pooler" in doubt for doubt in sidecar.degraded()), 20)
+        await eventually(
+            lambda: any("the connection goes through a pooler" in doubt for doubt in sidecar.degraded()), 20
+        )
         await asyncio.to_thread(world.change)
         world.proxy.target = world.postgres.port
         await eventually(lambda: not world.cache.keys("p:*"), 20)
