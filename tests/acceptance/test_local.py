@@ -284,7 +284,7 @@ async def test_check_says_how_each_hook_answers(home):
         assert done.returncode == 4
         app.misbehave = says_page
         done = await ask(home, "check")
-        assert "answers 200 OK with a page" in done.stdout
+        assert "answered 200 OK with an HTML page" in done.stdout
         assert "the page is not there, as nginx does, or somebody who knows no PURGE" in done.stdout
         done = await ask(home, "run")
         assert done.returncode == 1

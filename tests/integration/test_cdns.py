@@ -136,7 +136,7 @@ async def test_a_pattern_is_a_prefix_at_cloudflare_and_a_flush_at_fastly():
 async def test_a_wrong_token_is_refused_and_nobody_reads_it_in_the_error(cdn, format_):
     cdn = cdn()
     async with cdn.serve() as url, hook(url, format_, token="wr0ng") as target:
-        with pytest.raises(TargetAway, match="look at its url, token") as caught:
+        with pytest.raises(TargetAway, match="check its url and token") as caught:
             await target.flush([])
     assert caught.value.reason == "refused"
     assert "wr0ng" not in str(caught.value)

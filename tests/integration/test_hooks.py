@@ -213,12 +213,12 @@ async def refusing(request):
 
 
 FAULTS = {
-    "slow": (slow, "no answer within 0.3 s"),
-    "500": (failing, "answers 500 Internal Server Error"),
-    "a page": (page, "answers 200 OK with a page; correct its url"),
-    "redirecting": (redirecting, "redirects, with 307 Temporary Redirect; write the address that it redirects to"),
+    "slow": (slow, "no response within 0.3 s"),
+    "500": (failing, "answered 500 Internal Server Error"),
+    "a page": (page, "answered 200 OK with an HTML page; correct its url"),
+    "redirecting": (redirecting, "redirected with 307 Temporary Redirect; use the address that it redirects to"),
     "closing": (closing, "closed the connection without an answer"),
-    "refusing": (refusing, "refuses, with 403 Forbidden; look at its url, token"),
+    "refusing": (refusing, "refused with 403 Forbidden; check its url and token"),
 }
 
 

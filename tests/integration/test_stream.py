@@ -138,7 +138,7 @@ async def test_a_reader_that_stalls_is_cut_off_costs_little_and_holds_up_nobody(
                 await stream.evict(keys(*names[start : start + 100]))
                 if start % 5000 == 0:
                     await asyncio.sleep(0)
-                assert all(seat.reader.behind() <= 3 * stream_target.BEHIND for seat in seats)
+                assert all(seat.reader.behind() <= 3 * stream_target.MAX_UNSENT for seat in seats)
             await eventually(lambda: stream.readers == 1)
             await eventually(lambda: len(evicted(quick)) == len(names) + 1)
             assert evicted(quick)[1:] == names

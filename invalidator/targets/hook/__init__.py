@@ -1,4 +1,4 @@
-"""A target that is told by HTTP requests: a process of the application, a caching proxy, or a CDN's API."""
+"""A target that receives HTTP requests: a process of the application, a caching proxy, or a CDN's API."""
 
 from invalidator.targets.hook.target import HookTarget
 

@@ -1,11 +1,11 @@
-"""What is said to caching proxies and CDNs: from evictions to requests. Pure.
+"""Formats: from evictions to the requests of caching proxies and CDNs. Pure.
 
-What a row's values can't do. In a path they are percent-encoded by the template; in a header a name with a separator or
-a control character in it is no one name, and is not said; in a regular expression everything but `*` stands for itself,
-and what is written is safe in Varnish's ban expressions too, which are split at spaces. JSON quotes what it quotes.
+Values of a row can't break out of a request. In a path the template percent-encodes them. In a header, a name with a
+separator or a control character is not sent. In a regular expression everything but `*` is literal, and the text is
+safe in Varnish's ban expressions too, which are split at spaces. JSON quotes its strings.
 
-What a format can't say exactly is said by more: a pattern by what its literal text in front bounds, a name that can't
-be said by everything. Where more is too much for a format, the configuration has named the fallback.
+What a format can't express exactly is widened: a pattern to its literal prefix, a name that can't be sent to
+everything. Where widening would be too much for a format, the configuration names the fallback.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _HEADER: Final = 3500
 """Bytes of names in one header; Varnish and nginx take some 8000."""
 
 _PATH: Final = 4000
-"""Bytes of a path; a longer one is a pattern of its beginning."""
+"""Bytes of a path; a longer one becomes a pattern of its start."""
 
 _FASTLY_KEYS: Final = 256
 _FASTLY_KEY: Final = 1024
 _CLOUDFLARE_ITEMS: Final = 30
-"""Names in one request: what every plan may send."""
+"""Names in one request that every plan permits."""
 
 _T = TypeVar("_T")
 
 
 class Call(NamedTuple):
-    """One request. `path` goes behind that of the hook's URL, or is the whole path; these statuses, besides 2xx, are
-    answers too.
+    """One request. `path` is appended to that of the hook's URL, or replaces it with `whole`. The statuses in `answers`
+    confirm the request, as 2xx does.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What evictions come to here: paths as they are, patterns of paths, tags; and whether only everything will do."""
+    """Evictions sorted by kind; `everything` when only a full purge covers them."""
 
     paths: list[str] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ Format = Callable[[Names], list[Call]]
 
 
 def names(evictions: Iterable[Eviction]) -> Names:
-    """Sort them; an unknown tag could have been any."""
+    """Sort evictions by kind. An unknown tag may be any tag, so it becomes everything."""
     paths: dict[str, None] = {}
     patterns: dict[str, None] = {}
     tags: dict[str, None] = {}
@@ -83,7 +83,7 @@ def names(evictions: Iterable[Eviction]) -> Names:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a server takes the path as it stands: not too long, and nothing in it that it would resolve."""
+    """Whether servers use the path unchanged: not too long, and without dot segments."""
     return len(path) <= _PATH and not _DOTS.search(unquote(path))
 
 
@@ -92,7 +92,7 @@ _DOTS: Final = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\?]|$)")
 
 
 def _plain_part(path: str) -> str:
-    """The longest beginning that a server takes as it stands."""
+    """The longest start of the path that servers use unchanged."""
     kept = path[:_PATH]
     while not _is_plain(kept) or _HALF.search(kept):
         kept = kept[:-1]
@@ -102,16 +102,16 @@ def _plain_part(path: str) -> str:
 # Varnish and nginx
 
 _ABSENT: Final = frozenset({404, 412})
-"""What nginx says when the page is not in its cache."""
+"""The statuses of nginx for a page that is not in its cache."""
 
 
 def purge(fallback: Fallback | None) -> Format:
     """PURGE of each path; patterns by BAN, or by PURGE of a path that ends in a star."""
     stand_in = ban if fallback == "ban" else _wildcards
 
-    def calls(told: Names) -> list[Call]:
-        rest = stand_in(Names(patterns=told.patterns, everything=told.everything))
-        return rest if told.everything else [*(Call("PURGE", path, answers=_ABSENT) for path in told.paths), *rest]
+    def calls(wanted: Names) -> list[Call]:
+        rest = stand_in(Names(patterns=wanted.patterns, everything=wanted.everything))
+        return rest if wanted.everything else [*(Call("PURGE", path, answers=_ABSENT) for path in wanted.paths), *rest]
 
     return calls
 
@@ -120,23 +120,23 @@ def xkey(fallback: Fallback | None) -> Format:
     """The same, and tags many at a time in a header."""
     without_tags = purge(fallback)
 
-    def calls(told: Names) -> list[Call]:
-        if told.everything or not all(map(_is_one_word, told.tags)):
+    def calls(wanted: Names) -> list[Call]:
+        if wanted.everything or not all(map(_is_one_word, wanted.tags)):
             return ban(Names(everything=True))
         return [
-            *(Call("PURGE", "/", {"xkey-purge": " ".join(tags)}) for tags in _by_size(told.tags)),
-            *without_tags(told),
+            *(Call("PURGE", "/", {"xkey-purge": " ".join(tags)}) for tags in _by_size(wanted.tags)),
+            *without_tags(wanted),
         ]
 
     return calls
 
 
-def ban(told: Names) -> list[Call]:
+def ban(wanted: Names) -> list[Call]:
     """BAN, with a regular expression of paths in a header."""
-    if told.everything:
+    if wanted.everything:
         return [Call("BAN", "/", {"x-ban-url": "^/"})]
-    expressions = [f"{_expression([path])}$" for path in told.paths]
-    for pattern in told.patterns:
+    expressions = [f"{_expression([path])}$" for path in wanted.paths]
+    for pattern in wanted.patterns:
         pieces = list(glob.tokens(pattern))
         end = "" if pieces[-1] is None else "$"
         expressions.append(_expression(pieces[:-1] if pieces[-1] is None else pieces) + end)
@@ -144,13 +144,13 @@ def ban(told: Names) -> list[Call]:
     return [Call("BAN", "/", {"x-ban-url": f"^(?:{'|'.join(some)})"}) for some in _by_size(whole)]
 
 
-def _wildcards(told: Names) -> list[Call]:
-    stars = ["/*"] if told.everything else [f"{glob.anchor(pattern)}*" for pattern in told.patterns]
+def _wildcards(wanted: Names) -> list[Call]:
+    stars = ["/*"] if wanted.everything else [f"{glob.anchor(pattern)}*" for pattern in wanted.patterns]
     return [Call("PURGE", star, answers=_ABSENT) for star in dict.fromkeys(stars)]
 
 
 def _expression(pieces: Iterable[str | None]) -> str:
-    """A regular expression without backslashes, quotes or spaces, whatever stands in the paths."""
+    """A regular expression without backslashes, quotes or spaces, whatever the paths contain."""
     return "".join(
         ".*" if piece is None else re.sub(r"[^A-Za-z0-9/%_~=&:,@!'-]", _bracketed, piece) for piece in pieces
     )
@@ -162,7 +162,7 @@ def _bracketed(found: re.Match[str]) -> str:
 
 
 def _cut(expression: str) -> str:
-    """What is too long for a header, by its beginning."""
+    """The start of an expression that is too long for a header."""
     return re.sub(r"\[[^\]]*$", "", _HALF.sub("", expression[:_HEADER]))
 
 
@@ -177,13 +177,13 @@ def fastly(site: str) -> Format:
     """Surrogate keys many at a time, paths one by one, or the whole service."""
     host = urlsplit(site).netloc
 
-    def calls(told: Names) -> list[Call]:
-        if told.everything or told.patterns or not all(map(_is_one_word, told.tags)):
+    def calls(wanted: Names) -> list[Call]:
+        if wanted.everything or wanted.patterns or not all(map(_is_one_word, wanted.tags)):
             return [Call("POST", "/purge_all")]
         keys = [
-            Call("POST", "/purge", _JSON, _json({"surrogate_keys": some})) for some in _some(told.tags, _FASTLY_KEYS)
+            Call("POST", "/purge", _JSON, _json({"surrogate_keys": some})) for some in _some(wanted.tags, _FASTLY_KEYS)
         ]
-        return [*keys, *(Call("POST", f"/purge/{host}{path}", whole=True) for path in told.paths)]
+        return [*keys, *(Call("POST", f"/purge/{host}{path}", whole=True) for path in wanted.paths)]
 
     return calls
 
@@ -192,18 +192,18 @@ def cloudflare(site: str) -> Format:
     """Cache tags, files and prefixes, some at a time, or the whole zone."""
     host = urlsplit(site).netloc
 
-    def calls(told: Names) -> list[Call]:
-        folders = dict.fromkeys(_folder(pattern) for pattern in told.patterns)
-        if told.everything or "" in folders or not all(map(_is_cache_tag, told.tags)):
+    def calls(wanted: Names) -> list[Call]:
+        folders = dict.fromkeys(_folder(pattern) for pattern in wanted.patterns)
+        if wanted.everything or "" in folders or not all(map(_is_cache_tag, wanted.tags)):
             return [Call("POST", "/purge_cache", _JSON, _json({"purge_everything": True}))]
-        wanted = {
-            "tags": told.tags,
-            "files": [f"{site}{path}" for path in told.paths],
+        listed_by_kind = {
+            "tags": wanted.tags,
+            "files": [f"{site}{path}" for path in wanted.paths],
             "prefixes": [f"{host}{folder}" for folder in folders],
         }
         return [
             Call("POST", "/purge_cache", _JSON, _json({what: some}))
-            for what, listed in wanted.items()
+            for what, listed in listed_by_kind.items()
             for some in _some(listed, _CLOUDFLARE_ITEMS)
         ]
 
@@ -233,7 +233,7 @@ def _some(items: Sequence[_T], number: int) -> Iterator[list[_T]]:
 
 
 def _by_size(words: Iterable[str]) -> Iterator[list[str]]:
-    """As many at a time as fit in a header."""
+    """Split words into lists that fit in a header."""
     some: list[str] = []
     size = 0
     for word in words:

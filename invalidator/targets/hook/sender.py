@@ -1,8 +1,8 @@
-"""The line to a hook: one request, and what its answer, or the lack of one, means.
+"""The HTTP sender: one request, and what its response, or the lack of one, means.
 
-2xx is an answer, and nothing else is: that it was read and done we have to believe. A redirect is not followed: it
-would take the body, the token and the signature to another place. What the other side says is read only so far as to
-keep the connection.
+Only a 2xx status confirms a request; that the receiver acted on it has to be believed. A redirect is not followed: it
+would carry the body, the token and the signature to another server. The response body is read only as far as is needed
+to keep the connection open.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from invalidator.core.protocol.hook_url import HookUrl
 from invalidator.errors import RetryReason, TargetAway
 from invalidator.targets.hook.formats import Call
 
-_MOST_READ: Final = 65_536
-_LONGEST_WAIT: Final = 60.0
+_MAX_READ: Final = 65_536
+_MAX_RETRY_AFTER: Final = 60.0
 _KEEP_ALIVE: Final = 4.0
-"""Seconds; shorter than those of common servers, so that we do not write to what they are just closing."""
+"""Seconds; shorter than in common servers, so that no request is sent on a connection that the server closes."""
 
-_LATER: Final = frozenset({429, 503})
-_BUSY: Final = frozenset({408, 425, 429})
-"""Statuses below 500 that waiting mends."""
+_WITH_RETRY_AFTER: Final = frozenset({429, 503})
+_TEMPORARY: Final = frozenset({408, 425, 429})
+"""Statuses below 500 after which a retry may succeed."""
 
 
 class HttpSender:
-    """Opened once; connects when it is needed. `headers` go with every request."""
+    """Connects when a request is sent. `headers` are part of every request."""
 
     def __init__(
         self,
@@ -43,19 +43,19 @@ class HttpSender:
         timeout: float = 3.0,
         rate: float | None = None,
         tls: ssl.SSLContext | None = None,
-        at_once: int = 1,
+        max_concurrent: int = 1,
     ) -> None:
         self._url, self._timeout, self._tls = url, timeout, tls
         self._headers = {"User-Agent": f"invalidator/{__version__}", **(headers or {})}
-        self._pace = 1.0 / rate if rate else 0.0
-        self._at_once = at_once
+        self._interval = 1.0 / rate if rate else 0.0
+        self._max_concurrent = max_concurrent
         self._not_before = 0.0
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         url = self._url
         self._session = aiohttp.ClientSession(
-            connector=_connector(url.socket, self._tls, self._at_once),
+            connector=_connector(url.socket, self._tls, self._max_concurrent),
             auth=aiohttp.BasicAuth(url.user, url.password) if url.user else None,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout),
@@ -69,11 +69,11 @@ class HttpSender:
             await self._session.close()
 
     async def send(self, call: Call) -> int:
-        """Make the request; the status it was answered with, TargetAway where that is no answer."""
+        """Make the request; the status of the response. Raises TargetAway when it is not confirmed."""
         await self._wait()
-        assert self._session is not None, "the line is not open"
-        folder = self._url.path.rstrip("/") if call.path else self._url.path
-        path = call.path if call.whole else folder + call.path
+        assert self._session is not None, "the sender is not open"
+        base = self._url.path.rstrip("/") if call.path else self._url.path
+        path = call.path if call.whole else base + call.path
         try:
             async with self._session.request(
                 call.method,
@@ -83,56 +83,56 @@ class HttpSender:
                 allow_redirects=False,
             ) as answer:
                 status, kind = answer.status, answer.content_type
-                if status in _LATER:  # Varnish says it with every answer that it makes itself
-                    self._heed(answer.headers.get("Retry-After", ""))
-                if await answer.content.read(_MOST_READ) and not answer.content.at_eof():
+                if status in _WITH_RETRY_AFTER:  # Varnish sends the header with every synthetic response
+                    self._respect_retry_after(answer.headers.get("Retry-After", ""))
+                if await answer.content.read(_MAX_READ) and not answer.content.at_eof():
                     answer.close()
         except TimeoutError:
-            raise self._away(f"no answer within {self._timeout:g} s") from None
+            raise self._away(f"no response within {self._timeout:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._away(_words(error)) from None  # its text may quote the URL
+            raise self._away(_describe(error)) from None  # its text may quote the URL
         self._judge(call, status, kind)
         return status
 
     def _judge(self, call: Call, status: int, kind: str) -> None:
         if 200 <= status < 300:
             if call.method == "POST" and kind == "text/html":
-                todo = "correct its url: a page is no answer to a POST of ours"
-                raise self._away(f"answers {_status(status)} with a page", todo, RetryReason.REFUSED)
+                todo = "correct its url: an HTML page does not confirm a POST"
+                raise self._away(f"answered {_status(status)} with an HTML page", todo, RetryReason.REFUSED)
             return
         if status in call.answers:
             return
         if 300 <= status < 400:
-            todo = "write the address that it redirects to as its url"
-            raise self._away(f"redirects, with {_status(status)}", todo, RetryReason.REFUSED)
-        if 400 <= status < 500 and status not in _BUSY:
+            todo = "use the address that it redirects to as the url"
+            raise self._away(f"redirected with {_status(status)}", todo, RetryReason.REFUSED)
+        if 400 <= status < 500 and status not in _TEMPORARY:
             raise self._away(
-                f"refuses, with {_status(status)}", "look at its url, token, and what it accepts", RetryReason.REFUSED
+                f"refused with {_status(status)}", "check its url and token, and what it accepts", RetryReason.REFUSED
             )
-        raise self._away(f"answers {_status(status)}")
+        raise self._away(f"answered {_status(status)}")
 
     async def _wait(self) -> None:
-        """Keep to the rate, and to what the other side asked for."""
+        """Wait until the rate and the last Retry-After permit a request."""
         loop = asyncio.get_running_loop()
         start = max(self._not_before, loop.time())
-        self._not_before = start + self._pace
+        self._not_before = start + self._interval
         if start > loop.time():
             await asyncio.sleep(start - loop.time())
 
-    def _heed(self, after: str) -> None:
-        """Wait as long as the other side asks us to; a date it may write there is not read."""
+    def _respect_retry_after(self, after: str) -> None:
+        """Delay the next request by these seconds; the date form of Retry-After is ignored."""
         if after.isdigit():
-            until = clock.now() + min(float(after), _LONGEST_WAIT)
+            until = clock.now() + min(float(after), _MAX_RETRY_AFTER)
             self._not_before = max(self._not_before, until)
 
     def _away(self, what: str, todo: str = "", reason: RetryReason = RetryReason.AWAY) -> TargetAway:
         return TargetAway(what, where=self._url.address, todo=todo, reason=reason)
 
 
-def _connector(socket: str, tls: ssl.SSLContext | None, at_once: int) -> aiohttp.BaseConnector:
+def _connector(socket: str, tls: ssl.SSLContext | None, max_concurrent: int) -> aiohttp.BaseConnector:
     if socket:
-        return aiohttp.UnixConnector(socket, limit=at_once, keepalive_timeout=_KEEP_ALIVE)
-    return aiohttp.TCPConnector(limit=at_once, keepalive_timeout=_KEEP_ALIVE, ssl=tls or True)
+        return aiohttp.UnixConnector(socket, limit=max_concurrent, keepalive_timeout=_KEEP_ALIVE)
+    return aiohttp.TCPConnector(limit=max_concurrent, keepalive_timeout=_KEEP_ALIVE, ssl=tls or True)
 
 
 def _status(status: int) -> str:
@@ -142,8 +142,8 @@ def _status(status: int) -> str:
         return str(status)
 
 
-def _words(error: Exception) -> str:
-    """What went wrong, without what the library would quote."""
+def _describe(error: Exception) -> str:
+    """The error without the URL, which the library's own text may quote."""
     cause = getattr(error, "os_error", error)
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
         return "its certificate is not trusted"
@@ -151,4 +151,4 @@ def _words(error: Exception) -> str:
         return "closed the connection without an answer"
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno).lower()
-    return f"no HTTP answer ({type(error).__name__})"
+    return f"no HTTP response ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""The headers of Standard Webhooks, by which an application knows that a batch is ours, whole and new."""
+"""The headers of Standard Webhooks, by which an application verifies the origin, integrity and age of a batch."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""The hook: evictions become requests, and an answer to all of them is the target's answer.
+"""The hook: evictions become requests, and the responses to all of them confirm the eviction.
 
-What keeps a local cache right. The lane says one thing at a time, so an application hears them in the order in which
-they were committed. What was not answered is said again, with whatever came meanwhile, so an application may hear a
-thing twice, never not at all; and a number (`seq`) is never used for two messages. Who has not answered for long is
-owed a flush, which is said before anything else and takes the place of all that waited: by then it is shorter, and
-nothing in it can be what the other side could not bear.
+Why a local cache is right. The lane has one call at a time under way, so an application receives messages in commit
+order. A message without a confirming response is sent again, together with what came meanwhile: an application may
+receive an eviction twice, but never misses one. A number (`seq`) is never used for two messages. After
+`GIVE_UP_AFTER` without a response, a pending flush replaces all queued evictions: by then it is shorter, and it can't
+contain what the receiver failed on.
 
-Why no flush when it is back sooner. What was not answered is said again, whole. A process that was started anew begins
-with nothing, or with what it read after the change was committed and evicted in the shared cache (`after`).
+Why a shorter outage needs no flush. Every unconfirmed message is sent again, whole. A process that has restarted starts
+with an empty cache, or with values that it read after the change was committed and evicted from the shared cache
+(`after`).
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from invalidator.targets.hook.sender import HttpSender
 from invalidator.targets.hook.signing import signed
 
 GIVE_UP_AFTER: Final = 10.0
-"""Seconds without an answer, and seconds of requests at the rate that is allowed, that are worth more than a flush."""
+"""Seconds without a response, or of requests at the permitted rate, beyond which a flush is cheaper."""
 
-_NO_PAGE: Final = "/.invalidator-check"
-_AT_ONCE: Final = 8
-"""Requests on their way to a proxy or a CDN, where order means nothing within one call."""
+_NONEXISTENT_PATH: Final = "/.invalidator-check"
+_MAX_CONCURRENT: Final = 8
+"""Concurrent requests to a proxy or a CDN, for which order within one call does not matter."""
 
 
 class HookTarget:
-    """`format_` says evictions; without one they are JSON batches, signed with `secret` when there is one."""
+    """`format_` turns evictions into requests; without one they are JSON batches, signed if there is a `secret`."""
 
     overtakes = False
     peer_store: None = None
@@ -59,9 +60,10 @@ class HookTarget:
     ) -> None:
         self.name = name
         self._format, self._secret, self._rate = format_, secret, rate
-        at_once = _AT_ONCE if format_ else 1
-        self._sender = HttpSender(url, headers=headers, timeout=timeout, rate=rate, tls=tls, at_once=at_once)
-        self._at_once = at_once
+        self._max_concurrent = _MAX_CONCURRENT if format_ else 1
+        self._sender = HttpSender(
+            url, headers=headers, timeout=timeout, rate=rate, tls=tls, max_concurrent=self._max_concurrent
+        )
         self.epoch, self.seq = secrets.token_hex(8), 0
         self._as_of: float | None = None
 
@@ -73,70 +75,70 @@ class HookTarget:
         await self._sender.close()
 
     async def heartbeat(self, as_of: float | None = None) -> None:
-        """Learn how far the lane is; the application is told with the next batch."""
+        """Keep the lane's `as_of` for the next batch."""
         self._as_of = as_of
 
     async def evict(self, evictions: Evictions) -> int:
-        """Say all of them; how many values there were nobody tells us."""
+        """Send all of them. The receiver does not report how many values existed: 0."""
         if self._format is not None:
-            await self._say(self._format(names(evictions)))
+            await self._send_all(self._format(names(evictions)))
             return 0
-        told = messages(evictions)
-        if told is None:
-            await self._batch(Message(), flush=True, reason=FlushReason.UNKNOWN_TAG)
-        for message in told or ():
-            await self._batch(message)
+        to_send = messages(evictions)
+        if to_send is None:
+            await self._send_batch(Message(), flush=True, reason=FlushReason.UNKNOWN_TAG)
+        for message in to_send or ():
+            await self._send_batch(message)
         return 0
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
-        """Say that everything may be stale."""
+        """Have the receiver flush its cache."""
         if self._format is not None:
-            await self._say(self._format(EVERYTHING))
+            await self._send_all(self._format(EVERYTHING))
         else:
-            await self._batch(Message(), flush=True, reason=reason)
+            await self._send_batch(Message(), flush=True, reason=reason)
         return 0
 
     async def check(self) -> str:
-        """Say something that evicts nothing; what there is to know of the answer, TargetAway where there is none."""
+        """Send a request that evicts nothing; a note on the response, or "". Raises TargetAway."""
         if self._format is None:
-            await self._batch(Message(), reason="check")
+            await self._send_batch(Message(), reason="check")
         else:
-            for call in self._format(Names(paths=[_NO_PAGE])):
+            for call in self._format(Names(paths=[_NONEXISTENT_PATH])):
                 if await self._sender.send(call) in call.answers:
-                    return "it says that the page is not there, as nginx does, or somebody who knows no PURGE"
+                    return "it answers that the page is absent, as nginx does, or a server without PURGE support"
         return ""
 
-    async def _say(self, calls: Sequence[Call]) -> None:
-        """Make all requests, some at a time."""
+    async def _send_all(self, calls: Sequence[Call]) -> None:
+        """Make all requests, `_max_concurrent` at a time."""
         if self._format is not None and self._rate and len(calls) > self._rate * GIVE_UP_AFTER:
             calls = self._format(EVERYTHING)
-        left = iter(calls)
+        remaining = iter(calls)
 
-        async def some() -> None:
-            for call in left:
+        async def worker() -> None:
+            for call in remaining:
                 await self._sender.send(call)
 
         try:
             if calls:
-                await run_all(*(some() for _ in range(min(self._at_once, len(calls)))))
+                await run_all(*(worker() for _ in range(min(self._max_concurrent, len(calls)))))
         except ExceptionGroup as group:
             if group.split(TargetAway)[1] is not None:
                 raise
-            raise leaf(group) from None  # what one request met stands for all
+            raise leaf(group) from None  # one failure stands for all
 
-    async def _batch(self, told: Message, *, flush: bool = False, reason: str = "") -> None:
+    async def _send_batch(self, message: Message, *, flush: bool = False, reason: str = "") -> None:
         self.seq += 1
         now = clock.now()
-        said = {
+        batch = {
             "epoch": self.epoch,
             "seq": self.seq,
             "now": round(now, 3),
             "as_of": None if self._as_of is None else round(self._as_of, 3),
-            **told.lists(),
+            **message.lists(),
             "flush": flush,
             "reason": reason,
         }
-        body = json.dumps(said).encode()
+        body = json.dumps(batch).encode()
         headers = {"content-type": "application/json"}
         if self._secret:
             headers |= signed(self._secret, f"{self.epoch}-{self.seq}", int(time.time()), body)

@@ -1,7 +1,8 @@
-"""What was said last, numbered, so that a reader who comes back can be told just what it missed. Pure.
+"""The newest events of a stream, numbered, so that a reader that reconnects can resume. Pure.
 
-A number is given once in an epoch, which is one life of ours. A reader names the last number that it has; what follows
-is there in whole, or the reader is told to flush. A flush makes all before it needless, so the ring may begin with it.
+A number is used once in an epoch, which is one run of the target. A reader names the last number that it has. If every
+later event is still in the ring, the reader resumes after it; otherwise it flushes its cache. A flush supersedes every
+event before it, so the ring may start with one.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from invalidator.core.delivery.message import Message
 
 EVENTS: Final = 10_000
 SIZE: Final = 8 << 20
-"""How many events, and how many bytes of them, are kept for those who come back."""
+"""How many events, and how many bytes of them, are kept for readers that reconnect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`told` is None for a flush."""
+    """`message` is None for a flush."""
 
     seq: int
-    told: Message | None
+    message: Message | None
     frame: bytes
 
 
@@ -37,9 +38,9 @@ class Ring:
         self._kept: deque[Event] = deque()
         self._bytes = 0
 
-    def evict(self, told: Message) -> None:
+    def evict(self, message: Message) -> None:
         self.newest += 1
-        self._keep(Event(self.newest, told, self._evicting(self.newest, told)))
+        self._keep(Event(self.newest, message, self._eviction_frame(self.newest, message)))
 
     def flush(self, reason: str) -> None:
         self.newest += 1
@@ -51,7 +52,7 @@ class Ring:
         return f"{self.epoch}-{seq}"
 
     def resume(self, last: str) -> int | None:
-        """The number after which a reader with this last id goes on; None when it has to flush."""
+        """The number after which a reader with this last id resumes; None when it has to flush."""
         epoch, _, text = last.rpartition("-")
         if epoch != self.epoch or not (text.isascii() and text.isdigit()) or len(text) > 18:
             return None
@@ -59,32 +60,32 @@ class Ring:
         return seq if self.can_send(seq) and seq <= self.newest else None
 
     def can_send(self, seq: int) -> bool:
-        """Whether all that a reader at this number still needs is here."""
+        """Whether the ring has every event that a reader at this number needs."""
         first = self._kept[0] if self._kept else None
-        return seq >= self.newest or (first is not None and (first.seq <= seq + 1 or first.told is None))
+        return seq >= self.newest or (first is not None and (first.seq <= seq + 1 or first.message is None))
 
     def since(self, seq: int, most: int, prefixes: tuple[str, ...] = ()) -> tuple[bytes, int]:
-        """What a reader at this number is told next, about these names, and the number where it is then."""
+        """The next frames for a reader at this number, limited to its prefixes, and its number after them."""
         frames: list[bytes] = []
         size = 0
         first = self._kept[0].seq if self._kept else self.newest + 1
         for event in islice(self._kept, max(seq + 1 - first, 0), None):
-            said = self._about(event, prefixes)
-            if frames and size + len(said) > most:
+            data = self._frame_for(event, prefixes)
+            if frames and size + len(data) > most:
                 break
-            frames.append(said)
-            size += len(said)
+            frames.append(data)
+            size += len(data)
             seq = event.seq
         return b"".join(frames), seq
 
-    def _about(self, event: Event, prefixes: tuple[str, ...]) -> bytes:
-        if not prefixes or event.told is None:
+    def _frame_for(self, event: Event, prefixes: tuple[str, ...]) -> bytes:
+        if not prefixes or event.message is None:
             return event.frame
-        return self._evicting(event.seq, event.told.with_prefixes(prefixes))
+        return self._eviction_frame(event.seq, event.message.with_prefixes(prefixes))
 
-    def _evicting(self, seq: int, told: Message) -> bytes:
-        """The event that says these names; nothing for none."""
-        lists = {name: listed for name, listed in told.lists().items() if listed}
+    def _eviction_frame(self, seq: int, message: Message) -> bytes:
+        """The event with these names; empty when there are none."""
+        lists = {name: listed for name, listed in message.lists().items() if listed}
         return frame("evict", self.id(seq), lists) if lists else b""
 
     def _keep(self, event: Event) -> None:
@@ -95,6 +96,6 @@ class Ring:
 
 
 def frame(kind: str, id_: str, data: dict[str, Any]) -> bytes:
-    """One event as it is sent. JSON has no line end in it, so no name can begin another field."""
+    """One event as it is sent. JSON contains no line end, so no name can start another field."""
     head = f"event: {kind}\nid: {id_}\n" if id_ else f"event: {kind}\n"
     return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

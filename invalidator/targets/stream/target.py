@@ -1,17 +1,17 @@
 """The stream: evictions become events that any number of local processes read.
 
-What makes a local cache right. An event is answered for when it lies in the ring: from there it reaches every reader,
-in order, or the reader is cut off and told to flush when it comes back. What a reader can't know, that nothing comes
-because nobody is there any more, it sees by `as_of`: each second it is told how far its lane was, behind all events
-that this stands on. Where that is older than `stale_after`, it does not trust what it holds.
+Why a reader's cache is right. An eviction is complete once its event is in the ring. From there it reaches every reader
+in order, or the reader is disconnected and flushes its cache when it comes back. A reader can't distinguish a quiet
+stream from a dead sidecar by its events, so each second a heartbeat carries the lane's `as_of`, after all events that
+it depends on. A reader whose `as_of` is older than `stale_after` stops trusting its cache.
 
-`as_of` and `now` are readings of our own monotonic clock. A reader takes the moment at which it *asked* for the stream
-as that of `hello`'s `now`: so it thinks everything a little older than it is, never younger, and no two clocks are
-compared, and a reader that was frozen does not take what it finds in its socket for fresh.
+`as_of` and `now` are readings of the sidecar's monotonic clock. A reader relates them to its own clock by the moment at
+which it requested the stream, taken as the `now` of `hello`. Every age that it computes is thus a little too high,
+never too low. No two clocks are compared, and a suspended reader does not take the events in its socket for new.
 
-One task writes to all readers, some at a time, so that a thousand of them do not make a change wait that goes to Redis;
-the more readers, the longer it rests between its rounds, and the more events go out at once. It never waits for
-anybody: what a reader does not take stays in the ring, which bounds the memory that a slow one costs to `BEHIND` bytes.
+One task writes to all readers, a few at a time, so that a thousand readers do not delay an eviction from Redis. The
+more readers, the longer the pause between two rounds, and the more events each write carries. The task never waits for
+a reader: what a reader has not taken stays in the ring, so a slow one costs at most `MAX_UNSENT` bytes of memory.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from invalidator.logs import Log
 from invalidator.targets.stream.ring import Ring, frame
 
 READERS: Final = 10_000
-BEHIND: Final = 65_536
-"""Bytes that wait for one reader outside the ring; then nothing more is written until it has read on."""
+MAX_UNSENT: Final = 65_536
+"""Unsent bytes of one reader above which nothing more is written to it."""
 
 STALLED: Final = 5.0
-"""Seconds without reading on after which a reader is cut off."""
+"""Seconds above `MAX_UNSENT` after which a reader is disconnected."""
 
-_AT_A_TIME: Final = 10
-_REST: Final = 4.0
-"""How much longer than a round the rest after it is, so that readers take a fifth of our time at most."""
+_READERS_PER_TURN: Final = 10
+_PAUSE_RATIO: Final = 4.0
+"""The pause after a round, as a multiple of its length: readers take at most a fifth of the time."""
 
-_LONGEST_REST: Final = 0.2
+_MAX_PAUSE: Final = 0.2
 _POLL: Final = 0.02
 
 
 class Reader(Protocol):
-    """Somebody's connection."""
+    """The connection of a reader."""
 
     def write(self, data: bytes) -> None:
-        """Send this when it can be sent."""
+        """Queue this for sending; never waits."""
         ...
 
     def behind(self) -> int:
-        """How many bytes were not sent yet."""
+        """The number of unsent bytes."""
         ...
 
     def is_gone(self) -> bool: ...
 
     def end(self, *, cut: bool) -> None:
-        """Close it; cut off, what was not sent is lost."""
+        """Close it; with `cut`, unsent bytes are discarded."""
         ...
 
 
 class Seat:
-    """A reader, and how far it is."""
+    """A reader, the number of the last event written to it, and its last heartbeat."""
 
     __slots__ = ("at", "blocked", "heartbeat", "prefixes", "reader")
 
@@ -75,7 +75,7 @@ class Seat:
 
 
 class StreamTarget:
-    """Holds the readers while it is open; when it closes they are let go, to come back to whoever is next."""
+    """Serves readers while it is open; they reconnect after it has closed, to the target of the next configuration."""
 
     overtakes = False
     peer_store: None = None
@@ -89,54 +89,54 @@ class StreamTarget:
         self.ring = ring or Ring(secrets.token_hex(8))
         self._errors = errors or InternalErrors()
         self.seats: dict[Reader, Seat] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._heartbeats = 0
         self._as_of: float | None = None
         self._group: asyncio.TaskGroup | None = None
-        self._pumping: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._log = Log(target=name)
 
     async def __aenter__(self) -> StreamTarget:
         self._group = await asyncio.TaskGroup().__aenter__()
-        self._pumping = self._group.create_task(
-            self._errors.keep_running("stream", self._pump), name=f"stream {self.name}"
+        self._writer = self._group.create_task(
+            self._errors.keep_running("stream", self._write_all), name=f"stream {self.name}"
         )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._group is not None
-        assert self._pumping is not None
-        self._pumping.cancel()
+        assert self._writer is not None
+        self._writer.cancel()
         await self._group.__aexit__(None, None, None)
-        self._pumping = None
+        self._writer = None
         for seat in list(self.seats.values()):
             self.disconnect(seat)
 
-    # What it is told
+    # Evictions
 
     async def evict(self, evictions: Evictions) -> int:
-        """Put it in the ring; how many values there were nobody tells us."""
-        told = messages(evictions)
-        if told is None:
+        """Put the evictions in the ring. Readers do not report how many values existed: 0."""
+        to_send = messages(evictions)
+        if to_send is None:
             self.ring.flush(FlushReason.UNKNOWN_TAG)
-        for message in told or ():
+        for message in to_send or ():
             self.ring.evict(message)
-        self._news.set()
+        self._changed.set()
         return 0
 
     async def flush(self, owned: Sequence[Eviction], reason: str = "") -> int:
-        """Tell everybody that everything may be stale."""
+        """Have every reader flush its cache."""
         self.ring.flush(reason)
-        self._news.set()
+        self._changed.set()
         return 0
 
     async def heartbeat(self, as_of: float | None = None) -> None:
-        """Tell everybody how far the lane is."""
+        """Send every reader the lane's `as_of`."""
         self._heartbeats += 1
         self._as_of = as_of
-        self._news.set()
+        self._changed.set()
 
-    # Its readers
+    # Readers
 
     @property
     def readers(self) -> int:
@@ -152,58 +152,58 @@ class StreamTarget:
         return len(self.seats) >= READERS
 
     def join(self, reader: Reader, last: str, prefixes: Sequence[str] = ()) -> None:
-        """Serve this reader, which had read up to `last`, from now on."""
-        if self._pumping is None:
-            reader.end(cut=False)  # we are closed; whoever comes next serves it
+        """Serve this reader, which has the events up to the id `last`."""
+        if self._writer is None:
+            reader.end(cut=False)  # the target is closed; the reader reconnects
             return
         ring = self.ring
         at = ring.resume(last)
         hello = {"epoch": ring.epoch, "seq": ring.newest, "stale_after": self.stale_after, "now": round(clock.now(), 3)}
-        said = frame("hello", "", hello)
+        data = frame("hello", "", hello)
         if at is None:
             at = ring.newest
-            said += frame("flush", ring.id(at), {"reason": FlushReason.NO_RESUME if last else FlushReason.NEW_READER})
-        reader.write(said)
+            data += frame("flush", ring.id(at), {"reason": FlushReason.NO_RESUME if last else FlushReason.NEW_READER})
+        reader.write(data)
         seat = self.seats[reader] = Seat(reader, at, tuple(prefixes))
         if self._heartbeats:
             self._write(seat, {}, clock.now())
-        self._news.set()
+        self._changed.set()
 
     def leave(self, reader: Reader) -> None:
-        """It went away."""
+        """Stop serving this reader."""
         self.seats.pop(reader, None)
 
-    # The pump
+    # Writing
 
-    async def _pump(self) -> None:
+    async def _write_all(self) -> None:
         while True:
             stop_if_cancelled()
-            self._news.clear()
+            self._changed.clear()
             spent, left = 0.0, list(self.seats.values())
             some_behind = False
             while left:
                 began = clock.now()
-                said: dict[tuple[int, int], tuple[bytes, int]] = {}
-                some, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
+                shared: dict[tuple[int, int], tuple[bytes, int]] = {}
+                some, left = left[:_READERS_PER_TURN], left[_READERS_PER_TURN:]
                 for seat in some:
                     try:
-                        some_behind |= self._write(seat, said, began)
-                    except Exception as error:  # it comes back, and resumes or is told to flush
+                        some_behind |= self._write(seat, shared, began)
+                    except Exception as error:  # the reader reconnects, and resumes or flushes
                         self._errors.report("stream", error)
                         self.disconnect(seat, cut=True)
                 spent += clock.now() - began
                 await asyncio.sleep(0)
-            await asyncio.sleep(max(min(spent * _REST, _LONGEST_REST), _POLL if some_behind else 0.0))
+            await asyncio.sleep(max(min(spent * _PAUSE_RATIO, _MAX_PAUSE), _POLL if some_behind else 0.0))
             if not some_behind:
-                await self._news.wait()
+                await self._changed.wait()
 
-    def _write(self, seat: Seat, said: dict[tuple[int, int], tuple[bytes, int]], now: float) -> bool:
-        """Tell a reader what comes next; whether there will be more for it than it takes now."""
+    def _write(self, seat: Seat, shared: dict[tuple[int, int], tuple[bytes, int]], now: float) -> bool:
+        """Write the next events to a reader; whether more are left. `shared` caches frames for all readers."""
         reader, ring = seat.reader, self.ring
         if reader.is_gone():
             self.disconnect(seat)
             return False
-        if reader.behind() > BEHIND:
+        if reader.behind() > MAX_UNSENT:
             seat.blocked = now if seat.blocked is None else seat.blocked
             if now - seat.blocked > STALLED or not ring.can_send(seat.at):
                 self._log.info("reader_disconnected", "a reader of the stream read too slowly and was disconnected")
@@ -216,13 +216,13 @@ class StreamTarget:
             return False
         data = b""
         if seat.at < ring.newest:
-            place = (seat.at, ring.newest)
+            events = (seat.at, ring.newest)
             if seat.prefixes:
-                data, seat.at = ring.since(seat.at, BEHIND, seat.prefixes)
+                data, seat.at = ring.since(seat.at, MAX_UNSENT, seat.prefixes)
             else:
-                if place not in said:
-                    said[place] = ring.since(seat.at, BEHIND)
-                data, seat.at = said[place]
+                if events not in shared:
+                    shared[events] = ring.since(seat.at, MAX_UNSENT)
+                data, seat.at = shared[events]
         if seat.at == ring.newest and seat.heartbeat != self._heartbeats:
             seat.heartbeat = self._heartbeats
             data += self._heartbeat()
