@@ -314,16 +314,6 @@ def test_every_file_that_documents_name_exists(repo):
         assert (repo / "invalidator" / path).exists() or (repo / path).exists(), path
 
 
-def test_every_heading_that_a_link_names_exists(repo):
-    def anchors(document):
-        headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
-        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-    for document in [*repo.glob("*.md"), *repo.glob("docs/**/*.md")]:
-        for path, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", document.read_text()):
-            assert anchor in anchors(document.parent / path if path else document), (document.name, path, anchor)
-
-
 def test_the_layers_in_the_architecture_are_the_checked_ones(repo):
     (contract, *_) = tomllib.loads((repo / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (block,) = re.findall(r"## Layers.*?```text\n(.*?)```", (repo / "ARCHITECTURE.md").read_text(), re.DOTALL)

@@ -46,7 +46,7 @@ RETIRED_IN_PROSE = re.compile(
     re.IGNORECASE,
 )
 
-LEFT_IN_PROSE: set[str] = {"docs/commands.md", "docs/http.md", "docs/triggers.md"}
+LEFT_IN_PROSE: set[str] = set()
 """Pages that still use a retired word. This only shrinks."""
 
 
