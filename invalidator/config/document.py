@@ -179,18 +179,22 @@ def _syntax(error: yaml.YAMLError, text: str) -> Mistake:
     """PyYAML's four-line error as one line, with a remedy where the cause is known."""
     if isinstance(error, yaml.reader.ReaderError):
         return Mistake(0, 0, "", "the file holds a character that YAML does not allow", "save it as plain UTF-8 text")
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None:
+    position = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if position is None:
         return Mistake(0, 0, "", " ".join(str(error).split()), "")
     what = getattr(error, "problem", None) or "this is not YAML"
     lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
-    before = lines[mark.line - 1] if 0 < mark.line <= len(lines) else ""
-    if "\t" in line[: mark.column + 1] and "token" in what:
-        return Mistake(mark.line + 1, mark.column + 1, "", "a tab where YAML wants spaces", "indent with spaces")
+    line = lines[position.line] if position.line < len(lines) else ""
+    before = lines[position.line - 1] if 0 < position.line <= len(lines) else ""
+    if "\t" in line[: position.column + 1] and "token" in what:
+        return Mistake(
+            position.line + 1, position.column + 1, "", "a tab where YAML wants spaces", "indent with spaces"
+        )
     unquoted = next((guess for guess in (line, before) if _UNQUOTED_TEMPLATE.match(guess)), None)
     if unquoted is not None:
         quoted = unquoted.strip().removeprefix("-").strip()
-        return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", f'quote the template: - "{quoted}"')
+        return Mistake(
+            position.line + 1, position.column + 1, "", f"not YAML: {what}", f'quote the template: - "{quoted}"'
+        )
     todo = "close what was opened, with ] or }" if "flow" in str(getattr(error, "context", "")) else ""
-    return Mistake(mark.line + 1, mark.column + 1, "", f"not YAML: {what}", todo)
+    return Mistake(position.line + 1, position.column + 1, "", f"not YAML: {what}", todo)

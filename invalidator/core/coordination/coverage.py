@@ -43,7 +43,7 @@ pending flush. After taking the lock a sidecar looks once more before it flushes
 completed in between. A count of completed flushes shows that even to a sidecar that never saw the lock held, because
 a small flush is quick.
 
-Interleavings, each in `tests/unit/core/test_cover_model.py`:
+Interleavings, each in `tests/unit/core/test_coverage_model.py`:
 
 * A gap while the requester waits is another pending flush, with another nonce (2). A confirmation of the old nonce
   says nothing about it.
