@@ -132,14 +132,14 @@ class TestRefusals:
             ("create table products (id_ int)", 'the table "public.products" has no column "id"; did you mean "id_"?'),
             ("create table products (b int, a int)", 'the table "public.products" has no column "id"; one of: a, b'),
             ("create view products as select 1 as id",
-             '"public.products" is a view: no trigger of ours hears what changes in it; name the tables that it reads'),
+             '"public.products" is a view: triggers cannot report what changes in it; name the tables that it reads'),
             ("create materialized view products as select 1 as id",
-             ('"public.products" is a materialized view: no trigger of ours hears what changes in it; write triggers: '
+             ('"public.products" is a materialized view: triggers cannot report what changes in it; write triggers: '
              "none"
              " into the rule, and say changes by hand: select invalidator.changed('public.products')")),
             (("create foreign data wrapper w; create server s foreign data wrapper w;"
              "create foreign table products (id int) server s"),
-             ('"public.products" is a foreign table: no trigger of ours hears what changes in it; write triggers: none'
+             ('"public.products" is a foreign table: triggers cannot report what changes in it; write triggers: none'
              " into the rule, and say changes by hand: select invalidator.changed('public.products')")),
             (("create foreign data wrapper w; create server s foreign data wrapper w;"
              "create table products (id int) partition by range (id);"

@@ -23,7 +23,7 @@ where level <> 'none' and pattern is null and not exists (select from matched wh
 
 union all
 select 0, 'refusal', nspname, relname, null, null, null, 'table missing', null, null,
-    format('"%s.%s" is a %s: no trigger of ours hears what changes in it', nspname, relname,
+    format('"%s.%s" is a %s: triggers cannot report what changes in it', nspname, relname,
            case relkind when 'v' then 'view' when 'm' then 'materialized view' else 'foreign table' end),
     case relkind when 'v' then 'name the tables that it reads'
          else format('write triggers: none into the rule, and say changes by hand: select %I.changed(''%s.%s'')',
@@ -100,7 +100,7 @@ where usage > 0.1
 
 union all
 select 0, 'note', null, null, null, null, 'pg_notify', null, null, null,
-    'EXECUTE on pg_notify is not granted to all: of what those change who lack it, only the table is heard, not the row',
+    'EXECUTE on pg_notify is not granted to all: changes by roles that lack it are reported for the whole table, not by row',
     'grant execute on function pg_notify(text, text) to public', null, null, 0
 where not has_function_privilege('public', 'pg_notify(text, text)', 'execute')
 
@@ -148,7 +148,7 @@ where not by_superuser and is_closed and handler_state = 'outdated'
 union all
 select 0, 'note', null, null, null, null, 'replica sessions', null, null, null,
     format('%s of these tables belong to others: what sessions with session_replication_role = replica change there'
-           ' is not heard', count(*)),
+           ' is not reported', count(*)),
     'the owner of the tables can run this', null, null, 0
 from (select distinct onrel from triggers left join standing on tgrelid = onrel and standing.tgname = triggers.tgname
       where not owned and tgenabled is distinct from 'A') as others
