@@ -15,7 +15,7 @@ from typing import Final
 import psycopg
 
 from invalidator.demo import shop, view
-from invalidator.demo.sidecar import Heard, Sidecar
+from invalidator.demo.sidecar import LogCounts, Sidecar
 from invalidator.demo.traffic import BOUND, Traffic
 from invalidator.embedded import (
     GivenPostgres,
@@ -68,8 +68,8 @@ class Demo:
         return time.monotonic() - self.started if self.started else 0.0
 
     @property
-    def heard(self) -> Heard:
-        return self.sidecar.heard
+    def log_counts(self) -> LogCounts:
+        return self.sidecar.log_counts
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -166,7 +166,7 @@ async def _scripted(demo: Demo, seconds: float) -> None:
                 print(f"{demo.seconds:5.1f} s  {view.KEYS[key]}", flush=True)
                 group.create_task(demo.inject(key))
             if demo.seconds >= next_line:
-                print(view.line(demo.seconds, demo.traffic.counts, demo.heard), flush=True)
+                print(view.line(demo.seconds, demo.traffic.counts, demo.log_counts), flush=True)
                 next_line += 1
             await asyncio.sleep(0.05)
 
@@ -177,7 +177,7 @@ async def _interactive(demo: Demo, seconds: float | None) -> None:
     with _keys(pressed):
         async with asyncio.TaskGroup() as group:
             while seconds is None or demo.seconds < seconds:
-                screen.show(demo.seconds, demo.traffic.counts, demo.heard, demo.fault)
+                screen.show(demo.seconds, demo.traffic.counts, demo.log_counts, demo.fault)
                 try:
                     async with asyncio.timeout(0.25):
                         key = await pressed.get()
@@ -214,7 +214,7 @@ def _keys(pressed: asyncio.Queue[str]) -> Iterator[None]:
 
 def _verdict(demo: Demo) -> int:
     counts = demo.traffic.counts
-    print(view.line(demo.seconds, counts, demo.heard))
+    print(view.line(demo.seconds, counts, demo.log_counts))
     if counts.stale:
         print(f"{counts.stale} stale reads: {', '.join(dict.fromkeys(counts.stale_keys[-10:]))}")
     else:

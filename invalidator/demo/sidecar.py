@@ -1,4 +1,4 @@
-"""The real sidecar as the demo runs it: a process of its own, told apart from us, heard by its log."""
+"""The real sidecar as the demo runs it: a separate process, observed through its log."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 
 @dataclass
-class Heard:
-    """What the sidecar's log said."""
+class LogCounts:
+    """Counts taken from the sidecar's log, and its latest messages."""
 
     changes: int = 0
     evictions: int = 0
@@ -31,16 +31,16 @@ class Sidecar:
 
     def __init__(self, config: Path, environ: Mapping[str, str]) -> None:
         self._config, self._environ = config, {**os.environ, **environ}
-        self.heard = Heard()
+        self.log_counts = LogCounts()
         self.ready = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
 
     async def command(self, *arguments: str) -> None:
         """Run another command of ours on the same configuration; its failure is the demo's."""
         process = await self._start(*arguments, stderr=asyncio.subprocess.PIPE)
-        _, said = await process.communicate()
+        _, output = await process.communicate()
         if process.returncode:
-            raise RuntimeError(f"invalidator {' '.join(arguments)}: {said.decode().strip()}")
+            raise RuntimeError(f"invalidator {' '.join(arguments)}: {output.decode().strip()}")
 
     async def run(self) -> None:
         """Keep it running."""
@@ -51,7 +51,7 @@ class Sidecar:
             try:
                 assert self._process.stderr is not None
                 async for line in self._process.stderr:
-                    self._hear(line)
+                    self._read_record(line)
                 await self._process.wait()
             finally:
                 self.ready.clear()
@@ -86,22 +86,24 @@ class Sidecar:
             process.kill()
             await process.wait()
 
-    def _hear(self, line: bytes) -> None:
+    def _read_record(self, line: bytes) -> None:
         try:
             record: dict[str, Any] = json.loads(line)
         except ValueError:
-            self.heard.news.append(line.decode(errors="replace").rstrip())
+            self.log_counts.news.append(line.decode(errors="replace").rstrip())
             return
         event = record["event"]
         if event == "batch_received":
-            self.heard.changes += record["changes"]
+            self.log_counts.changes += record["changes"]
         elif event == "evictions_completed":
-            self.heard.evictions += record["evictions"]
-            self.heard.removed += record["existed"]
+            self.log_counts.evictions += record["evictions"]
+            self.log_counts.removed += record["existed"]
         elif event == "flush_completed":
-            self.heard.flushes += 1
+            self.log_counts.flushes += 1
             self.ready.set()
         if record["level"] != "debug":
-            facts = {k: v for k, v in record.items() if k not in ("time", "level", "event", "message", "target")}
-            shown = ", ".join(f"{name} {value}" for name, value in facts.items())
-            self.heard.news.append(f"{record['time'][11:19]} {record['message']}" + (f" ({shown})" if shown else ""))
+            fields = {k: v for k, v in record.items() if k not in ("time", "level", "event", "message", "target")}
+            shown = ", ".join(f"{name} {value}" for name, value in fields.items())
+            self.log_counts.news.append(
+                f"{record['time'][11:19]} {record['message']}" + (f" ({shown})" if shown else "")
+            )

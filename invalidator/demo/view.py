@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from invalidator.demo.sidecar import Heard
+from invalidator.demo.sidecar import LogCounts
 from invalidator.demo.traffic import BOUND, Counts
 
 STALE: Final = (
     f"A stale read is a value that the cache still has {BOUND:g} s after the database had another one.\n"
-    "The time in which PostgreSQL, Redis or the sidecar is down does not count: nobody promises anything then."
+    "The time in which PostgreSQL, Redis or the sidecar is down does not count: nothing is promised then."
 )
 
 KEYS: Final = {
@@ -38,11 +38,11 @@ def latency(counts: Counts) -> str:
     return f"p50 {p50 * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms"
 
 
-def line(seconds: float, counts: Counts, heard: Heard) -> str:
+def line(seconds: float, counts: Counts, log_counts: LogCounts) -> str:
     """One line for logs."""
     return (
-        f"{seconds:5.1f} s  writes {counts.writes:,}  reads {counts.reads:,}  changes {heard.changes:,}  "
-        f"evictions {heard.evictions:,}  flushes {heard.flushes}  commit to evicted: {latency(counts)}  "
+        f"{seconds:5.1f} s  writes {counts.writes:,}  reads {counts.reads:,}  changes {log_counts.changes:,}  "
+        f"evictions {log_counts.evictions:,}  flushes {log_counts.flushes}  commit to evicted: {latency(counts)}  "
         f"stale reads {counts.stale}"
     )
 
@@ -54,13 +54,13 @@ class Screen:
         self._servers, self._keys = servers, keys
         self._color = "NO_COLOR" not in os.environ
 
-    def show(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> None:
+    def show(self, seconds: float, counts: Counts, log_counts: LogCounts, fault: str) -> None:
         sys.stdout.write(
-            "\x1b[H" + "".join(f"{row}\x1b[K\n" for row in self._rows(seconds, counts, heard, fault)) + "\x1b[J"
+            "\x1b[H" + "".join(f"{row}\x1b[K\n" for row in self._rows(seconds, counts, log_counts, fault)) + "\x1b[J"
         )
         sys.stdout.flush()
 
-    def _rows(self, seconds: float, counts: Counts, heard: Heard, fault: str) -> list[str]:
+    def _rows(self, seconds: float, counts: Counts, log_counts: LogCounts, fault: str) -> list[str]:
         hits = 100 * counts.hits / counts.reads if counts.reads else 0
         verdict = self._styled("31;1" if counts.stale else "32;1", f"{counts.stale:>10,}")
         width = shutil.get_terminal_size().columns - 4
@@ -70,9 +70,9 @@ class Screen:
             "",
             f"  writes               {counts.writes:>10,}   {counts.writes / max(seconds, 1):,.0f}/s",
             f"  reads                {counts.reads:>10,}   {hits:.0f} % from the cache",
-            f"  changes heard        {heard.changes:>10,}",
-            f"  evictions            {heard.evictions:>10,}   {heard.removed:,} keys were there",
-            f"  flushes              {heard.flushes:>10,}",
+            f"  changes received     {log_counts.changes:>10,}",
+            f"  evictions            {log_counts.evictions:>10,}   {log_counts.removed:,} keys were there",
+            f"  flushes              {log_counts.flushes:>10,}",
             f"  commit to evicted                {latency(counts)}",
             "",
             f"  stale reads          {verdict}   of {counts.checks:,} comparisons",
@@ -80,7 +80,7 @@ class Screen:
             *([f"    {key}" for key in counts.stale_keys[-3:]]),
             "",
             self._styled("33", f"  {fault}") if fault else "",
-            *(f"  {news if len(news) <= width else news[: width - 3] + '...'}" for news in heard.news),
+            *(f"  {news if len(news) <= width else news[: width - 3] + '...'}" for news in log_counts.news),
             "",
             *("  " + "   ".join(keys[start : start + 3]) for start in range(0, len(keys), 3)),
         ]

@@ -121,20 +121,20 @@ async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
     """What a hook answers to a message that evicts nothing."""
     where = f"target {name}"
     if part.format in ("fastly", "cloudflare"):
-        what = "a CDN needs to be told once, and each sidecar tells it all, flushes at its start among it"
+        what = "a CDN needs each purge once, and every sidecar sends them all, and a flush at its start"
         yield Finding("note", where, what, "give this target to one sidecar, not to one beside every app")
-        yield Finding("note", where, "was not asked: its API has no request that evicts nothing")
+        yield Finding("note", where, "was not checked: its API has no request that evicts nothing")
         return
     try:
         async with wiring.hook(part, name) as target:
-            said = await target.check()
+            note = await target.check()
     except RefusedError as error:
         yield Finding("finding", where, f"{error.where}: {error.what}", error.todo)
     except TargetAway as error:
         level: Literal["finding", "away"] = "finding" if error.reason == RetryReason.REFUSED else "away"
         yield Finding(level, where, f"{error.where}: {error.what}", error.todo or "start it, or correct its url")
     else:
-        yield Finding("note" if said else "ok", where, said or "answers")
+        yield Finding("note" if note else "ok", where, note or "answers")
 
 
 async def _postgres(config: Config) -> AsyncIterator[Finding]:
@@ -236,7 +236,7 @@ async def _lookups(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
                         yield Finding("finding", where, error.what, error.todo or "correct its SQL, or grant SELECT")
                         continue
                     yield Finding("ok", where, "can be asked")
-                    for finding in _lookup_columns(rule, described, _told(config, table), where):
+                    for finding in _lookup_columns(rule, described, _channel_columns(config, table), where):
                         yield finding
 
 
@@ -264,22 +264,24 @@ async def _channels(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
             yield Finding("ok", where, f"{len(found)} channels")
 
 
-def _told(config: Config, table: Table) -> frozenset[str]:
-    """The columns that channels tell of a table."""
-    told = [channel.columns for channel in config.channels.values() if tuple(read_table(channel.table)) == tuple(table)]
-    return frozenset(column for columns in told for column in columns)
+def _channel_columns(config: Config, table: Table) -> frozenset[str]:
+    """The columns of a table that channels send."""
+    listed = [
+        channel.columns for channel in config.channels.values() if tuple(read_table(channel.table)) == tuple(table)
+    ]
+    return frozenset(column for columns in listed for column in columns)
 
 
-def _lookup_columns(rule: Rule, found: Found, told: frozenset[str], where: str) -> Iterator[Finding]:
+def _lookup_columns(rule: Rule, found: Found, from_channels: frozenset[str], where: str) -> Iterator[Finding]:
     """Columns that the lookup and the change both have, and those that neither has."""
-    columns, asked = found.columns or frozenset(), {hole.column for hole in (rule.lookup.holes if rule.lookup else ())}
-    own = told | asked
+    columns, holes = found.columns or frozenset(), {hole.column for hole in (rule.lookup.holes if rule.lookup else ())}
+    own = from_channels | holes
     if rule.triggers != "none":
         own = own.union(*found.tables.values())
     for column in sorted(columns & own & {one.column for one in rule.joined}):
         what = f'it returns "{column}", and {rule.table} has one too: both are evicted'
         yield Finding("finding", where, what, f"give it another name: select {column} as found_{column}")
-    if found.tables and (told or rule.triggers != "none"):
+    if found.tables and (from_channels or rule.triggers != "none"):
         for column in sorted({one.column for one in rule.looked_up} - columns - own):
             what = f'neither it nor {rule.table} has a column "{column}": it is unknown, a wildcard'
             yield Finding("finding", where, what, did_you_mean(column, columns | own))

@@ -1,6 +1,6 @@
-"""What systemd is told, where it has started us with `Type=notify`: that we are ready, that we live, that we reload.
+"""Notifications to systemd, for a unit with `Type=notify`: ready, reloading, stopping, and the watchdog.
 
-The watchdog is fed by the event loop, like `healthz`: a loop that hangs feeds nobody, and systemd starts us anew.
+The event loop sends the watchdog's messages: if the loop hangs, they stop, and systemd restarts the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log: Final = Log()
 
 
 class Systemd:
-    """Says nothing where nobody listens: without NOTIFY_SOCKET in the environment."""
+    """Does nothing without NOTIFY_SOCKET in the environment."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         path = environment.get("NOTIFY_SOCKET", "")
@@ -28,7 +28,7 @@ class Systemd:
         self._period = int(environment.get("WATCHDOG_USEC", "0")) / 1e6 / 2 if fed else 0.0
 
     async def run(self, ready: Callable[[], bool]) -> None:
-        """Say that we are ready once that is so, and feed the watchdog, until cancelled."""
+        """Report readiness once `ready` is true, and feed the watchdog, until cancelled."""
         if not self._address:
             return
         async with asyncio.TaskGroup() as group:
@@ -39,20 +39,20 @@ class Systemd:
             self.ready()
 
     def reloading(self) -> None:
-        self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def ready(self) -> None:
-        self._say("READY=1")
+        self._notify("READY=1")
 
     def stopping(self) -> None:
-        self._say("STOPPING=1")
+        self._notify("STOPPING=1")
 
-    def _say(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
-                line.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+                connection.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
         except OSError as error:
             _log.warning(
                 "systemd_unavailable",
@@ -63,5 +63,5 @@ class Systemd:
 
     async def _feed(self) -> None:
         while True:
-            self._say("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
             await asyncio.sleep(self._period)

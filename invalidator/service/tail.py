@@ -1,4 +1,4 @@
-"""What is heard and evicted, as records for whoever watches; one that watches too slowly misses some, and is told."""
+"""Records of received changes and their evictions for `tail`; a slow reader misses some, and gets their number."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Tail:
             record, self._missed = {**record, "missed": self._missed}, 0
         return record
 
-    def record(self, heard: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
-        """What the pipeline hands its witnesses."""
+    def record(self, received: Sequence[Change] | Gap, evictions: Mapping[str, Evictions]) -> None:
+        """Queue a record; the pipeline calls this with what it hands to the lanes."""
         record: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
-        if isinstance(heard, Gap):
-            record |= {"gap": heard.reason}
-            if heard.tables is not None:
-                record |= {"tables": sorted(map(str, heard.tables))}
+        if isinstance(received, Gap):
+            record |= {"gap": received.reason}
+            if received.tables is not None:
+                record |= {"tables": sorted(map(str, received.tables))}
         else:
-            groups = _grouped(heard)
+            groups = _grouped(received)
             record |= {"changes": [_counted(*group) for group in groups]}
             record |= {"evict": {name: self._shown(name, made) for name, made in evictions.items()}}
             if groups and not evictions:
@@ -71,5 +71,5 @@ def _grouped(changes: Sequence[Change]) -> list[tuple[Change, int]]:
 
 
 def _counted(change: Change, rows: int) -> dict[str, Any]:
-    said: dict[str, Any] = {"table": str(change.table), "op": change.op or "unknown"}
-    return said | ({"whole_table": True} if change.wide else {"rows": rows})
+    counted: dict[str, Any] = {"table": str(change.table), "op": change.op or "unknown"}
+    return counted | ({"whole_table": True} if change.wide else {"rows": rows})

@@ -279,7 +279,7 @@ async def test_check_says_how_each_hook_answers(home):
         assert found["lost"][0][0] == "finding"
         assert "can't read the files of TLS: no such file or directory" in found["lost"][0][1]
         assert [level for level, _ in found["cdn"]] == ["note", "note"]
-        assert "a CDN needs to be told once" in found["cdn"][0][1]
+        assert "a CDN needs each purge once" in found["cdn"][0][1]
         assert found["stream"][0][0] == "ok"
         assert done.returncode == 4
         app.misbehave = says_page
