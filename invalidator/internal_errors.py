@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from invalidator.cancellation import stop_if_cancelled
-from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.backoff import Backoff
 from invalidator.errors import RefusedError
 from invalidator.logs import Log
 from invalidator.metrics import Metrics, Part

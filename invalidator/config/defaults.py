@@ -1,18 +1,18 @@
-"""Defaults that depend on other keys, and so are not written in the models."""
+"""Defaults that depend on other keys: the models hold None, and repeat these rules in their descriptions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from invalidator.config import models
-from invalidator.config.models.targets import CDN_RATES
+from invalidator.config.cdn_rates import CDN_RATES
 
 
 def alive_key(installation: str, targets: Mapping[str, models.Target], name: str) -> str:
     """The alive key of a Redis target; empty when it has none.
 
-    The first Redis target's default does not contain the target's name, so that a target that is added to a file with
-    one Redis does not rename its key.
+    The first Redis target's default does not contain the target's name, so a Redis that is added after it
+    leaves its key as it is.
     """
     target = targets[name]
     assert isinstance(target, models.RedisTarget)

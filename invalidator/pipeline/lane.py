@@ -1,4 +1,5 @@
-"""One target's lane: `core/delivery/delivery_queue.py` decides; here are the clock, the calls and the retries.
+"""One target's lane: `core/delivery/delivery_queue.py` decides; here are the clock and the calls (`delivery_loop.py`
+has the retries).
 
 A lane runs up to three tasks, none of which waits for another: `exact` sends exact keys, where they may overtake;
 `bulk` sends everything else, flushes included; the watch sends heartbeats and answers other sidecars.
@@ -16,16 +17,13 @@ starts anew with an empty queue and a pending flush, and since lanes depend on e
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from functools import partial
 
 from invalidator import clock
-from invalidator.cancellation import run_all, stop_if_cancelled
+from invalidator.cancellation import run_all
 from invalidator.coordination.coordinator import Coordinator
 from invalidator.coordination.flush_coordinator import FlushOutcome
-from invalidator.core.delivery.backoff import Backoff
 from invalidator.core.delivery.delivery import Delivery
 from invalidator.core.delivery.delivery_queue import DeliveryQueue
 from invalidator.core.delivery.parts import MAX_QUEUED_EVICTIONS
@@ -37,21 +35,11 @@ from invalidator.errors import TargetAway
 from invalidator.internal_errors import InternalErrors
 from invalidator.logs import Log
 from invalidator.metrics import LaneMetrics, Metrics
+from invalidator.pipeline.delivery_loop import DeliveryLoop
 from invalidator.pipeline.target_health import TargetHealth, Task
 from invalidator.pipeline.target_watch import TargetWatch
 from invalidator.pipeline.wakeup import Wakeup
 from invalidator.ports import Target
-
-_BACKOFF: Final = Backoff()
-
-
-class _Sender(NamedTuple):
-    """What one of the two sending tasks does with its outbox."""
-
-    next: Callable[[float], Delivery | None]
-    send: Callable[[Delivery], Awaitable[FlushOutcome]]
-    confirm: Callable[..., None]
-    fail: Callable[[float], None]
 
 
 class Lane:
@@ -163,11 +151,36 @@ class Lane:
         await self._errors.keep_running("lane", self._run, self._restart)
 
     async def _run(self) -> None:
+        loops = [self._bulk_loop(), self._exact_loop()] if self.target.overtakes else [self._bulk_loop()]
+        await run_all(*(loop.run() for loop in loops), self._watch.run())
+
+    def _bulk_loop(self) -> DeliveryLoop:
         queue = self.queue
-        bulk = _Sender(queue.next, self._send_bulk, queue.confirm, queue.fail)
-        exact = _Sender(queue.next_exact, self._send_exact, queue.confirm_exact, queue.fail_exact)
-        serve_exact = [self._serve("exact", exact, self._exact)] if self.target.overtakes else []
-        await run_all(self._serve("bulk", bulk, self._bulk), *serve_exact, self._watch.run())
+        return DeliveryLoop(
+            queue.next,
+            self._send_bulk,
+            queue.confirm,
+            queue.fail,
+            queue.due,
+            self._bulk,
+            on_next=self._wake,
+            on_confirm=partial(self._confirmed, "bulk"),
+            on_fail=partial(self._failed, "bulk"),
+        )
+
+    def _exact_loop(self) -> DeliveryLoop:
+        queue = self.queue
+        return DeliveryLoop(
+            queue.next_exact,
+            self._send_exact,
+            queue.confirm_exact,
+            queue.fail_exact,
+            queue.due,
+            self._exact,
+            on_next=self._wake,
+            on_confirm=partial(self._confirmed, "exact"),
+            on_fail=partial(self._failed, "exact"),
+        )
 
     def _restart(self) -> None:
         """Start anew: neither what the target confirmed nor what it still has to be sent is known."""
@@ -177,33 +190,6 @@ class Lane:
         self.queue.require_flush(FlushReason.INTERNAL_ERROR, 1, clock.now(), must=True)
         self._health.reset()
         self._on_restart()
-
-    async def _serve(self, task: Task, sender: _Sender, wakeup: Wakeup) -> None:
-        """Send one delivery after another; retry a failed one, with a backoff, until the target confirms."""
-        failures, failing_since = 0, 0.0
-        while True:
-            stop_if_cancelled()
-            delivery = sender.next(clock.now())
-            self._wake()  # what fell due may be for the other task
-            if delivery is None:
-                wakeup.clear()
-                await wakeup.sleep(self.queue.due())
-                continue
-            try:
-                outcome = await sender.send(delivery)
-            except Exception as error:
-                failing_since = failing_since if failures else clock.now()
-                failures += 1
-                sender.fail(clock.now())
-                self._failed(task, error, failing_since)
-                await asyncio.sleep(_BACKOFF.wait(failures, random.random()))
-            else:
-                failures = 0
-                self._health.succeeded(task)
-                sender.confirm(clock.now(), covered=outcome.is_covered)
-                self._confirmed(delivery, outcome)
-                if delivery.flush:
-                    await self._end_flush(delivery, outcome)
 
     async def _send_exact(self, delivery: Delivery) -> FlushOutcome:
         return FlushOutcome(await self.target.evict(delivery.evictions))
@@ -227,13 +213,16 @@ class Lane:
             self._log.warning("evictions_given_up", "the give-up time is over; a flush replaces the queued evictions")
         self.queue.collapse(clock.now())
 
-    def _confirmed(self, delivery: Delivery, outcome: FlushOutcome) -> None:
+    async def _confirmed(self, task: Task, delivery: Delivery, outcome: FlushOutcome) -> None:
         existed, is_covered = outcome
+        self._health.succeeded(task)
         self._metrics.confirmed(delivery, existed, clock.now(), covered=is_covered)
         self._log_confirmed(delivery, outcome)
         if self.queue.has_coverage_requests:
             self._watch.confirm_coverage_soon()
         self._on_confirm()
+        if delivery.flush:
+            await self._end_flush(delivery, outcome)
 
     def _log_confirmed(self, delivery: Delivery, outcome: FlushOutcome) -> None:
         existed, reason = outcome.existed, delivery.flush

@@ -9,7 +9,7 @@ from typing import Final
 
 from invalidator.broadcast import Broadcast
 from invalidator.cancellation import stop_if_cancelled
-from invalidator.core.delivery.backoff import Backoff
+from invalidator.core.backoff import Backoff
 from invalidator.core.protocol.batch import Batch, CoverageRequest, Degraded, Gap
 from invalidator.errors import LossReason, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors

@@ -21,8 +21,8 @@ import psycopg
 
 from invalidator import clock
 from invalidator.config.models import Config
+from invalidator.core.backoff import Backoff
 from invalidator.core.coordination.digest import digest
-from invalidator.core.delivery.backoff import Backoff
 from invalidator.core.protocol.batch import Gap
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Table

@@ -15,8 +15,8 @@ from invalidator.core.rules.change import Table
 from invalidator.errors import Problem
 from invalidator.triggers.plan import RUN_INSTALL, Plan, Row, remedy
 
-STATES: Final = ("ok", "outdated", "disabled", "tampered", "missing", "table missing", "orphaned")
-"""The states of a table, from best to worst. Orphaned is apart: the table has triggers, and no rule wants them."""
+STATES: Final = ("ok", "orphaned", "outdated", "disabled", "tampered", "missing", "table missing")
+"""The states of a table, from best to worst. Orphaned triggers, which no rule wants, hide no change."""
 
 
 class TableState(NamedTuple):

@@ -17,9 +17,9 @@ from invalidator import __version__
 from invalidator.cli.main import COMMANDS
 from invalidator.cli.triggers import FORMATS, install_triggers
 from invalidator.config import models
+from invalidator.config.cdn_rates import CDN_RATES
 from invalidator.config.defaults import alive_key, follows, stale_after
 from invalidator.config.find import DEFAULT_PATHS
-from invalidator.config.models.targets import CDN_RATES
 from invalidator.config.parse import parse
 from invalidator.config.show import schema
 from invalidator.core.delivery import capabilities as reach

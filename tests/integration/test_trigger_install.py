@@ -13,7 +13,7 @@ from invalidator.core.rules.fields import Field
 from invalidator.core.rules.ruleset import RuleSet
 from invalidator.embedded.postgres import find_postgres
 from invalidator.errors import RefusedError
-from invalidator.triggers.drift import table_states
+from invalidator.triggers.drift import drifted, table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.migration import migration
 from invalidator.triggers.plan import look
@@ -323,6 +323,20 @@ class TestStates:
         assert drift(db, SHOP, ID) == {Table("public", "low"): "orphaned"}
         install(db, SHOP, ID, prune=True)
         assert drift(db, SHOP, ID) == {}
+
+    def test_orphaned_triggers_do_not_hide_missing_ones(self, db):
+        """The rules named the parent; now they name a partition, which keeps triggers that no rule wants."""
+        low = Table("public", "low")
+        db.execute(
+            "create table products (id int) partition by range (id); create table low partition of products default"
+        )
+        install(db, SHOP, ID)
+        of_partition = rules(table="low")
+        assert drift(db, SHOP, of_partition)[low] == "missing"
+        install(db, SHOP, of_partition)
+        assert low not in drifted(table_states(look(db, SHOP, of_partition)))
+        db.execute("drop trigger invalidator_shop_insert on low")
+        assert drifted(table_states(look(db, SHOP, of_partition)))[low].state == "missing"
 
     @pytest.mark.parametrize("what", ["user", "all", "invalidator_shop_insert"])
     def test_triggers_that_were_disabled_and_enabled_again_leave_a_trace(self, installed, what):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr
 
+from invalidator.config.cdn_rates import CDN_RATES
 from invalidator.config.connection_strings import HookUrlText, RedisUrl, SentinelNode
 from invalidator.config.models.base import Model
 from invalidator.config.types import Command, HookSecret, OneOrMany, Provider, Seconds, Site
 from invalidator.core.delivery.capabilities import Fallback, FormatName
-
-CDN_RATES: Final[Mapping[FormatName, float]] = MappingProxyType({"fastly": 25.0, "cloudflare": 5.0})
-"""Requests per second that the API of a CDN accepts without end: Fastly's limit is 100,000 an hour; Cloudflare's is
-that of a small plan."""
 
 _REPEAT_AFTER: Final = (
     "Delay after which each eviction is carried out once more. A reader that loaded the old row before the change was "

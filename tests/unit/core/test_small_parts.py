@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invalidator.core.backoff import Backoff
 from invalidator.core.coordination.digest import digest
-from invalidator.core.delivery.backoff import Backoff
 from invalidator.core.rules.eviction import Eviction, Evictions
 from invalidator.core.rules.fields import Field, parse_field
 from invalidator.core.rules.suggest import did_you_mean, nearest
