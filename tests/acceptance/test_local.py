@@ -105,7 +105,7 @@ async def test_a_commit_reaches_redis_then_the_hook_and_the_stream(home, db, cac
 
                 status = json.loads((await ask(home, "status", "-o", "json")).stdout)
                 assert status["targets"]["stream"]["readers"] == 1
-                assert ", readers: 1, at " in (await ask(home, "status")).stdout
+                assert ", readers: 1, newest event " in (await ask(home, "status")).stdout
                 assert status["targets"]["stream"]["at"].startswith(listener.hello["epoch"])
                 for local in (app.cache, listener.cache):
                     local.values |= {"mine": "x", "your:1": "x", "p:3": "x", "z": "x", "tagged": "x"}
@@ -285,7 +285,7 @@ async def test_check_says_how_each_hook_answers(home):
         app.misbehave = says_page
         done = await ask(home, "check")
         assert "answered 200 OK with an HTML page" in done.stdout
-        assert "the page is not there, as nginx does, or somebody who knows no PURGE" in done.stdout
+        assert "the page is absent, as nginx does, or a server without PURGE support" in done.stdout
         done = await ask(home, "run")
         assert done.returncode == 1
         assert "targets.lost.tls: can't read the files of TLS" in done.stderr
@@ -321,4 +321,4 @@ def test_without_a_token_nothing_listens_where_others_can_reach_it(home):
     home.file.write_text(home.file.read_text().replace(f"127.0.0.1:{home.port}", f"0.0.0.0:{home.port}"))
     done = home("run")
     assert done.returncode == 2
-    assert "can be reached from outside, and whoever reaches it can evict; set listen.token" in done.stderr
+    assert "can be reached from other machines, and any client can evict; set listen.token" in done.stderr

@@ -158,7 +158,7 @@ def test_it_counts_each_kind_and_writes_nothing(home, db, cache):
         until(lambda: home.counted()["rules[0] cache"]["evictions"] == 5, 30)
         shown = home("status").stdout
         assert OBSERVING in shown
-        assert "target rules[0] cache: up, 0 waiting, counted: all until " in shown
+        assert "target rules[0] cache: up, 0 queued, counted: everything committed until " in shown
         assert "; evictions: 5, of which 5 exist; flushes: 1, the last of 6 keys" in shown
         assert home.status()["mode"] == "observe"
         process.send_signal(signal.SIGINT)
