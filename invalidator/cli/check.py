@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from invalidator.cli.options import config_option, load_config, refuse_windows
-from invalidator.cli.output import output_option
+from invalidator.cli.output import output_option, print_json
 from invalidator.errors import AwayError, sentence
 
 _COLORS = {"ok": "green", "note": "cyan", "finding": "red", "away": "yellow"}
@@ -40,7 +38,7 @@ def check(config_file: str | None, output: str) -> None:
 
     found = asyncio.run(collect())
     if output == "json":
-        click.echo(json.dumps([finding._asdict() for finding in found], indent=2, ensure_ascii=False))
+        print_json([finding._asdict() for finding in found])
     levels = {finding.level for finding in found}
     if levels & {"away", "finding"}:
         raise click.exceptions.Exit(AwayError.exit_code if "away" in levels else 3)

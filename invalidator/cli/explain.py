@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 
 import click
 
 from invalidator.cli.options import config_option, load_config
-from invalidator.cli.output import output_option
+from invalidator.cli.output import output_option, print_json
 from invalidator.config.compile import compile_rules
 from invalidator.config.row_input import change_from_input, find_table
 from invalidator.core.rules.change import OPS, Op
@@ -45,7 +44,7 @@ def explain(table: str, op: Op, values: tuple[str, ...], config_file: str | None
         raise UsageError(str(error)) from error
     found = explain_change(rules, change)
     if output == "json":
-        click.echo(json.dumps(explanation_data(found), indent=2, ensure_ascii=False))
+        print_json(explanation_data(found))
     else:
         click.echo("\n".join(_lines(found)))
 

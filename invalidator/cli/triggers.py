@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invalidator.cli.options import config_option, load_config
-from invalidator.cli.output import output_option
+from invalidator.cli.output import output_option, print_json
 from invalidator.config.compile import compile_rules
 from invalidator.errors import AwayError, RefusedError, UsageError
 
@@ -44,6 +43,8 @@ def install_triggers(
         raise UsageError("--dry-run, --check and --sql exclude each other", todo="give one of them")
     if check and prune:
         raise UsageError("--check changes nothing, so it prunes nothing", todo="give one of them")
+    if output != "table" and not check:
+        raise UsageError("only --check has an output format", todo="add --check, or remove -o")
     config = load_config(config_file)
     if sql_format is not None:
         _print_migration(config, sql_format, prune=prune)
@@ -116,7 +117,7 @@ def _check(config: Config, output: str) -> None:
             for table, s in table_states(plan).items()
         ]
         general = {"findings": list(map(str, plan.findings())), "notes": list(map(str, plan.notes()))}
-        click.echo(json.dumps({"ok": plan.is_ok(), "tables": tables} | general, indent=2))
+        print_json({"ok": plan.is_ok(), "tables": tables} | general)
     else:
         for table, standing in table_states(plan).items():
             click.echo(f"{standing.state:13} {table}")

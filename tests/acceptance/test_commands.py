@@ -325,6 +325,7 @@ class TestAgainstServers:
             (["--check", "--dry-run"], "--dry-run, --check and --sql exclude each other; give one of them"),
             (["--sql", "psql", "--check"], "--dry-run, --check and --sql exclude each other; give one of them"),
             (["--check", "--prune"], "--check changes nothing, so it prunes nothing; give one of them"),
+            (["-o", "json"], "only --check has an output format; add --check, or remove -o"),
         ],
     )
     def test_options_that_exclude_each_other(self, repo, options, said):
