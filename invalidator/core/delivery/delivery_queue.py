@@ -195,7 +195,8 @@ class DeliveryQueue(QueueParts):
         else:
             self.bulk.put_back(delivery)
         self._reached(before, QueueEvent.FAIL)
-        self._collapse_if_too_deep(now)
+        if not delivery.flush:
+            self._collapse_if_too_deep(now)
 
     def next_exact(self, now: float) -> Delivery | None:
         """Send the exact keys that wait; None while some are in flight, and when none waits."""

@@ -108,8 +108,10 @@ class Outbox:
 
     @property
     def oldest_since(self) -> float | None:
-        """When the oldest unconfirmed thing here was put."""
-        return self.since if self.in_flight is None else self.in_flight.since
+        """When the oldest unconfirmed thing here was put. A flush in flight may be newer than what waits behind it."""
+        if self.in_flight is None:
+            return self.since
+        return self.in_flight.since if self.since is None else min(self.since, self.in_flight.since)
 
     def __len__(self) -> int:
         """Evictions that wait or are in flight."""

@@ -76,3 +76,24 @@ def test_what_a_follower_holds_is_as_old_as_the_change():
     assert delivery.since == 10.0
     lane.confirm(10.7)
     assert lane.oldest() is None
+
+
+def test_what_waits_behind_a_newer_flush_is_as_old_as_its_change():
+    queue = queue_of(overtakes=True)
+    queue.put(Evictions.of([Eviction("key", "a*", glob=True)]), 1, now=10.0)
+    queue.require_flush("reconnect", 2, now=20.0)
+    queue.next(21.0)
+    assert queue.oldest() == 10.0
+    queue.confirm(22.0)
+    assert queue.oldest() == 10.0
+
+
+def test_a_flush_that_fails_adds_nothing_to_the_queue_and_collapses_nothing():
+    queue = queue_of(max_queued=2, follows=True)
+    queue.put(Evictions({"a": None}), 1, now=10.0, hold_until=12.0)
+    queue.require_flush("reconnect", 2, now=10.0, hold_until=12.0)
+    queue.put(Evictions({"b": None}), 3, now=11.0, hold_until=13.0)
+    queue.next(13.0)  # overdue evictions count twice: they wait in the outbox, and stay deferred
+    assert queue.depth == 4
+    queue.fail(13.1)
+    assert (queue.depth, queue.collapses) == (4, 0)
