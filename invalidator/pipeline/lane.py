@@ -1,5 +1,6 @@
-"""One target's lane: `core/delivery/delivery_queue.py` decides; here are the clock and the calls (`delivery_loop.py`
-has the retries).
+"""One target's lane: `core/delivery/delivery_queue.py` decides; here are the clock and the calls.
+
+`delivery_loop.py` has the retries.
 
 A lane runs up to three tasks, none of which waits for another: `exact` sends exact keys, where they may overtake;
 `bulk` sends everything else, flushes included; the watch sends heartbeats and answers other sidecars.
@@ -17,7 +18,7 @@ starts anew with an empty queue and a pending flush, and since lanes depend on e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from invalidator import clock
@@ -151,35 +152,33 @@ class Lane:
         await self._errors.keep_running("lane", self._run, self._restart)
 
     async def _run(self) -> None:
-        loops = [self._bulk_loop(), self._exact_loop()] if self.target.overtakes else [self._bulk_loop()]
+        queue = self.queue
+        bulk = self._loop("bulk", self._bulk, queue.next, self._send_bulk, queue.confirm, queue.fail)
+        exact = self._loop(
+            "exact", self._exact, queue.next_exact, self._send_exact, queue.confirm_exact, queue.fail_exact
+        )
+        loops = [bulk, exact] if self.target.overtakes else [bulk]
         await run_all(*(loop.run() for loop in loops), self._watch.run())
 
-    def _bulk_loop(self) -> DeliveryLoop:
-        queue = self.queue
+    def _loop(
+        self,
+        task: Task,
+        wakeup: Wakeup,
+        next_: Callable[[float], Delivery | None],
+        send: Callable[[Delivery], Awaitable[FlushOutcome]],
+        confirm: Callable[..., None],
+        fail: Callable[[float], None],
+    ) -> DeliveryLoop:
         return DeliveryLoop(
-            queue.next,
-            self._send_bulk,
-            queue.confirm,
-            queue.fail,
-            queue.due,
-            self._bulk,
+            next_,
+            send,
+            confirm,
+            fail,
+            self.queue.due,
+            wakeup,
             on_next=self._wake,
-            on_confirm=partial(self._confirmed, "bulk"),
-            on_fail=partial(self._failed, "bulk"),
-        )
-
-    def _exact_loop(self) -> DeliveryLoop:
-        queue = self.queue
-        return DeliveryLoop(
-            queue.next_exact,
-            self._send_exact,
-            queue.confirm_exact,
-            queue.fail_exact,
-            queue.due,
-            self._exact,
-            on_next=self._wake,
-            on_confirm=partial(self._confirmed, "exact"),
-            on_fail=partial(self._failed, "exact"),
+            on_confirm=partial(self._confirmed, task),
+            on_fail=partial(self._failed, task),
         )
 
     def _restart(self) -> None:
