@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -123,6 +125,60 @@ async def test_a_command_that_hangs_is_ended(server, monkeypatch):
     async with RedisTarget("cache", logging_in(server, PasswordCommand("app", ["sleep", "1000"]))) as target:
         with pytest.raises(TargetAway, match=r"no credentials within 0\.1 s"):
             await target.heartbeat()
+
+
+async def test_a_command_is_ended_with_what_it_started(server, monkeypatch, tmp_path):
+    """A child that has the stdout of the command open would keep the connect waiting, for as long as it runs."""
+    monkeypatch.setattr(credentials, "TIMEOUT", 0.5)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    command = PasswordCommand("app", ["sh", "-c", f"sleep 1000 3> {fifo}; echo late"])
+    async with RedisTarget("cache", logging_in(server, command)) as target:
+        with pytest.raises(TargetAway, match="no credentials within"):
+            await target.heartbeat()
+    assert os.read(held, 1) == b"", "a process still has it open"
+    os.close(held)
+
+
+class Hanging(CredentialProvider):
+    def __init__(self):
+        self.calls, self.goes_on = 0, threading.Event()
+
+    def get_credentials(self):
+        self.calls += 1
+        self.goes_on.wait()
+        return "app", "s3cret-1"
+
+
+async def test_a_provider_that_hangs_takes_one_thread_and_none_of_asyncio(server, password, monkeypatch):
+    """asyncio resolves host names in its threads, and waits for them when the process ends."""
+    monkeypatch.setattr(credentials, "TIMEOUT", 0.01)
+    provider = Hanging()
+    try:
+        async with RedisTarget("cache", logging_in(server, provider)) as target:
+            for _ in range(40):
+                with pytest.raises(TargetAway, match="no credentials within"):
+                    await target.heartbeat()
+            assert provider.calls == 1
+            assert not [one for one in threading.enumerate() if one.name.startswith("asyncio_")]
+            monkeypatch.setattr(credentials, "TIMEOUT", 10)
+            provider.goes_on.set()
+            await target.heartbeat()
+    finally:
+        provider.goes_on.set()
+
+
+@pytest.mark.parametrize("returned", ["s3cret", None, (), ("app", None), ("app", b"s3cret"), ("a", "b", "c")])
+async def test_a_provider_that_returns_no_login_is_named(server, returned):
+    class Wrong(CredentialProvider):
+        def get_credentials(self):
+            return returned
+
+    async with RedisTarget("cache", logging_in(server, Wrong())) as target:
+        with pytest.raises(TargetAway, match="the credential provider returned no tuple") as caught:
+            await target.heartbeat()
+    assert "s3cret" not in str(caught.value)
 
 
 FACTORIES = """

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
+import signal
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from redis.credentials import CredentialProvider
 
@@ -20,6 +25,9 @@ from invalidator.errors import RefusedError, RetryReason, TargetAway
 
 TIMEOUT: Final = 10.0
 """Seconds that a password command or a credential provider may take."""
+
+_KILL_TIMEOUT: Final = 1.0
+_calls: Final[dict[int, Future[Any]]] = {}  # by the id of the provider, which its thread keeps alive
 
 
 class UnreadableError(Exception):
@@ -51,22 +59,33 @@ class PasswordCommand(CredentialProvider):
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )
         except OSError as error:
             raise UnreadableError(f"can't run password_command: {(error.strerror or str(error)).lower()}") from error
         try:
             printed, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        except BaseException:
+            await _kill(process)
+            raise
         if process.returncode:
             raise UnreadableError(f"password_command ended with status {process.returncode}")
         try:
             return _login(self._user, printed.decode(), "password_command printed nothing")
         except UnicodeDecodeError:
             raise UnreadableError("password_command printed no text in UTF-8") from None
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the command and the processes that it started: asyncio waits until none of them has its stdout open."""
+    with suppress(OSError):  # it has ended, or belongs to another user
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_KILL_TIMEOUT):
+            await process.wait()
 
 
 def _login(user: str, text: str, empty: str) -> tuple[str] | tuple[str, str]:
@@ -103,8 +122,12 @@ async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
     try:
         async with asyncio.timeout(TIMEOUT):
             if _is_asynchronous(provider):
-                return await provider.get_credentials_async()
-            return await asyncio.to_thread(provider.get_credentials)
+                login = await provider.get_credentials_async()
+            else:
+                login = await asyncio.wrap_future(_call_in_thread(provider))
+        if not _is_login(login):
+            raise UnreadableError("the credential provider returned no tuple of a password, or a user and a password")
+        return login
     except TimeoutError as error:
         what = f"no credentials within {TIMEOUT:g} s"
         raise TargetAway(what, where=str(endpoint)) from error
@@ -115,6 +138,35 @@ async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
     except Exception as error:  # a provider's own; its text may hold a secret
         what = f"the credential provider failed: {type(error).__name__}"
         raise TargetAway(what, where=str(endpoint)) from error
+
+
+def _call_in_thread(provider: Credentials) -> Future[Any]:
+    """The call that is under way, or a new one.
+
+    The thread is not one of asyncio's. Calls that hang would take all of those, which also resolve host names, and the
+    process would wait for them when it ends.
+    """
+    if (call := _calls.get(id(provider))) is not None:
+        return call
+    call = _calls[id(provider)] = Future()
+    call.set_running_or_notify_cancel()  # a connect that gives up does not cancel it for others
+
+    def run() -> None:
+        try:
+            result = provider.get_credentials()
+        except BaseException as error:
+            _calls.pop(id(provider), None)
+            call.set_exception(error)
+        else:
+            _calls.pop(id(provider), None)
+            call.set_result(result)
+
+    threading.Thread(target=run, name="credentials", daemon=True).start()
+    return call
+
+
+def _is_login(login: object) -> bool:
+    return isinstance(login, tuple | list) and 1 <= len(login) <= 2 and all(isinstance(one, str) for one in login)
 
 
 def _is_asynchronous(provider: Credentials) -> bool:
