@@ -84,6 +84,29 @@ async def test_a_connection_that_the_server_closed_is_not_opened_again(connectio
     assert [one["name"] for one in server.client().client_list()] == [""]
 
 
+async def test_a_reply_to_no_command_is_not_taken_for_that_of_the_next():
+    """An eviction would be confirmed by the reply to the one before, whether the server carries it out or not."""
+
+    async def talk(reader, writer):
+        talking.add(writer)
+        while await reader.read(1000):
+            writer.write(replies.pop(0))
+        writer.close()
+        talking.clear()
+
+    talking = set()
+    replies = [b"+OK\r\n", b"+PONG\r\n+PONG\r\n"]
+    listening = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        connection = await connect(parse_redis_url(f"redis://127.0.0.1:{port}/0"), 0.3)
+        assert await connection.call(("PING",)) == [b"PONG"]
+        with pytest.raises(TargetAway, match="a reply to no command"):
+            await connection.call(("PING",))
+        assert not connection.is_open
+        await eventually(lambda: not talking)
+
+
 async def test_a_reply_that_takes_long_is_waited_for_while_others_arrive(connection):
     """The alarm is about the time without any reply."""
     replies = await connection.call(*[("BLPOP", "nothing", "0.1")] * 5)

@@ -121,6 +121,8 @@ class Connection:
         self._progress_at = self._loop.time()
         self._alarm = self._loop.call_later(self._timeout, self._close_without_progress)
         try:
+            if self._connection.is_alive and await self._connection.can_read():
+                raise exceptions.ConnectionError("the server sent a reply to no command")
             for chunk in chunks:
                 if len(unanswered) == _CHUNKS_AHEAD:
                     await self._read(unanswered.popleft(), replies)
@@ -239,6 +241,8 @@ def _text_of(error: exceptions.RedisError) -> str:
 def _os_text(error: OSError | ValueError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, ConnectionResetError) and not error.strerror:  # during the handshake of TLS
+        return "the server closed the connection"
     if reason := getattr(error, "reason", None):  # of OpenSSL, like WRONG_VERSION_NUMBER
         return f"TLS: {str(reason).lower().replace('_', ' ')}"
     text = error.strerror if isinstance(error, OSError) else None
