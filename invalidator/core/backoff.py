@@ -1,4 +1,4 @@
-"""How long to wait before the next try."""
+"""The delay before the next retry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_EXPONENT = 64  # keeps the power finite after months of failures
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential waits, in seconds. Each is drawn from its upper half, so that many sidecars do not retry in step."""
+    """Exponential delays, in seconds. Each is drawn from half its length up, so that sidecars do not retry in step."""
 
     first: float = 0.05
     factor: float = 2.0

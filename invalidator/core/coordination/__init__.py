@@ -1,1 +1,1 @@
-"""How the sidecars of one name agree on who flushes a target that they share."""
+"""The protocol by which the sidecars of an installation agree which of them flushes a shared target."""

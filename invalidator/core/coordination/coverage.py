@@ -1,4 +1,4 @@
-"""The coverage protocol: how the sidecars of one name resolve a gap at a target that they share, with one flush.
+"""The coverage protocol: how the sidecars of an installation resolve a gap at a shared target with one flush.
 
 A sidecar that may have missed changes has a *pending flush* at the target. Flushing is always right, but it empties the
 cache. Another sidecar, a *peer*, may have received every change; then nothing in the target is stale, and the flush is
@@ -9,7 +9,7 @@ The conversation, each step after the one before:
     requester                               peer
     1 its LISTEN takes effect
     2 it takes up its pending flush; a
-      gap from here on is another one
+      later gap is another pending flush
     3 it sends a canary with a nonce  --->  4 it receives the canary, after all that was committed before it
                                             5 its lane settles up to the canary: every change before it is
                                               evicted, repeats included
@@ -20,33 +20,34 @@ The conversation, each step after the one before:
       is resolved
 
 Why that is right. The peer has evicted what was committed before 3 (step 5). The requester receives what is committed
-after 1. 1 comes before 3, so no change is missed by both. No clock takes part: a confirmation that arrives late still
-speaks of the changes before its request. A peer that was frozen, or disconnected from PostgreSQL, has not received the
-request, or has received every change before it. A peer that is disconnected from the target can't write the key there.
+after 1. 1 comes before 3, so no change is missed by both. The protocol depends on no clock: a confirmation that arrives
+late is still about the changes before its request. A peer that was frozen, or disconnected from PostgreSQL, has not
+received the request, or has received every change before it. A peer that is disconnected from the target can't write
+the key there.
 
 The *fingerprint* makes "evicted" mean the same for both. It covers the identity of each server of the target, as read
 on the connection that writes the key (another server, or the same one restarted from a snapshot, has lost evictions);
 the digest of the rules; the fingerprint of the triggers; the channels listened to; and every setting that weakens a
 confirmation (`repeat_after`, `wait_replicas`, which server answers lookups: `config.coverage_settings`). Where the
-target follows others, their settings and servers are included, because it may have been filled from what is stale
+target follows others, their settings and servers are included, because it may have been filled with stale values from
 there. The fingerprint is part of the key's name, so a confirmation under another fingerprint is not found. Two
-sidecars with pending flushes can't excuse each other, because a sidecar with a pending flush confirms nothing (6).
+sidecars with pending flushes can't cover each other, because a sidecar with a pending flush confirms nothing (6).
 
 *Presence.* A sidecar that is in sync (it receives every change and has no pending flush) writes a presence to the
-target, under its fingerprint, for a few seconds at a time. It only tells a requester whether waiting is worth it.
+target, under its fingerprint, for a few seconds at a time. A requester uses it only to decide whether to wait.
 
 *One flusher.* Where no peer is in sync, or none confirms in time, the requester flushes under a lock in the target. The
 lock expires unless it is renewed while the flush proceeds. The others wait while it is held, then send a new request:
 the flusher has no pending flush by then, and can confirm. Only the number of flushes depends on the lock. A lock that
 is lost, brought back from a snapshot, or held by a sidecar that died causes a delay or one more flush; it resolves no
 pending flush. After taking the lock a sidecar looks once more before it flushes, because a flush may have been
-completed in between. A count of completed flushes shows that even to a sidecar that never saw the lock held, because
-a small flush is quick.
+completed in between. The target holds a count of completed flushes, so that a sidecar notices even a flush so quick
+that it never saw the lock held.
 
 Interleavings, each in `tests/unit/core/test_coverage_model.py`:
 
 * A gap while the requester waits is another pending flush, with another nonce (2). A confirmation of the old nonce
-  says nothing about it.
+  does not include that gap.
 * The peer's connection to PostgreSQL is lost after 4: what it received, it received in order. Its own gap is later.
 * The target restarts, or fails over to a replica that lags, at any moment: both sidecars find another server identity,
   and both have a pending flush. A replica or an old snapshot may bring back old confirmations, locks and presences;
@@ -83,7 +84,7 @@ from typing import NamedTuple
 class Fingerprint(NamedTuple):
     """What a sidecar receives and evicts at one target, without the target's own identity.
 
-    `text` is empty while no confirmation may be given or accepted; `is_pending` says that this will be over shortly.
+    `text` is empty while no confirmation may be given or accepted; `is_pending` means that a text is expected shortly.
     """
 
     text: str = ""
@@ -91,7 +92,7 @@ class Fingerprint(NamedTuple):
 
 
 class PeerView(NamedTuple):
-    """What a requester finds at the target."""
+    """The state of the coordination at a target, as a requester reads it."""
 
     is_confirmed: bool = False  # a peer has confirmed its last request, under its own fingerprint
     is_locked: bool = False  # a peer holds the flush lock
@@ -100,7 +101,7 @@ class PeerView(NamedTuple):
 
 
 class Step(Enum):
-    """What a requester does next."""
+    """The next action of a requester."""
 
     COVERED = "the pending flush is resolved by a peer's confirmation"
     WAIT = "look again shortly"
@@ -110,7 +111,7 @@ class Step(Enum):
 
 
 class RequestState(Enum):
-    """What became of the coverage request."""
+    """The state of the coverage request."""
 
     UNSENT = "no request was sent since the last flush of a peer"
     SENT = "a request was sent, and may still be confirmed"
@@ -118,17 +119,17 @@ class RequestState(Enum):
 
 
 class FlushDecision:
-    """One pending flush, from the moment that it is taken up until it is resolved.
+    """Decides each step for one pending flush, until it is resolved.
 
-    A confirmation is waited for `give_up_after` seconds. The first row that applies decides:
+    A request fails after `give_up_after` seconds without a confirmation. The first row that applies decides:
 
         a peer has confirmed                        COVERED
-        a peer holds the lock, and we do not        WAIT, and forget the request: the flusher can confirm a new one
+        a peer holds the lock, the requester not    WAIT, and forget the request: the flusher can confirm a new one
         a peer is in sync, no request was sent      REQUEST
         a peer is in sync, a request was sent       WAIT, until it has failed
-        otherwise                                   FLUSH where we hold the lock, else LOCK
+        otherwise                                   FLUSH if the requester holds the lock, else LOCK
 
-    A completed flush also makes it forget the request.
+    When a peer has completed a flush, the request is forgotten too.
     """
 
     def __init__(self, give_up_after: float) -> None:
@@ -138,7 +139,7 @@ class FlushDecision:
         self.flushes_seen: int | None = None
 
     def next(self, view: PeerView, now: float, *, holds_lock: bool = False) -> Step:
-        """What to do after this look at the target."""
+        """The step that follows from this view of the target."""
         if view.is_confirmed:
             return Step.COVERED
         peer_is_flushing = view.is_locked and not holds_lock

@@ -7,7 +7,7 @@ import json
 from typing import Final
 
 ENGINE: Final = 1
-"""Raised whenever the same rules come to mean other keys."""
+"""Incremented when a new version maps the same rules to other keys."""
 
 
 def digest(content: object) -> str:

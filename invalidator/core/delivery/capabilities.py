@@ -1,4 +1,4 @@
-"""Which kinds of eviction a target can carry out, and which ones it is therefore sent."""
+"""The kinds of eviction that a target can carry out; it is sent no others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FormatName = Literal["json", "purge", "xkey", "ban", "fastly", "cloudflare"]
 """The request format of a hook."""
 
 CACHE_KINDS: Final[frozenset[Kind]] = frozenset({"key", "tag", "version", "hash"})
-"""The kinds of a cache of values: a Redis, or a cache in a process of the application."""
+"""The kinds for a cache of values: a Redis, or a cache inside an application process."""
 
 FORMAT_KINDS: Final[Mapping[FormatName, frozenset[Kind]]] = MappingProxyType({
     "json": CACHE_KINDS,
@@ -30,4 +30,4 @@ FALLBACKS: Final[Mapping[FormatName, tuple[Fallback, ...]]] = MappingProxyType({
     "xkey": ("ban",),
     "fastly": ("flush",),
 })  # fmt: skip
-"""What may replace a pattern of URLs, in the formats that have no patterns."""
+"""The substitutes for a URL pattern, in the formats that have no patterns."""

@@ -1,4 +1,4 @@
-"""Other sidecars' questions that wait until this lane may confirm them (`core/coordination/coverage.py`)."""
+"""Coverage requests of peers, which wait until this lane may confirm them (`core/coordination/coverage.py`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_COVERAGE_REQUESTS: Final = 1000
-"""Requests that may wait; beyond that the oldest is dropped, and its sender flushes."""
+"""When more requests wait, the oldest is dropped, and its sender flushes."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What a lane that follows others has been given and may not send yet."""
+"""What a lane defers until the lanes that it follows have confirmed it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Deferred(NamedTuple):
 class DeferralBuffer:
     """Deferred items in order of their numbers: first `overdue`, then `waiting`.
 
-    An item leaves when the lanes in front have confirmed its number. If its deadline passes first, it is sent, stays
-    as overdue, and is sent again when it leaves: until then the target may be refilled from a cache in front that
-    still has the old value. So only the second delivery counts.
+    An item leaves when the lanes in front have confirmed its number. If its deadline passes first, it is sent, moves
+    to `overdue`, and is sent again when it leaves: until then the target may be refilled from a cache in front that
+    still has the old value. So only the second delivery counts as a confirmation.
 
         add 1, add 2             overdue -      waiting 1 2
         deadline of 1 passes     overdue 1      waiting 2       1 is sent; it does not count
@@ -62,7 +62,7 @@ class DeferralBuffer:
                 yield item
 
     def pop_overdue(self, now: float) -> Iterator[Deferred]:
-        """Return the items whose deadline has passed; they stay, as overdue."""
+        """Move the items whose deadline has passed to `overdue`, and return them."""
         while self.waiting and self.waiting[0].deadline <= now:
             item = self.waiting.popleft()
             self.overdue.append(item)
@@ -87,19 +87,19 @@ class DeferralBuffer:
 
     @property
     def oldest(self) -> int | None:
-        """The lowest number here."""
+        """The lowest number in both queues."""
         first = self._first
         return None if first is None else first.oldest
 
     @property
     def newest(self) -> int | None:
-        """The newest number here."""
+        """The newest number in both queues."""
         last = (self.waiting or self.overdue or (None,))[-1]
         return None if last is None else last.number
 
     @property
     def since(self) -> float | None:
-        """When the oldest item was put."""
+        """When the oldest item was added."""
         first = self._first
         return None if first is None else first.since
 

@@ -9,7 +9,7 @@ from invalidator.core.rules.eviction import Evictions
 
 @dataclass(slots=True)
 class Delivery:
-    """What is sent to the target in one call, and which numbers its confirmation stands for."""
+    """The content of one call to the target, and the numbers that its confirmation stands for."""
 
     flush: str = ""
     """The reason of the flush; empty when this delivery carries evictions."""
@@ -37,7 +37,7 @@ class Delivery:
 
     @property
     def evictions(self) -> Evictions:
-        """`fresh` and `repeats` as one set; may be either of the two when the other is empty."""
+        """`fresh` and `repeats` as one set: not a copy, but one of the two, when the other is empty."""
         if not self.fresh or not self.repeats:
             return self.fresh or self.repeats
         both = Evictions(dict(self.fresh.keys), dict(self.fresh.others))
@@ -46,7 +46,7 @@ class Delivery:
 
 
 def lowest(*numbers: int | None) -> int | None:
-    """The lowest of the numbers that are present; None when none is."""
+    """The lowest of the numbers that are not None; None when there is none."""
     found = None
     for number in numbers:
         if number is not None and (found is None or number < found):

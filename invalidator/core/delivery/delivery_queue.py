@@ -1,20 +1,20 @@
-"""One target's queue: what has to be delivered, and up to which number the target has confirmed.
+"""One target's queue: the evictions to deliver, and the number up to which the target has confirmed them.
 
-Promise. Everything that is put is confirmed by the target before `confirmed` says so, or is covered by a flush that
-the target has confirmed. The queue never blocks the caller: above its bound it collapses into one pending flush, which
-evicts too much and never too little.
+Promise. `confirmed` passes an eviction only after the target has confirmed that eviction, or a flush in its place. The
+queue never blocks the caller: above its bound it collapses into one pending flush, which evicts too much and never too
+little.
 
 Why that is right. A delivery stays in flight until it is confirmed, and on failure waits again before anything else
-happens: an eviction may be carried out twice, never less than once. A pending flush goes before everything else in the
-bulk outbox, and what is put behind it stays. A gap while a flush is in flight requires another flush, because the
-first one may have swept its keys already.
+happens: an eviction may be carried out twice, never less than once. A pending flush is sent before everything else in
+the bulk outbox; evictions that are put after it stay in the outbox. A gap while a flush is in flight requires another
+flush, because the first flush may have passed the affected keys already.
 
 Example, with `repeat_after` 1 s:
 
     put(a, 1)            QUIET           confirmed 0  settled 0
     next() sends a       EVICTING
     require_flush(2)     EVICTING_FLUSH_PENDING
-    fail()               FLUSH_PENDING                            a waits again; the flush goes first
+    fail()               FLUSH_PENDING                            a waits again; the flush is sent first
     next() sends flush   FLUSHING                                 `latest` is 2
     confirm()            QUIET           confirmed 0  settled 0   a, the flush's repeat: still to come
     next() sends a       EVICTING
@@ -22,10 +22,10 @@ Example, with `repeat_after` 1 s:
     1 s later, next()    FLUSHING                                 the repeat of the flush
     confirm(); next() sends the repeat of a; confirm()            confirmed 2  settled 2
 
-Numbers. Each thing put has a number. `confirmed` is the number up to which the target has confirmed everything,
-`settled` the one up to which it has confirmed the repeats too. A watermark is a moment before which everything
-committed has a number up to its own; `as_of` and `settled_as_of` are the last watermarks passed. A pending flush holds
-all watermarks back.
+Numbers. Each batch, and each required flush, has a number. `confirmed` is the number up to which the target has
+confirmed everything, and `settled` the number up to which it has confirmed the repeats too. A watermark is a time with
+a number: every change committed before that time has this number or a lower one. `as_of` and `settled_as_of` are the
+last watermarks passed. No watermark is passed while a flush is pending.
 
 Repeats. A reader that loaded the old value before the change may store it after the eviction, so everything confirmed
 is delivered once more `repeat_after` later. A repeat is not repeated.
@@ -34,16 +34,16 @@ Two outboxes. A SCAN pass or a flush may take seconds, and an exact key must not
 it (`overtakes`), exact keys have an outbox of their own, with its own delivery in flight. Delivering early is always
 safe; only `confirmed` waits, for the lowest unconfirmed number in either outbox.
 
-Coverage. Another sidecar may confirm a flush in the target's stead (`core/coordination/coverage.py`). It answers for
-its repeats too, so such a flush is not repeated. A coverage request from another sidecar waits here until everything
-up to its number is settled. A purge over the API reaches this sidecar alone, so no other one can answer for it: while
-one is unsettled, a flush that may stand for it is marked `must_flush`.
+Coverage. A peer's confirmation can resolve a flush in place of the target's (`core/coordination/coverage.py`). It
+includes the repeats, so a covered flush is not repeated. A coverage request from a peer waits here until everything up
+to its number is settled. A purge over the API reaches this sidecar alone, so no peer can confirm it: while a purge is
+unsettled, a flush that may replace it is marked `must_flush`.
 
 Following. The queue of a local cache follows the queue of the shared cache that refills it (`DeferralBuffer`): it
-holds what it is given until the shared cache has confirmed it, or until a deadline; only the delivery after that
+defers each batch until the shared cache has confirmed it, or until a deadline; only the delivery after that
 confirmation counts. Its repeats come after the shared cache's repeats (`RepeatSchedule`).
 
-`tests/unit/core/test_lane_model.py` and `test_overtaking.py` walk every order of all this within a bound.
+`tests/unit/core/test_lane_model.py` and `test_overtaking.py` try every order of these events within a bound.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from invalidator.core.rules.eviction import Evictions
 class DeliveryQueue(QueueParts):
     """The queue of one target. Every moment is an argument, in seconds on one monotonic clock."""
 
-    # What it is given
+    # Input
 
     def put(
         self,
@@ -75,7 +75,7 @@ class DeliveryQueue(QueueParts):
     ) -> None:
         """Take the evictions of a batch; with `hold_until` they are deferred until `release`, or that moment.
 
-        `unshared`: they did not come through PostgreSQL, so no other sidecar can answer for them.
+        `unshared`: they did not come through PostgreSQL, so no peer can confirm them.
         """
         if unshared:
             self.unshared = number
@@ -91,7 +91,7 @@ class DeliveryQueue(QueueParts):
     def require_flush(
         self, reason: str, number: int, now: float, hold_until: float | None = None, *, must: bool = False
     ) -> None:
-        """Require a flush; one that `must` be made is not covered by another sidecar."""
+        """Require a flush; with `must`, no peer's confirmation can replace it."""
         if must:
             self.unshared = number
         if hold_until is not None:
@@ -107,17 +107,17 @@ class DeliveryQueue(QueueParts):
         self.watermarks.thin()
 
     def add_coverage_request(self, number: int, nonce: str) -> None:
-        """Another sidecar requests confirmation that everything up to this number is evicted here."""
+        """Take a peer's request to confirm that everything up to this number is evicted here."""
         self.requests.add(number, nonce)
 
     def drop_coverage_requests(self) -> None:
-        """Changes may have been missed before these requests: they are not confirmed, and their senders flush."""
+        """Drop the requests received so far: changes before them may have been missed. Their senders flush."""
         self.requests.clear()
 
     def release(self, confirmed: int, settled: int, now: float) -> bool:
-        """The queues that this one follows have confirmed, and settled, up to these numbers.
+        """Take the numbers up to which the queues that this one follows have confirmed and settled.
 
-        Whether there is more to deliver, now or later.
+        Returns whether there is more to deliver, now or later.
         """
         released = self.repeats.unblock(settled, now)
         for item in self.deferrals.pop_confirmed(confirmed):
@@ -154,7 +154,7 @@ class DeliveryQueue(QueueParts):
         self._require_flush(reason, first_deferred if fresh_from is None else fresh_from, now, must_flush=must_flush)
         self.pending.repeat_from(repeats_from)
 
-    # What it delivers
+    # Deliveries
 
     def next(self, now: float) -> Delivery | None:
         """Send the next delivery of the bulk outbox; None while one is in flight, and when nothing waits."""
@@ -171,10 +171,10 @@ class DeliveryQueue(QueueParts):
         return delivery
 
     def confirm(self, now: float, *, covered: bool = False) -> None:
-        """The target confirmed the bulk delivery, or another sidecar covered the flush.
+        """The target confirmed the bulk delivery, or a peer covered the flush.
 
-        A flush that was made is repeated as a flush, for its oldest number of either kind. One that was covered, or
-        that only repeated another, is not repeated; evictions are repeated where they were fresh.
+        A flush that was carried out is repeated as a flush, from the lower of its two numbers. A flush that was
+        covered, or that only repeated another, is not repeated. Fresh evictions are repeated.
         """
         before = self._allowed(QueueEvent.CONFIRM)
         delivery = self.bulk.end()
@@ -218,12 +218,12 @@ class DeliveryQueue(QueueParts):
         return [] if self.pending_flush else self.requests.pop_settled(self.settled)
 
     def due(self) -> float | None:
-        """The moment at which there will be something to deliver without another call."""
+        """When the next repeat or deferred item falls due; None when none is scheduled."""
         due = self.repeats.due
         deadline = self.deferrals.deadline
         return due if deadline is None else deadline if due is None else min(due, deadline)
 
-    # Inside
+    # Internals
 
     def _allowed(self, event: QueueEvent) -> QueueState:
         """The state in which the event comes; IllegalTransitionError when it may not come there."""
@@ -263,7 +263,7 @@ class DeliveryQueue(QueueParts):
             return
         for repeat in self.repeats.pop_due(now):
             if repeat.evictions is None:
-                self.pending.repeat_from(repeat.oldest)  # first: `has_unshared` asks what is settled
+                self.pending.repeat_from(repeat.oldest)  # first: `has_unshared` depends on `settled`
                 self._require_flush(FlushReason.REPEAT, None, now, must_flush=self.has_unshared)
             else:
                 exact, bulk = self.split(repeat.evictions)

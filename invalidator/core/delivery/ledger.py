@@ -1,4 +1,4 @@
-"""Which position may be confirmed to the source: the last one whose changes every target has settled."""
+"""The positions that wait for confirmation; the last one whose changes every target has settled may be confirmed."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class Ledger:
         return position
 
     def clear(self) -> None:
-        """The feed was closed: the next one delivers again what was not confirmed."""
+        """Forget the positions of a closed feed: the next feed delivers the unconfirmed changes again."""
         self.unconfirmed.clear()

@@ -1,7 +1,7 @@
 """Messages to local caches: names in lists, small enough for one request each.
 
-A `version` is a name among the keys, and so is the field of a `hash` (`hash#field`). An unknown name is a pattern. An
-unknown tag cannot be a name: a local cache has no patterns of tags, so it has to be flushed.
+A `version` is listed among the keys, and so is a field of a `hash` (`hash#field`). A name with an unknown part is
+listed as a pattern. A local cache has no patterns of tags, so a tag with an unknown part flushes the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_BYTES_OF_CHARACTER: Final = 6
 
 @dataclass(slots=True)
 class Message:
-    """One message."""
+    """The names of one message."""
 
     keys: list[str] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)

@@ -41,7 +41,7 @@ class Outbox:
             self.since = now if self.since is None else self.since
 
     def put_repeat(self, evictions: Evictions, number: int, now: float) -> None:
-        """Queue a repeat. The outbox takes over `evictions`: the caller keeps no reference."""
+        """Queue a repeat. The outbox changes `evictions` later, so the caller must keep no reference to it."""
         if evictions:
             self.repeats_from = lowest(number, self.repeats_from)
             if self.repeats:
@@ -51,7 +51,7 @@ class Outbox:
             self.since = now if self.since is None else self.since
 
     def next(self, number: int) -> Delivery | None:
-        """Move everything that waits into flight; None when nothing waits. `number` is the newest that was put."""
+        """Send everything that waits; None when nothing waits. `number` is the newest that was put."""
         if self.since is None:
             return None
         self.in_flight = Delivery(
@@ -108,7 +108,7 @@ class Outbox:
 
     @property
     def oldest_since(self) -> float | None:
-        """When the oldest unconfirmed thing here was put. A flush in flight may be newer than what waits behind it."""
+        """When the oldest unconfirmed work here was put. A flush in flight may be newer than what waits behind it."""
         if self.in_flight is None:
             return self.since
         return self.in_flight.since if self.since is None else min(self.since, self.in_flight.since)

@@ -1,4 +1,4 @@
-"""The parts of a delivery queue, and all that can be derived from them."""
+"""The parts of a delivery queue, and the values derived from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NO_FLUSH: Final = ("", FlushReason.REPEAT)
 
 @dataclass(slots=True)
 class QueueParts:
-    """What one queue consists of; `DeliveryQueue` says what happens to it."""
+    """The state of one queue; `DeliveryQueue` has the operations on it."""
 
     max_queued: int = MAX_QUEUED_EVICTIONS
     """Above this depth the queue collapses; only what is in flight may then exceed it."""
@@ -41,19 +41,19 @@ class QueueParts:
     """Exact keys have their own outbox; without it `exact` stays empty."""
 
     transitions: Transitions = field(default_factory=lambda: TRANSITIONS, repr=False)
-    """What each event may do; another table only in tests."""
+    """The legal transitions; only tests pass another table."""
 
     latest: int = 0
-    """Everything up to this number is in the parts below, or was confirmed. What is deferred is above it."""
+    """Everything up to this number is in the parts below, or was confirmed. Deferred numbers are higher."""
 
     unshared: int | None = None
-    """The newest number that no other sidecar received."""
+    """The newest number that no peer can confirm: evictions that came over the API, or a flush that must be made."""
 
     collapses: int = 0
     """How often the queue was replaced by a flush."""
 
     bulk: Outbox = field(default_factory=Outbox)
-    """Flushes, patterns, and where exact keys do not overtake, everything."""
+    """Flushes and patterns; exact keys too, where they do not overtake."""
 
     exact: Outbox = field(default_factory=Outbox)
     """Exact keys that overtake the bulk outbox."""
@@ -62,7 +62,7 @@ class QueueParts:
     """The flush that the bulk outbox sends next."""
 
     repeats: RepeatSchedule = field(default_factory=RepeatSchedule)
-    """What was confirmed once; due repeats move to the outboxes."""
+    """Evictions and flushes that were confirmed once; due repeats move to the outboxes."""
 
     deferrals: DeferralBuffer = field(default_factory=DeferralBuffer)
     """Empty unless this queue follows others."""
@@ -71,7 +71,7 @@ class QueueParts:
     """The source's watermarks that are not settled yet; held back while a flush is pending."""
 
     requests: CoverageRequests = field(default_factory=CoverageRequests)
-    """Other sidecars' requests that are not confirmed yet; held back likewise."""
+    """Peers' coverage requests that are not confirmed yet; held back while a flush is pending."""
 
     @property
     def state(self) -> QueueState:
@@ -126,12 +126,12 @@ class QueueParts:
 
     @property
     def has_next(self) -> bool:
-        """Whether `next` would return a delivery, apart from what falls due."""
+        """Whether `next` would return a delivery even if nothing more fell due."""
         return self.bulk.in_flight is None and (bool(self.pending.reason) or self.bulk.is_waiting)
 
     @property
     def has_next_exact(self) -> bool:
-        """Whether `next_exact` would return a delivery, apart from what falls due."""
+        """Whether `next_exact` would return a delivery even if nothing more fell due."""
         return self.exact.in_flight is None and self.exact.is_waiting
 
     @property
@@ -140,17 +140,17 @@ class QueueParts:
 
     @property
     def has_unshared(self) -> bool:
-        """Whether something that only this sidecar received may still have to be evicted or repeated."""
+        """Whether a number that no peer can confirm is not settled yet."""
         return self.unshared is not None and self.unshared > self.settled
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits, is in flight, deferred or to be repeated."""
+        """Whether nothing waits, is in flight, is deferred or is to be repeated."""
         is_empty = self.repeats.is_empty and self.deferrals.is_empty and not self.depth
         return is_empty and self.state is QueueState.QUIET
 
     def oldest(self) -> float | None:
-        """When the oldest unconfirmed thing was put; repeats that are not due do not count."""
+        """When the oldest unconfirmed eviction or flush was put; repeats that are not due do not count."""
         moments = (self.pending.since, self.deferrals.since, self.bulk.oldest_since, self.exact.oldest_since)
         return min([moment for moment in moments if moment is not None], default=None)
 

@@ -40,7 +40,7 @@ class PendingFlush:
         self.since = now if self.since is None else self.since
 
     def repeat_from(self, number: int | None) -> None:
-        """Let the pending flush stand for the repeats of `number` and everything after it too."""
+        """Include the repeats of `number` and of everything after it in the pending flush."""
         self.repeats_from = lowest(number, self.repeats_from)
 
     def next(self, number: int, now: float) -> Delivery:

@@ -1,4 +1,4 @@
-"""What has to be sent once more, and when."""
+"""The repeats of confirmed evictions and flushes, and when each is due."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Repeat(NamedTuple):
 
 @dataclass(slots=True)
 class RepeatQueue:
-    """Repeats in order, with the lowest number of all of them at hand.
+    """Repeats in the order of their confirmations; their lowest number is found without a search.
 
-    They do not come in the order of their numbers: an exact key overtakes a pattern, and an eviction that failed is
-    confirmed after newer ones. So `lows` keeps a running minimum. Example, by `oldest`:
+    Repeats are not added in the order of their numbers: an exact key overtakes a pattern, and an eviction that failed
+    is confirmed after newer ones. So `lows` keeps a running minimum. Example, by `oldest`:
 
         append 4, append 2, append 7    items 4 2 7    lows 2 7     lowest 2: the 4 leaves before the 2 does
         popleft -> 4                    items 2 7      lows 2 7
@@ -64,8 +64,8 @@ class RepeatQueue:
 class RepeatSchedule:
     """Repeats of what the target has confirmed, each due `repeat_after` seconds later.
 
-    Where the lane follows others, the delay starts only when those have settled the same numbers: until then a late
-    reader may refill this target from theirs.
+    Where the lane follows others, the delay starts only when those lanes have settled the same numbers: until then a
+    late reader may refill this target from one of theirs.
     """
 
     repeat_after: float = 0.0
@@ -94,7 +94,7 @@ class RepeatSchedule:
             self._schedule(repeat, now)
 
     def unblock(self, settled: int, now: float) -> bool:
-        """The lanes in front have settled everything up to this number; whether that unblocked a repeat."""
+        """Schedule the repeats up to this number, which the lanes in front have settled; returns whether any was."""
         unblocked = False
         while self.blocked.items and self.blocked.items[0].newest <= settled:
             self._schedule(self.blocked.popleft(), now)

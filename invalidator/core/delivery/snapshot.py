@@ -1,4 +1,4 @@
-"""A delivery queue at one moment, as plain values: what the models and the tests read."""
+"""A delivery queue at one moment, as plain values for the models and the tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The states of a delivery queue, and which event leads from which to which.
+"""The states of a delivery queue, and the transitions between them.
 
-A queue derives its state from its parts. This table says what each event may do: `DeliveryQueue` looks an event up
-before it acts, and compares the state after it.
+A queue derives its state from its parts. `DeliveryQueue` looks each event up in the table before it acts, and compares
+the state that it has reached with the table afterwards.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TRANSITIONS: Final[Transitions] = MappingProxyType({
 
 
 class IllegalTransitionError(RuntimeError):
-    """An event came in a state in which it may not come, or led to a state to which it may not lead."""
+    """An event that is not allowed in the current state, or that led to another state than the table has."""
 
     def __init__(self, event: QueueEvent, state: QueueState, reached: QueueState | None = None) -> None:
         self.event = event

@@ -1,4 +1,4 @@
-"""Up to which commit a target is known to be right."""
+"""The times before which every committed change is known to be evicted from a target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 MAX_WATERMARKS: Final = 1000
-"""Watermarks that may wait in each queue while a target is away; beyond that every other one is dropped."""
+"""When more watermarks wait in a queue, while a target is away, every other one is dropped."""
 
 Watermark = tuple[int, float]
 """(number, moment): everything committed before the moment has a number up to this one."""
@@ -28,7 +28,7 @@ class Watermarks:
     """Ascending, and behind those in `unsettled`."""
 
     unsettled: deque[Watermark] = field(default_factory=deque)
-    """Ascending: passed once, not with repeats."""
+    """Ascending: confirmed, but not settled."""
 
     def add(self, number: int, as_of: float) -> None:
         self.unconfirmed.append((number, as_of))

@@ -1,1 +1,1 @@
-"""What arrives from a database: payloads, channels, batches and gaps."""
+"""The input from a database: payloads, channels, batches and gaps."""

@@ -9,7 +9,7 @@ from invalidator.core.protocol.reasons import FlushReason
 from invalidator.core.rules.change import Change, Table
 
 Position = str
-"""How far a source has delivered, in the source's own format; opaque to all other parts."""
+"""A place in a source's log, in the source's own format; opaque to all other parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch in which changes may have been missed; `tables` None means any table."""
+    """A period in which changes may have been missed; `tables` None means any table."""
 
     reason: FlushReason
     tables: frozenset[Table] | None = None
@@ -35,7 +35,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """The reasons why changes may be missed, by subject; they replace the previous ones. Empty when none is."""
+    """The reasons why changes may be missed, by subject; they replace the previous reasons. Empty when all is well."""
 
     reasons: Mapping[str, str]
 

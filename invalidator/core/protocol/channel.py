@@ -2,11 +2,11 @@
 
 A payload is JSON, whose fields the holes name, or plain text, which `{payload}` stands for. A payload that can't be
 read must not break the promise: a missing field is unknown, text where JSON is needed is a change of the whole table,
-and an operation that is none of the four could be any of them.
+and an unrecognized operation counts as any of the four.
 
-A null is unknown, too, and so is empty text. Most triggers send `NEW.id` whatever happened. On a DELETE that is null,
-and `format` and `concat` make empty text of it. It says nothing about the row. If a null made no key, the key of the
-deleted row would stay. The price is a wildcard where a column really was null.
+A null is unknown, too, and so is empty text. Most triggers send `NEW.id` for every operation. On a DELETE, `NEW.id` is
+null, and `format` and `concat` turn it into empty text. If a null made no key, the key of the deleted row would stay.
+The cost is a wildcard where a column really was null.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ the function with `NEW.id` sends null for a deleted row. Where `o` is null, the 
 triggers on partitions can't tell a moved row from an inserted or deleted one.
 
 An unreadable payload must not break the promise: `decode` raises `UnreadableError`, whose `table` is set when at least
-that was readable, and the caller evicts everything about that table, or everything.
+the table was readable, and the caller evicts everything about that table, or everything.
 
 PostgreSQL accepts payloads of fewer than 8000 bytes. The budget leaves room for what the server's encoding adds.
 """
@@ -52,7 +52,7 @@ _LIST = frozenset((list,))
 
 
 class UnreadableError(PayloadError):
-    """`table` is the table of the payload, when at least that was readable."""
+    """`table` is the table of the payload, or None when not even that was readable."""
 
     def __init__(self, what: str, table: Table | None = None) -> None:
         super().__init__(what, where=f"payload about {table}" if table else "payload")
@@ -67,18 +67,18 @@ def decode(text: str) -> list[Change]:
     except (ValueError, RecursionError) as error:
         raise UnreadableError("not JSON") from error
     if end != len(text):
-        raise UnreadableError("not JSON alone")
+        raise UnreadableError("text after the JSON")
     if not isinstance(message, dict):
         raise UnreadableError("not a JSON object")
     table = _table(message.get("t"))
     if message.get("v") != str(VERSION):
-        raise UnreadableError("another version than ours", table)
+        raise UnreadableError("an unsupported version", table)
     op = message.get("o")
     if op is not None and op not in OPS:
         raise UnreadableError("an unknown operation", table)
     if message.get("w") is True:
         return [table_wide(table, op)]
-    # Only a `\u` escape can make text that is not encodable; without one, the values need no check one by one.
+    # Only a `\u` escape can make text that is not encodable; without an escape, one check covers all values.
     return _rows(message, table, op, plain="\\u" not in text and encodable(text))
 
 
@@ -181,7 +181,7 @@ def _chunks(
         images = [image for image in (change.old, change.new) if image is not None]
         values = [image.get(name, UNKNOWN) for image in images for name in fields]
         more = sum(len(_dumps(value).encode()) + 1 for value in values if value is not UNKNOWN)
-        # An unknown value can't be written, a long one does not fit, and a row without fields says nothing.
+        # A payload has no form for an unknown value, or for a row without fields; a long value does not fit.
         if not fields or UNKNOWN in values or empty + more > budget:
             yield _dumps(_head(table, op) | {"w": True})
             continue

@@ -52,11 +52,11 @@ lane. A repeat counts in `repeats_total`.
 """
 
 NEVER_COVERED: Final = frozenset({FlushReason.REQUESTED, FlushReason.INTERNAL_ERROR})
-"""The reasons that no other sidecar knows of, so that none can confirm that the flush is not needed."""
+"""The reasons that only this sidecar knows of: no peer can confirm that such a flush is not needed."""
 
 
 class PayloadReason(StrEnum):
-    """Which kind of notification could not be read: a label of `payload_errors_total`."""
+    """The kind of notification that could not be read: a label of `payload_errors_total`."""
 
     OWN = "ours"
     CHANNEL = "channel"

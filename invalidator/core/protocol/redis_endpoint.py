@@ -10,7 +10,7 @@ CLIENT_NAME: Final = "invalidator"
 
 
 class Credentials(Protocol):
-    """redis-py's credential provider: it is asked for each connection anew."""
+    """redis-py's credential provider, called before each connect."""
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """The password, or the user and the password."""
@@ -21,7 +21,7 @@ class Credentials(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """redis-py's `ssl_*` parameters, as pairs; what is not named has redis-py's default."""
+    """redis-py's `ssl_*` parameters, as pairs; absent ones have redis-py's default."""
 
     options: tuple[tuple[str, Any], ...] = ()
 
