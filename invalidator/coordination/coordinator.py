@@ -1,4 +1,4 @@
-"""Everything that one lane has to do with the other sidecars at its target."""
+"""One lane's part in the coordination with its peers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from invalidator.core.rules.eviction import Eviction
 from invalidator.ports import Target
 
 CONFIRMATION_GRACE: Final = 1.0
-"""Seconds beyond `repeat_after`, which every confirmation includes, for which a confirmation is waited for."""
+"""Seconds to wait for a confirmation, in addition to `repeat_after`: a peer repeats before it confirms."""
 
 
 class Coordinator:
     """For a target that no peer shares, a flush is always carried out, and the rest does nothing.
 
-    `owned` is what a flush covers; `send` puts a coverage request to the peers, and says whether it could be sent.
+    `owned` is what a flush evicts; `send` sends a coverage request to the peers, and returns whether it could.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Coordinator:
         return await self._flush_coordinator.resolve(delivery)
 
     async def flush_ended(self, delivery: Delivery, outcome: FlushOutcome) -> None:
-        """Release the flush lock, and count a flush that was carried out; the lane is in sync, and published that."""
+        """Release the flush lock, and count a flush that was carried out. The lane has published that it is in sync."""
         if self._peer_store is not None:
             is_new = not outcome.is_covered and delivery.flush != FlushReason.REPEAT
             await self._peer_store.flush_lock.release(flushed=is_new)
@@ -67,7 +67,7 @@ class Coordinator:
         return bool(self._fingerprint)
 
     async def confirm(self, nonces: Sequence[str]) -> None:
-        """Tell peers that everything before their requests is evicted."""
+        """Confirm to peers that everything before their requests is evicted."""
         if self._peer_store is not None and (fingerprint := self._fingerprint):
             await self._peer_store.confirm(nonces, fingerprint)
 

@@ -14,24 +14,24 @@ from invalidator.core.coordination.digest import digest
 from invalidator.ports import Target
 
 KNOWN_WITHIN: Final = 3.0
-"""Seconds for which a pending flush waits for the fingerprint: a look at the triggers rarely takes longer."""
+"""Seconds for which a pending flush waits for the fingerprint: a check of the triggers rarely takes longer."""
 
 NO_FINGERPRINT: Final = Fingerprint()
 
 
 class Reception(NamedTuple):
-    """What this sidecar receives of the changes that the rules are about."""
+    """How completely this sidecar receives the changes that the rules are about."""
 
-    triggers: str | None  # their fingerprint; None until they were looked at since the source was opened
+    triggers: str | None  # their fingerprint; None until they have been checked after the source was opened
     is_trigger_check_pending: bool
-    channels: object  # whatever tells one set of channels from another; None while they are not known
+    channels: object  # a value that differs between sets of channels; None while they are not known
     is_degraded: bool  # some changes may not be received
 
 
 class Fingerprints:
-    """`reception` is None while no fingerprint may be given at all; `changed` is to be called when it is another.
+    """`reception` returns None while there is no fingerprint; call `changed` when its result may be another.
 
-    `settings` are what peers must share at each target; `follows` names the targets before each one.
+    `settings` are what peers must share at each target; `follows` names the targets that each target follows.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Fingerprints:
         self._changed = Broadcast()
 
     def changed(self) -> None:
-        """Wake everything that waits for a fingerprint to be known."""
+        """Wake the tasks that wait in `known`."""
         self._changed.notify()
 
     def of(self, target: str) -> Fingerprint:
-        """The fingerprint at this target, as of now."""
+        """The current fingerprint at this target."""
         reception = self._reception()
         if reception is None:
             return NO_FINGERPRINT

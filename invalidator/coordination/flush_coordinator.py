@@ -1,6 +1,6 @@
-"""Resolving a pending flush at a target: by a peer's confirmation where one comes, else by a flush under the lock.
+"""Resolves a pending flush at a target: by a peer's confirmation, or else by a flush under the lock.
 
-`core/coordination/coverage.py` decides each step. Here are the clock, the peer store and the request to the peers.
+`core/coordination/coverage.py` decides each step. This module adds the clock, the peer store and the coverage request.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from invalidator.errors import RetryReason, TargetAway, TargetChanged
 from invalidator.ports import PeerStore, Target
 
 LOOK_INTERVAL: Final = 0.05
-"""Seconds between two looks at the peer store: a Redis tells nobody that a key was written."""
+"""Seconds between two looks at the peer store: Redis does not report by itself that a key was written."""
 
 
 class FlushOutcome(NamedTuple):
-    """How a pending flush was resolved; `existed` is how many keys there were, as far as the target says."""
+    """How a pending flush was resolved; `existed` is how many keys existed, as far as the target reports it."""
 
     existed: int
     is_covered: bool = False
 
 
 class FlushCoordinator:
-    """The pending flushes of one target. A confirmation is waited for `give_up_after` seconds."""
+    """Resolves the pending flushes of one target. It waits `give_up_after` seconds for a confirmation."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class FlushCoordinator:
         self._target, self._owned = target, owned
         self._fingerprints, self._send, self._give_up_after = fingerprints, send, give_up_after
         self.nonce = ""
-        """Of the last request, which this sidecar must not confirm to itself."""
+        """The nonce of the last request, which this sidecar must not confirm to itself."""
 
     async def resolve(self, delivery: Delivery) -> FlushOutcome:
-        """Flush, or find a confirmation that makes the flush needless. The lock is still held after a flush."""
+        """Flush, unless a peer confirms that no flush is needed. The lock is still held after a flush."""
         peer_store = self._target.peer_store
         if peer_store is not None:
             try:

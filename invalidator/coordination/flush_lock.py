@@ -1,6 +1,6 @@
 """The lock in a Redis under which one sidecar flushes while its peers wait.
 
-It expires by the server's clock unless it is renewed. A lock that is lost costs another flush, and nothing else.
+It expires by the server's clock unless it is renewed. The only consequence of a lost lock is another flush.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ RENEW_INTERVAL: Final = 1.0
 
 Command = tuple[str | bytes | int, ...]
 
-# A lock that the same instance left before its restart is its own.
+# An instance takes over the lock that it left before a restart.
 _ACQUIRE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) and 1 or 0
@@ -33,7 +33,7 @@ return 0
 
 
 class Commands(Protocol):
-    """Carries out commands in a Redis, each on the node that its first key is on."""
+    """Carries out commands in a Redis, each on the node of its first key."""
 
     async def each(self, commands: Sequence[Command]) -> list[Any]: ...
 
@@ -47,7 +47,7 @@ class RedisFlushLock:
         self._is_acquired, self._renewed_at = False, 0.0
 
     async def acquire(self) -> bool:
-        """Take the lock, or keep it where an earlier flush under it has failed; whether it is held now."""
+        """Take the lock, or keep it where an earlier flush under it has failed; returns whether it is held now."""
         if self._is_acquired:
             await self._renew()
         if not self._is_acquired:
@@ -61,7 +61,7 @@ class RedisFlushLock:
             await self._renew()
 
     async def release(self, *, flushed: bool) -> None:
-        """Let peers have the lock; `flushed` counts a completed flush, which they see."""
+        """Release the lock; with `flushed`, add one to the count of completed flushes."""
         if self._is_acquired or flushed:
             self._is_acquired = False
             await self._eval(_RELEASE, (self._key, self._count_key), self._owner, int(flushed))

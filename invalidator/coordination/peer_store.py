@@ -1,13 +1,13 @@
 """The peer store in a Redis: presences, confirmations, the flush lock and the count of flushes.
 
-`core/coordination/coverage.py` says what they mean. Each key expires, by the server's clock alone. The names share a
-hash tag, so in a Cluster they lie on one node. Fingerprints are part of the names, so what was written under another
+`core/coordination/coverage.py` explains them. Each key expires, by the server's clock alone. The names share a hash
+tag, so in a Cluster they lie on one node. Fingerprints are part of the names, so what was written under another
 fingerprint is not found.
 
-A process may be stopped, or its command delayed on the network, before a command is carried out. None of these commands
-is wrong when it is late. A confirmation speaks of what was before its request, and its fingerprint names the server
-that it was written for. A late presence makes a requester wait for a confirmation that does not come; a late lock makes
-peers wait, or two flush. Only the alive key is true for a limited time (`targets/redis/alive.py`).
+A process may be stopped, or its command delayed on the network, before a command is carried out. A late command does no
+harm here. A confirmation is about the changes before its request, and its fingerprint names the server that it was
+written for. A late presence makes a requester wait for a confirmation that does not come. A late lock makes peers wait,
+or makes two sidecars flush. Only the alive key is valid for a limited time (`targets/redis/alive.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from invalidator.core.coordination.coverage import PeerView
 PRESENCE_SECONDS: Final = 5
 _CONFIRMATION_SECONDS: Final = 30
 
-# KEYS: presences. ARGV: seconds, member. How many sidecars are present.
+# KEYS: presences. ARGV: seconds, member. Returns how many sidecars are present.
 _PUBLISH: Final = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
@@ -53,7 +53,7 @@ class Identity(Protocol):
 
 
 class LivenessKey(Protocol):
-    """The key that tells applications whether the promise is kept."""
+    """The key by which applications check that the promise is kept."""
 
     async def keep(self, as_of: float | None, server: str) -> None: ...
 
@@ -61,7 +61,7 @@ class LivenessKey(Protocol):
 class RedisPeerStore:
     """`root` starts the name of every key; `instance` is this sidecar, the same after a restart.
 
-    A presence or a lock under its own instance is left from before a restart: no confirmation will come of it.
+    A presence or a lock under its own instance dates from before a restart, and is not a peer's.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RedisPeerStore:
         self._presence, self.is_alone = presence, present == 1
 
     async def end(self) -> None:
-        """Withdraw what was published. A sidecar that published nothing leaves what its instance may have published."""
+        """Withdraw what this process has published; what the instance published before a restart stays."""
         if self._has_published:
             await self._alive.keep(None, str(self._identity))
             await self.withdraw()
@@ -121,7 +121,7 @@ class RedisPeerStore:
             await self._commands.each([("ZREM", self._presences_key, presence)])
 
     async def look(self, nonce: str, received: str) -> PeerView:
-        """What there is for the request with this nonce."""
+        """The state of the coordination, for the request with this nonce."""
         fingerprint = self.fingerprint(received)
         keys = [self._confirmation(nonce, fingerprint), self._lock_key, self._presences_key, self._count_key]
         confirmed, owner, present, flushes = await self._eval(_LOOK, keys)

@@ -1,1 +1,1 @@
-"""From a row's change to the evictions that rules make of it."""
+"""Rules: from a change to its evictions."""

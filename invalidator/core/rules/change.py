@@ -25,7 +25,7 @@ class Change(NamedTuple):
 
     An insert has a new image, a delete an old one, an update both. When the images of an update could not be paired,
     each is a change of its own whose other image is unknown. `op` is None when the operation is unknown. A `wide`
-    change is about every row of its table. It is a tuple, not a dataclass, because 100,000s are created per second.
+    change is about every row of its table. The class is a tuple, because 100,000s are created per second.
     """
 
     table: Table
@@ -39,7 +39,7 @@ class Change(NamedTuple):
         return [row for row in (self.old, self.new) if row is not None]
 
     def lacks_old(self) -> bool:
-        """Whether no old row existed, rather than one that is unknown."""
+        """Whether no old row existed; otherwise an absent old image is unknown."""
         return self.op == "insert"
 
     def lacks_new(self) -> bool:
@@ -47,5 +47,5 @@ class Change(NamedTuple):
 
 
 def table_wide(table: Table, op: Op | None = None) -> Change:
-    """A change of any rows of this table, in any way."""
+    """A change that may have touched any row of this table."""
     return Change(table, op, wide=True)

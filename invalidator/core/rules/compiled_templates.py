@@ -1,7 +1,7 @@
 """Fast rendering of many rows at once, for the most common templates: those that use only columns of the row.
 
-Nothing here checks for null or unknown values. Joining one to text raises, as does a column that the row lacks; the
-caller then renders that batch row by row. So only batches that contain such a value pay for it.
+Nothing here checks for null or unknown values. Such a value, or a column that the row lacks, raises an error; the
+caller then renders that batch row by row. So only batches that contain such a value are slower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from invalidator.core.rules.template import Hole, Template
 from invalidator.core.rules.values import Row
 
 Fast = Callable[[Iterable[Row]], list[str]]
-"""Renders a key for each row; raises KeyError or TypeError where one of them is not a plain known value."""
+"""Renders a key for each row; raises KeyError or TypeError where a column's value is not known text."""
 
 
 def compiled(template: Template) -> Fast | None:

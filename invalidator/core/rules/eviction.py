@@ -27,7 +27,7 @@ class Eviction(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The kind as users read it: a key that is a pattern is called so."""
+        """The kind as users read it: "pattern" for a key that is a pattern."""
         return "pattern" if self.kind == "key" and self.glob else self.kind
 
     @property

@@ -68,7 +68,7 @@ def _reasons(verdict: Verdict) -> Iterable[str]:
 def change_of(
     table: Table, op: Op, values: Mapping[str, Value], old: Mapping[str, Value], new: Mapping[str, Value]
 ) -> Change:
-    """The change that a user describes: `values` hold for both images, `old` and `new` for one.
+    """The change that a user describes: `values` are in both images, `old` and `new` each in one.
 
     A description without any value means every row. `pk` gives the primary key without naming its columns.
     """
@@ -80,7 +80,7 @@ def change_of(
 
 
 def _assumed(rule: Rule, change: Change) -> Found:
-    """The assumed answer of a lookup that does not run: the columns that a template uses and the change lacks."""
+    """The assumed result of a lookup that does not run: the columns that a template uses and the change lacks."""
     supplied = (one for one in rule.looked_up if not any(one.is_in(image) for image in change.images()))
     return Found(columns=frozenset(one.column for one in supplied), tables={change.table: frozenset()})
 

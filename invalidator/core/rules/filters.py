@@ -17,7 +17,7 @@ Filter = Callable[[Value], Value]
 
 
 def urlencode(text: str) -> str:
-    """Percent-encode all but letters, digits and `-._~`, so that no value can change the structure of a URL."""
+    """Percent-encode everything except letters, digits and `-._~`, so that no value can change a URL's structure."""
     return quote(text, safe="")
 
 

@@ -11,7 +11,7 @@ def _refuse(word: str) -> str:
 
 
 DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
-"""For messages. NaN and Infinity, which some encoders write, become floats: no text, and so an unknown value."""
+"""For messages. NaN and Infinity, which some encoders write, become floats; a float is read as an unknown value."""
 
 STRICT_DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse)
 """For documents, as PostgreSQL reads them: NaN and Infinity are not JSON."""

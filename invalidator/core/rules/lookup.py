@@ -6,8 +6,8 @@ is no answer for some parameters, the query failed, and the looked-up columns ar
 Where both the change and the lookup have a column, a template could mean either value, so both are evicted. A row that
 is null in every column counts as no row: an aggregate or an outer join makes it when it finds nothing.
 
-`changed` compares only columns of the table. A looked-up column that the table does not have says nothing about the
-change. One that the table has may have changed when the notification lacks it, because an older trigger sent it.
+`changed` compares only columns of the table. A looked-up column that the table does not have is not compared. A column
+that the table has, but the notification lacks, may have changed: an older trigger sent the notification.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Parameters = tuple[str | None, ...]
 Answers = Mapping[Parameters, Sequence[Row]]
 
 _MAX_COMBINED: Final = 4
-"""Columns with two values each whose combinations are all evicted; when there are more, they are unknown."""
+"""Every combination of this many columns with two values each is evicted; when there are more, they are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """`sql` is the text around `holes`, one piece more than there are holes; `none` says what no row means.
+    """`sql` is the text around `holes`, one piece more than there are holes; `none` says what an empty result means.
 
     A query with more than `limit` sets of parameters, or rows, has no answer: the looked-up columns are unknown.
     """

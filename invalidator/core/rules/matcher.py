@@ -26,10 +26,10 @@ from invalidator.core.rules import glob
 _SEPARATOR: Final = re.compile(rb"[\x00-/:-@\[-`{-\x7f]")
 
 _SURROGATES: Final = "".join(map(chr, range(0xDC80, 0xDD00)))
-"""What `surrogateescape` makes of the bytes of a character that is cut in two."""
+"""The characters to which `surrogateescape` decodes the bytes of a character that is cut in two."""
 
 _Tail = re.Pattern[bytes] | None
-"""What must match behind the rest; None stands for a single `*`, which matches anything."""
+"""The expression for the text behind the rest; None stands for a single `*`, which matches anything."""
 
 
 class _Rests:

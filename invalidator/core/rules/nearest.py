@@ -1,7 +1,7 @@
 """Detecting a wrong prefix: how the keys of a cache differ from the patterns of the rules.
 
-A wrong prefix fails silently: every eviction is confirmed, of keys that do not exist. The keys that do exist reveal it,
-because a pattern matches them behind the prefix that they really have.
+A wrong prefix fails silently: the target confirms every eviction, of keys that do not exist. The existing keys reveal
+it, because a pattern matches them behind their actual prefix.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _prefix(key: bytes, matcher: Matcher) -> bytes | None:
 
 
 def _beginning(keys: Sequence[bytes]) -> bytes:
-    """The longest of the first few parts, up to a separator, that most keys begin with; else the most common one."""
+    """The longest beginning, of a few parts at most, that most keys share; without one, the most common beginning."""
     counts: Counter[bytes] = Counter()
     for key in keys:
         ends = [found.end() for found in _SEPARATOR.finditer(key)][:_MAX_PARTS]

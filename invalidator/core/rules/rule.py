@@ -82,9 +82,9 @@ class Evict:
 class Rule:
     """A compiled rule; `number` is its position in the file, from 0.
 
-    `rendered` are the fields whose values it needs; the other `fields` are only compared, old with new. `looked_up` are
-    the fields that its lookup may return and the table need not have. `joined` are the fields whose value a template
-    takes from the change or from the lookup.
+    `rendered` are the fields whose values the rule needs; the other `fields` are only compared, old with new.
+    `looked_up` are the fields that its lookup may return and the table need not have. `joined` are the fields whose
+    value a template takes from the change or from the lookup.
     """
 
     number: int
@@ -203,7 +203,7 @@ class Rule:
                 self.add(entry.cover(change.table.schema, change.table.name), out)
 
     def owned(self) -> Iterable[Eviction]:
-        """The evictions that include everything this rule can ever evict: a gap flushes them."""
+        """The evictions that include everything this rule can ever evict; a flush carries them out."""
         out = Evictions()
         for entry in self.evicts:
             self.add(entry.cover(self.table.schema, self.table.name), out)
@@ -237,7 +237,7 @@ def _may_be(column: Field, allowed: frozenset[str | None], change: Change) -> bo
 
 
 def _both(column: Field, change: Change) -> list[Value]:
-    """The column's old and new value; of an image that is missing, but may exist, UNKNOWN."""
+    """The column's old and new value; UNKNOWN for an image that the change lacks, but that may exist."""
     values: list[Value] = []
     for image, lacking in ((change.old, change.lacks_old()), (change.new, change.lacks_new())):
         if not lacking:

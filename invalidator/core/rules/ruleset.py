@@ -12,7 +12,7 @@ from invalidator.core.rules.lookup import Found
 from invalidator.core.rules.rule import Rule
 
 MAX_CACHED_TABLES = 10_000
-"""Payloads name tables, and any role may NOTIFY: the cache of rules by table must not grow without bound."""
+"""The bound of the cache of rules by table: any role may NOTIFY, and its payload may name any table."""
 
 _table = itemgetter(0)
 
@@ -20,7 +20,7 @@ _table = itemgetter(0)
 class RuleSet:
     """The compiled rules of one configuration, for the targets that it names.
 
-    `capabilities` has the kinds of eviction that each target can carry out; a target that is not in it can do all.
+    `capabilities` has the kinds of eviction that each target can carry out; a target that is not in it has all kinds.
     `prefixes` has the text that each target puts before its keys, for display only.
     """
 
@@ -41,7 +41,7 @@ class RuleSet:
 
     @property
     def remembered_tables(self) -> int:
-        """The number of tables whose rules are remembered: bounded, because payloads can name any table."""
+        """The number of tables in the cache."""
         return len(self._rules_by_table)
 
     def about(self, table: Table) -> tuple[Rule, ...]:
@@ -69,7 +69,7 @@ class RuleSet:
         return self._routed(out)
 
     def owned(self) -> dict[str, tuple[Eviction, ...]]:
-        """The patterns that a gap flushes on each target: they include everything that its rules can ever evict."""
+        """The evictions that a flush of each target carries out: they include all that its rules can ever evict."""
         out: dict[tuple[str, ...], Evictions] = {}
         for rule in self.rules:
             out.setdefault(rule.to, Evictions()).update(Evictions.of(rule.owned()))
@@ -101,7 +101,7 @@ class RuleSet:
 
 
 def _split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
-    """The changes with a row to render, and those of any row; a change without an image is of any row."""
+    """The changes with a row to render, and the changes that may be about any row, as a change without an image is."""
     wide = [change for change in changes if change.wide or (change.old is None and change.new is None)]
     if not wide:
         return changes, []

@@ -13,7 +13,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The remedy as a sentence: the most similar name, or else the list of names."""
+    """The remedy as a sentence: the most similar name, or all names when none is similar."""
     known = sorted(names)
     close = nearest(name, known)
     if close is not None:

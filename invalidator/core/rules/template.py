@@ -1,12 +1,12 @@
 """Templates: text with holes, rendered to keys.
 
 `{column}` is rendered once for the old row image and once for the new one; `{old.column}` and `{new.column}` say which.
-`{pk}`, `{table}`, `{schema}` and `{op}` stand for facts of the change besides its columns, and the name of a rule's
-variable (`vars`) for each of its values. `{{` and `}}` are braces. A column with the name of one of these words is
-written in double quotes.
+`{pk}`, `{table}`, `{schema}` and `{op}` stand for the primary key, the table and the operation of the change; the name
+of a rule's variable (`vars`) stands for each of its values. `{{` and `}}` are braces. A column with the name of one of
+these words is written in double quotes.
 
 A template renders to an exact key, to a pattern, or, when a hole is null, to nothing. It renders to a pattern when its
-own text has a `*`, or when a hole is unknown: an unknown value could have been any value, so all are evicted. In a
+own text has a `*`, or when a hole is unknown: an unknown value could be any value, so all are evicted. In a
 pattern, everything is escaped except the `*` of the template's own text and the `*` of an unknown value. So a row whose
 id is `*` evicts the key of `*`, not every key.
 """
@@ -198,7 +198,7 @@ def _parse_hole(text: str, start: int, variables: Sequence[str], percent: bool) 
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the hole that opens at `start` ends; quotes in its name hide braces."""
+    """The position at which the hole that opens at `start` ends; braces in a quoted name do not count."""
     quote = ""
     in_name = True
     for at in range(start + 1, len(text)):
@@ -217,7 +217,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _split(source: str) -> list[str]:
-    """Split a hole at its bars, but for those inside a quoted name."""
+    """Split a hole at its bars, except those inside a quoted name."""
     quote = ""
     for at, char in enumerate(source):
         if quote:

@@ -12,7 +12,7 @@ from typing import Final
 
 
 class Unknown(enum.Enum):
-    """The type of `UNKNOWN`; an enum, so that `is UNKNOWN` narrows."""
+    """The type of `UNKNOWN`; an enum, so that type checkers understand `is UNKNOWN`."""
 
     UNKNOWN = "unknown"
 
@@ -27,7 +27,7 @@ Row = Mapping[str, Value]
 
 
 def encodable(text: str) -> bool:
-    """Whether the text can travel as UTF-8; a JSON escape can smuggle in half a surrogate pair, which can't."""
+    """Whether the text can be encoded as UTF-8: half a surrogate pair, which a JSON escape can contain, can't."""
     if text.isascii():
         return True
     try:
