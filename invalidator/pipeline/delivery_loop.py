@@ -1,6 +1,6 @@
 """The delivery loop of one outbox: it sends one delivery at a time, and retries after a failure.
 
-A retry is no repetition of the same call. A failed delivery goes back into its outbox at once; after the wait the loop
+A retry does not repeat the same call. A failed delivery goes back into its outbox at once; after the wait the loop
 sends what is queued by then: the failed evictions together with newer ones, or the flush that replaced them.
 """
 

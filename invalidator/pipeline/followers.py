@@ -9,9 +9,9 @@ from invalidator.pipeline.lane import Lane
 
 
 class Followers:
-    """`after` names, for each lane that follows others, those that it follows.
+    """`after` names, for each lane that follows others, the targets that it follows.
 
-    Such a lane defers what it is given until those targets have confirmed it, or for `give_up_after` seconds.
+    Such a lane defers each batch until those targets have confirmed it, or for `give_up_after` seconds.
     """
 
     def __init__(self, lanes: Sequence[Lane], after: Mapping[str, Sequence[str]], give_up_after: float) -> None:
@@ -19,10 +19,10 @@ class Followers:
         self._followed = {by_name[name]: [by_name[one] for one in ones] for name, ones in after.items() if ones}
         self._give_up_after = give_up_after
         self.in_order = self._ordered(lanes)
-        """Every lane, behind those that it follows: `defer_until` relies on their having been given the same before."""
+        """Every lane, after those that it follows: `defer_until` relies on those having the same batch already."""
 
     def defer_until(self, lane: Lane, number: int) -> float | None:
-        """Until when this lane defers what has this number; None when it need not defer it."""
+        """The moment until which this lane defers this number; None when it need not defer it."""
         followed = self._followed.get(lane)
         if not followed:
             return None

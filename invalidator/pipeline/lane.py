@@ -3,17 +3,19 @@
 `delivery_loop.py` has the retries.
 
 A lane runs up to three tasks, none of which waits for another: `exact` sends exact keys, where they may overtake;
-`bulk` sends everything else, flushes included; the watch sends heartbeats and answers other sidecars.
+`bulk` sends everything else, flushes included; the watch sends heartbeats and confirms peers' coverage requests.
 
-Wake-ups. `exact` and `bulk` share one queue, and each may make work for the other: whichever calls `next` first after
-a repeat or a deadline falls due moves it to the outbox that it belongs to, and a backlog that collapses is a flush for
-`bulk`, whichever task collapsed it. So after every change of the queue `_wake` looks at both: a task that sleeps is
-woken when it has something to send, or when something falls due before its alarm. A task that does not sleep calls
-`next` again before it does. Between a `next` that returned None and the sleep nothing else runs, so no wake-up is lost.
+Wake-ups. `exact` and `bulk` share one queue, and each may make work for the other. When a repeat or a deadline falls
+due, the first task that calls `next` moves it to its outbox, which may be the other task's. When either task collapses
+the backlog, `bulk` has a flush to send. So after every change of the queue `_wake` looks at both tasks: it wakes a
+sleeping task that has something to send, or whose alarm is later than the next due time. A task that does not sleep
+calls `next` before it sleeps. Nothing else runs between a `next` that returned None and the sleep, so no wake-up is
+lost.
 
-Internal errors. An unexpected exception of a call to the target is a failed call; the same evictions might fail for
-ever, so they collapse into a flush. An exception in the queue itself leaves a state that nothing can rely on: the lane
-starts anew with an empty queue and a pending flush, and since lanes depend on each other's progress, so do the others.
+Internal errors. An unexpected exception in a call to the target counts as a failed call. The same evictions might fail
+for ever, so they collapse into a flush. After an exception in the queue itself, its state can't be relied on: the lane
+restarts with an empty queue and a pending flush. Lanes depend on each other's progress, so every other target has a
+pending flush too.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ from invalidator.ports import Target
 
 
 class Lane:
-    """`coordinator` flushes the target, or finds that another sidecar covers the flush.
+    """`coordinator` flushes the target, or finds that a peer covers the flush.
 
     `on_confirm` is called whenever the target has confirmed a delivery. `on_change` is called when the target may be
-    another than before: it needs a flush, and so do those that may have refilled from it. `on_restart` is called when
-    this lane has lost its queue.
+    another server than before: it needs a flush, and so do the targets that may have refilled from it. `on_restart` is
+    called when this lane has lost its queue.
     """
 
     def __init__(
@@ -94,12 +96,12 @@ class Lane:
         """How many exact keys were evicted since the last one that existed."""
         return self._metrics.absent
 
-    # What it is given
+    # Input
 
     def put(
         self, evictions: Evictions | None, number: int, hold_until: float | None = None, *, unshared: bool = False
     ) -> None:
-        """Take the evictions of a batch; `unshared` when no other sidecar received the changes that they are for."""
+        """Take the evictions of a batch; `unshared`: no peer received the changes that they are for."""
         collapses = self.queue.collapses
         self.queue.put(evictions, number, clock.now(), hold_until, unshared=unshared)
         if self.queue.collapses > collapses:
@@ -112,40 +114,40 @@ class Lane:
     def require_flush(
         self, reason: FlushReason, number: int, hold_until: float | None = None, *, must: bool = False
     ) -> None:
-        """Require a flush; one that `must` be made is never covered by another sidecar."""
+        """Require a flush; with `must`, no peer's confirmation can replace it."""
         self.queue.require_flush(reason, number, clock.now(), hold_until, must=must)
         self._wake()
         self.publish_soon()
 
     def publish_soon(self) -> None:
-        """Publish how this lane stands without waiting for the next heartbeat: it may be worse than before."""
+        """Publish this lane's state before the next heartbeat, because it may have become worse."""
         self._watch.publish_soon()
 
     def release(self, confirmed: int, settled: int) -> None:
-        """The lanes that this one follows have confirmed, and settled, up to these numbers."""
+        """Take the numbers up to which the lanes that this one follows have confirmed and settled."""
         if self.queue.release(confirmed, settled, clock.now()):
             self._wake()
 
     def request_coverage(self, number: int, request: CoverageRequest) -> None:
-        """A peer requests the confirmation that everything up to this number is evicted here."""
+        """Take a peer's request to confirm that everything up to this number is evicted here."""
         if self._coordinator.accepts(request):
             self.queue.add_coverage_request(number, request.nonce)
             self._watch.confirm_coverage_soon()
 
     def discard_requests(self) -> None:
-        """Changes may have been missed before the coverage requests that have come: none of them is confirmed."""
+        """Drop the coverage requests received so far: changes before them may have been missed."""
         self.queue.drop_coverage_requests()
         self.publish_soon()
 
     def _wake(self) -> None:
-        """Wake each task that has something to send, or that would sleep past the moment at which it may have."""
+        """Wake each task that has something to send, or whose alarm is later than the next due time."""
         due = self.queue.due()
         if self.queue.has_next or (due is not None and due < self._bulk.alarm):
             self._bulk.wake()
         if self.queue.has_next_exact or (due is not None and due < self._exact.alarm):
             self._exact.wake()
 
-    # What it does
+    # Tasks
 
     async def run(self) -> None:
         """Serve the target, until cancelled."""
@@ -182,7 +184,7 @@ class Lane:
         )
 
     def _restart(self) -> None:
-        """Start anew: neither what the target confirmed nor what it still has to be sent is known."""
+        """Start with an empty queue and a pending flush: the state of the old queue can't be relied on."""
         before = self.queue
         schedule = before.repeats
         self.queue = _queue(self.target, before.max_queued, schedule.repeat_after, follows=schedule.follows)
@@ -204,12 +206,14 @@ class Lane:
         self._health.failed(task, error)
         if clock.now() - failing_since > self.target.give_up_after:
             self._give_up()
-        self._wake()  # a backlog that collapsed is a flush for the other task
+        self._wake()  # if the backlog collapsed, `bulk` has a flush to send
 
     def _give_up(self) -> None:
-        """Replace everything queued by a flush, and again whatever comes while that flush fails too."""
+        """Replace everything queued by a flush; while that flush fails, also the evictions queued after it."""
         if not self.queue.pending_flush:
-            self._log.warning("evictions_given_up", "the give-up time is over; a flush replaces the queued evictions")
+            self._log.warning(
+                "evictions_given_up", "the give-up time has passed; a flush replaces the queued evictions"
+            )
         self.queue.collapse(clock.now())
 
     async def _confirmed(self, task: Task, delivery: Delivery, outcome: FlushOutcome) -> None:
@@ -239,7 +243,7 @@ class Lane:
 
     async def _end_flush(self, delivery: Delivery, outcome: FlushOutcome) -> None:
         try:
-            await self._watch.publish()  # first: peers that wait for the lock then find one that can confirm
+            await self._watch.publish()  # before the release: peers that wait for the lock then find one in sync
             await self._coordinator.flush_ended(delivery, outcome)
         except Exception as error:
             self._health.failed("watch", error)

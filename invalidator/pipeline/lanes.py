@@ -1,4 +1,4 @@
-"""All lanes of a pipeline: what is put on them is numbered, and reaches each behind the lanes that it follows."""
+"""All lanes of a pipeline. Each batch gets a number, and is put on a lane after the lanes that it follows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from invalidator.ports import Target
 
 
 class Lanes:
-    """`owned`, `repeat_after` and `after` are by target; `send` sends a coverage request to the peers.
+    """`owned`, `repeat_after` and `after` map target names; `send` sends a coverage request to the peers.
 
     `on_advance` is called when a lane, or its `as_of`, has advanced; `on_restart` when a lane has lost its state.
     """
@@ -40,7 +40,7 @@ class Lanes:
         errors: InternalErrors,
     ) -> None:
         self.number = 0
-        """The number of what was put on the lanes last."""
+        """The number of the last batch or flush that was put on the lanes."""
         self.progress = Broadcast()
         self._on_advance, self._fingerprints = on_advance, fingerprints
         self.all: list[Lane] = []
@@ -65,19 +65,19 @@ class Lanes:
         return iter(self.all)
 
     def put(self, evictions: Mapping[str, Evictions], *, unshared: bool = False) -> None:
-        """Put the evictions of each target on its lane; `unshared` where no peer received what they are for."""
+        """Put the evictions of each target on its lane; `unshared`: no peer received the changes that they are for."""
         self.number += 1
         for lane in self._followers.in_order:
             lane.put(evictions.get(lane.target.name), self.number, self._defer_until(lane), unshared=unshared)
 
     def require_flush(self, reason: FlushReason) -> None:
-        """Every target has a pending flush from now on."""
+        """Require a flush of every target."""
         self.number += 1
         for lane in self._followers.in_order:
             lane.require_flush(reason, self.number, self._defer_until(lane), must=reason in NEVER_COVERED)
 
     def target_changed(self, changed: Lane, reason: FlushReason) -> None:
-        """A target may be another than before: it is flushed, and so are those that may have refilled from it."""
+        """Flush a target that may be another server than before, and the targets that may have refilled from it."""
         self.number += 1
         affected = self._followers.affected_by(changed)
         for lane in self._followers.in_order:
@@ -87,29 +87,29 @@ class Lanes:
                 lane.put(None, self.number, self._defer_until(lane))
 
     def watermark(self, as_of: float) -> None:
-        """All that was committed before this moment is on the lanes."""
+        """Add a watermark: everything committed before this moment is on the lanes."""
         for lane in self.all:
             lane.queue.add_watermark(self.number, as_of)
 
     def request_coverage(self, request: CoverageRequest) -> None:
-        """A peer requests the confirmation that everything so far is evicted from a target."""
+        """Give a peer's request to the lane of its target; it covers everything put so far."""
         for lane in self.all:
             if lane.target.name == request.target:
                 lane.request_coverage(self.number, request)
 
     def discard_requests(self) -> None:
-        """Changes may have been missed before the coverage requests that have come: none of them is confirmed."""
+        """Drop the coverage requests received so far: changes before them may have been missed."""
         for lane in self.all:
             lane.discard_requests()
 
     def publish_soon(self) -> None:
-        """What this sidecar receives may be more or less than before: its fingerprints may have changed."""
+        """Publish the state of every lane: the fingerprints may have changed."""
         self._fingerprints.changed()
         for lane in self.all:
             lane.publish_soon()
 
     def advanced(self) -> None:
-        """A target has confirmed evictions, or a lane has passed a watermark."""
+        """To be called when a target has confirmed evictions, or a lane has passed a watermark."""
         self._followers.release()
         self._on_advance()
         self.progress.notify()

@@ -1,11 +1,12 @@
-"""The lookup queue: changes of rules with a lookup wait here until the database was queried for their columns.
+"""The lookup queue: changes of rules with a lookup wait here until their columns have been queried.
 
 Lookups run in *rounds*. A round has all the changes that came while the round before it ran, and makes one query for
-each rule, with each set of parameters once. So lookups keep up with any traffic, and nothing makes the source wait.
+each rule, with each set of parameters once. So lookups keep up with any traffic, and the source never waits.
 
-What must not overtake a change (a position, a watermark, a coverage request, the end of a purge) is put behind it by
-`afterwards`. It is attached to the round of the last change before it, and done when that round has been put on the
-lanes. Later changes are in later rounds, so they do not delay it, however many there are. One example, in order:
+A position, a watermark, a coverage request or the end of a purge must not overtake a change. The pipeline passes each
+to `afterwards` as a function. The function is attached to the round of the last change before it, and called when the
+evictions of that round are on the lanes. Later changes are in later rounds, so they do not delay it. One example, in
+order:
 
     put([a])              round 1 is gathered: [a]
                           round 1 runs, its query takes 20 ms
@@ -14,11 +15,12 @@ lanes. Later changes are in later rounds, so they do not delay it, however many 
                           round 1 ends: the evictions for a are put
                           round 2 runs
     put([c])              round 3 is gathered: [c]
-    afterwards(mark)      attached to round 3
+    afterwards(report)    attached to round 3
                           round 2 ends: the evictions for b are put, then `confirm` is called; c is still waiting
 
-A lookup that fails makes the looked-up columns unknown, which evicts by wildcard. A round that fails by an exception
-that nobody expected loses its changes: the pipeline puts a gap, and then does what was attached to the round.
+A lookup that fails makes the looked-up columns unknown, which evicts by wildcard. A round that fails by an unexpected
+exception loses its changes: the pipeline puts a gap on the lanes, and the functions attached to the round are called
+after it.
 """
 
 from __future__ import annotations
@@ -41,17 +43,17 @@ from invalidator.logs import Log
 from invalidator.ports import Lookups
 
 MAX_WAITING_CHANGES: Final = 100_000
-"""Beyond so many changes in a round, their tables count as changed as a whole."""
+"""When a round has more changes, their tables count as changed as a whole."""
 
 
 class Put(Protocol):
-    """Puts evictions on the lanes; `unshared` where no peer received what they are for."""
+    """Puts evictions on the lanes; `unshared`: no peer received the changes that they are for."""
 
     def __call__(self, evictions: Mapping[str, Evictions], *, unshared: bool) -> None: ...
 
 
 Render = Callable[[RuleSet, Sequence[Change], Mapping[int, Found]], Mapping[str, Evictions]]
-"""What rules make of changes, and of what was found for them."""
+"""Renders changes by the rules, with the results of their lookups."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class _Round:
 
 
 class LookupQueue:
-    """`put` is given the evictions of the rules with a lookup when a round ends."""
+    """`put` is called at the end of each round, with the evictions of the rules with a lookup."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class LookupQueue:
         self._log = Log()
 
     def put(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
-        """Take those changes that a rule with a lookup is about."""
+        """Queue the changes that a rule with a lookup is about."""
         gathered = self._gathered
         gathered.changes += [change for change in changes if self._rules.about(change.table)]
         gathered.unshared |= unshared
@@ -95,7 +97,7 @@ class LookupQueue:
             self._news.set()
 
     def afterwards(self, then: Callable[[], None]) -> None:
-        """Do this when the evictions for all changes so far have been put: at once where none is waiting."""
+        """Call `then` when the evictions for all changes so far have been put: at once where none is waiting."""
         last = self._gathered if self._gathered.changes else self._running
         if last is None:
             then()
@@ -106,7 +108,7 @@ class LookupQueue:
         """Run round after round, until cancelled."""
         while True:
             stop_if_cancelled()
-            self._end_round()  # one that failed, when this is started again
+            self._end_round()  # after a restart: the round that failed
             if not self._gathered.changes:
                 self._news.clear()
                 await self._news.wait()
@@ -116,7 +118,7 @@ class LookupQueue:
             self._put(self._render(self._rules, round_.changes, found), unshared=round_.unshared)
 
     def _end_round(self) -> None:
-        """Do what was attached to the round; what raises is not done again, and the rest is done at the next call."""
+        """Call the functions attached to the round. If one raises, the next call continues with the one after it."""
         if self._running is not None:
             while self._running.afterwards:
                 self._running.afterwards.popleft()()
@@ -131,7 +133,7 @@ class LookupQueue:
         return found
 
     async def _look_up_rule(self, rule: Rule, lookup: Lookup, changes: Sequence[Change]) -> Found:
-        """What the lookup finds; where it fails, no rows, and the columns that it had when they were known last."""
+        """The result of the lookup; a failed lookup has no rows, and the columns that were known last."""
         described = Found(columns=self._columns.get(rule.number))
         try:
             described = await self._lookups.describe(lookup, list(dict.fromkeys(change.table for change in changes)))

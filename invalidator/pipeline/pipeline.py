@@ -7,11 +7,11 @@ source only when every lane has settled up to it (`position_confirmer.py`).
 The pipeline waits for no target and for no lookup, so the source is always drained. Changes of rules with a lookup go
 through the lookup queue; a position, a watermark and a coverage request that come after them wait for their round.
 
-`as_of` moves by the source's watermarks. While the pipeline is degraded (triggers have drifted, a query of `each`
-fails), watermarks are dropped: it is not known then that everything committed is evicted.
+`as_of` advances with the source's watermarks. While the pipeline is degraded (triggers have drifted, a query of `each`
+fails), watermarks are dropped, because committed changes may not be evicted.
 
 A sidecar that shares a target may resolve a pending flush by a peer's confirmation. Coverage requests are sent and
-received through the source, in order with all that is committed (`core/coordination/coverage.py`).
+received through the source, in the order of the commits (`core/coordination/coverage.py`).
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from invalidator.ports import Feed, Lookups, Source, Target
 _KIND: Final = attrgetter("table", "op", "wide")
 
 Witness = Callable[[Sequence[Change] | Gap, Mapping[str, Evictions]], None]
-"""Is given what was received, and the evictions of each target."""
+"""Called with what was received, and the evictions of each target."""
 
 
 class Pipeline:
-    """`targets` are open, one lane each; `repeat_after` (seconds) and `after` (other targets) are theirs by name.
+    """`targets` are open, one lane each; `repeat_after` (seconds) and `after` (other targets) map target names.
 
     `on_open` is called when the source is open, `on_received` with each batch and gap of it.
     """
@@ -81,10 +81,10 @@ class Pipeline:
         )
         self._on_open, self._on_received = on_open, on_received
         self.degraded: dict[str, str] = {}
-        """Why not every change may be received, by what it is about."""
+        """The reasons why changes may be missed, by subject."""
         self._source_degraded: tuple[str, ...] = ()  # the keys of `degraded` that the source has set
         self.witnesses: set[Witness] = set()
-        self._discards = 0  # how often the coverage requests that had come were discarded
+        self._discards = 0  # how often the coverage requests received so far were dropped
         self._lanes = Lanes(
             targets,
             rules.owned(),
@@ -117,7 +117,7 @@ class Pipeline:
         self._log = Log()
 
     async def run_until(self, stop: asyncio.Event, limit: Callable[[], float]) -> None:
-        """Keep the targets right until `stop` is set; then deliver what is on the lanes, within `limit` seconds."""
+        """Run until `stop` is set; then deliver what is on the lanes, within `limit()` seconds."""
         async with asyncio.TaskGroup() as group:
             tasks = self._start(group)
             reading = group.create_task(self._reader.run(), name="source")
@@ -151,7 +151,7 @@ class Pipeline:
     def _lanes_advanced(self) -> None:
         self._positions.lanes_advanced()
 
-    # What is asked from outside
+    # For other parts
 
     @property
     def lanes(self) -> list[Lane]:
@@ -164,7 +164,7 @@ class Pipeline:
 
     @property
     def number(self) -> int:
-        """The number of what was put on the lanes last."""
+        """The number of the last batch or flush that was put on the lanes."""
         return self._lanes.number
 
     @property
@@ -190,19 +190,19 @@ class Pipeline:
         return True
 
     def reconsider(self) -> None:
-        """`degraded` has its first entry now, or has lost its last."""
+        """To be called when `degraded` has got its first entry, or lost its last."""
         self._lanes.publish_soon()
         if not self.degraded:
             self.probe()
 
     def probe(self) -> None:
-        """Have a watermark come round soon, which says how far the targets are."""
+        """Request a watermark now, so that `as_of` advances soon."""
         self._reader.probe()
 
     def purge(self, changes: Sequence[Change], evictions: Evictions | None = None) -> int:
-        """Evict for these changes, and these evictions everywhere; the number to wait for.
+        """Evict for these changes, and carry out these evictions on every target; returns the number to wait for.
 
-        They reach this sidecar alone, so no peer can confirm them.
+        A purge reaches this sidecar alone, so no peer can confirm it.
         """
         if changes:
             self._changes(changes, unshared=True)
@@ -212,9 +212,9 @@ class Pipeline:
         return self.number
 
     async def answered(self, number: int, timeout: float) -> bool:
-        """Whether all targets have confirmed everything up to this number within this time.
+        """Whether all targets confirm everything up to this number within this time.
 
-        Changes that wait for a lookup have no number yet: their round is waited for first, and no later one.
+        Changes that wait for a lookup have no number yet, so the wait includes their round, but no later round.
         """
         looked_up = self._looked_up()
         try:
@@ -227,7 +227,7 @@ class Pipeline:
         return True
 
     def gap(self, gap: Gap) -> int:
-        """Changes may have been missed; the number that every target has confirmed when it is right again."""
+        """Report a gap, and flush for it; returns the number that every target confirms when that is done."""
         self.metrics.gaps.labels(gap.reason).inc()
         if gap.reason == FlushReason.START:
             self._log.info(
@@ -243,7 +243,7 @@ class Pipeline:
         return self.flush(gap)
 
     def flush(self, gap: Gap) -> int:
-        """Flush what the rules own of the gap's tables; the number that every target confirms when that is done."""
+        """Flush everything, or the gap's tables; returns the number that every target confirms when that is done."""
         self._witness(gap, {})
         if gap.tables is not None:
             self._discards += 1
@@ -254,7 +254,7 @@ class Pipeline:
         return self.number
 
     def changes_lost(self) -> None:
-        """A part failed by an exception that nobody expected, and changes that it had may be lost."""
+        """Put a gap on the lanes, after an unexpected exception that may have lost changes."""
         self.gap(Gap(FlushReason.INTERNAL_ERROR))
 
     def _request_coverage(self, request: CoverageRequest) -> bool:
@@ -267,7 +267,7 @@ class Pipeline:
         self._on_open()
 
     def take(self, item: Item) -> None:
-        """Take what the source yields."""
+        """Handle an item that the source yields."""
         if isinstance(item, Degraded):
             self._degrade(item.reasons)
         elif isinstance(item, CoverageRequest):
@@ -283,7 +283,7 @@ class Pipeline:
                 self._afterwards(partial(self.watermark, item.position, item.as_of))
 
     def _degrade(self, reasons: Mapping[str, str]) -> None:
-        """These are the source's reasons now, in place of those before."""
+        """Replace the source's previous reasons by these."""
         for what in self._source_degraded:
             self.degraded.pop(what, None)
         self._source_degraded = tuple(reasons)
@@ -292,7 +292,7 @@ class Pipeline:
 
     def _changes(self, changes: Sequence[Change], *, unshared: bool = False) -> None:
         self._put(self._renderer.render(self._without_lookup, changes), changes, unshared=unshared)
-        asyncio.get_running_loop().call_soon(self._count, changes)  # when the lanes have sent
+        asyncio.get_running_loop().call_soon(self._count, changes)  # after the lanes, which send first
         if self._lookup_queue:
             self._lookup_queue.put(changes, unshared=unshared)
         self._log.debug("batch_received", "received changes", changes=len(changes), number=self.number)
@@ -311,7 +311,7 @@ class Pipeline:
                 self._errors.report("tail", error)
 
     def _afterwards(self, then: Callable[[], None]) -> None:
-        """Do this when the evictions of all changes so far are on the lanes."""
+        """Call `then` when the evictions of all changes so far are on the lanes."""
         if self._lookup_queue:
             self._lookup_queue.afterwards(then)
         else:
@@ -324,7 +324,7 @@ class Pipeline:
         return put.wait()
 
     def watermark(self, position: Position | None, as_of: float | None) -> None:
-        """All changes so far come before this position, and all that was committed before `as_of` is among them."""
+        """Record that all changes up to this position, and all committed before `as_of`, are on the lanes."""
         if position is not None:
             self._positions.take(self.number, position)
         if as_of is not None and not self.degraded and not self._errors.failing:
@@ -332,7 +332,7 @@ class Pipeline:
         self._lanes.advanced()
 
     def _requested(self, request: CoverageRequest, discards: int) -> None:
-        """Give a peer's request to its lane, unless it waited for a lookup and requests were discarded meanwhile."""
+        """Give a peer's request to its lane, unless requests were dropped while it waited for a lookup."""
         if discards == self._discards:
             self._lanes.request_coverage(request)
 

@@ -1,4 +1,4 @@
-"""The confirmation of positions: after delivery, never before.
+"""Confirms positions to the source: after delivery, never before.
 
 A position is confirmed to the source when every lane has settled all that came before it, repeats included. A feed that
 is lost is opened again after the last confirmed position, so what was not confirmed is read again.
@@ -52,5 +52,5 @@ class PositionConfirmer:
                 try:
                     await self._feed.confirm(position)
                 except SourceLost:
-                    continue  # the reader of the feed finds it lost too
+                    continue  # the source reader gets the error too, and reopens the source
                 self.confirmed = position

@@ -1,4 +1,4 @@
-"""Rendering: what the rules make of changes, whatever fails in a rule."""
+"""Renders changes to evictions, even where a rule fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from invalidator.internal_errors import InternalErrors
 
 
 class Renderer:
-    """`on_lost` is called when nothing could be made of changes: they may be missed."""
+    """`on_lost` is called when changes can't be rendered at all: their evictions are missing."""
 
     def __init__(self, errors: InternalErrors, on_lost: Callable[[], None]) -> None:
         self._errors, self._on_lost = errors, on_lost

@@ -1,4 +1,4 @@
-"""Reading the source: it is opened, read until it is lost, and opened again after the last confirmed position."""
+"""Reads the source: opens it, reads until it is lost, and opens it again after the last confirmed position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BACKOFF: Final = Backoff()
 
 
 class SourceReader:
-    """`take` is given each item; `on_open` is called when a feed is open, `on_lost` when it no longer is.
+    """`take` is called with each item, `on_open` when a feed is open, and `on_lost` when it no longer is.
 
     `why` says why the source is not received; it is empty while a feed is open.
     """
@@ -60,7 +60,7 @@ class SourceReader:
             except RefusedError:
                 raise
             except Exception as error:
-                # What was read and not put on the lanes is read again, or lies in the gap of the next feed.
+                # Changes that were read and not put on the lanes are read again, or are in the gap of the next feed.
                 self._failed(self._errors.report("source", error), LossReason.INTERNAL)
             finally:
                 self.feed = None
@@ -86,7 +86,7 @@ class SourceReader:
         self._metrics.reconnects.labels(reason).inc()
 
     async def refreshed(self) -> Feed:
-        """The feed, once it receives all that there is to receive now; after a loss, the next one."""
+        """The feed, once it is subscribed to all current channels; if it is lost first, the next feed."""
         lost: Feed | None = None
         while True:
             await self._opened.until(lambda: self.feed is not None and self.feed is not lost)  # noqa: B023
@@ -97,7 +97,7 @@ class SourceReader:
             lost = feed
 
     def probe(self) -> None:
-        """Have a watermark come round soon, which says how far the lanes are."""
+        """Request a watermark now, so that `as_of` advances soon."""
         if self.feed is not None:
             self.feed.probe()
 

@@ -1,4 +1,4 @@
-"""Which calls to a target fail, what that means for the target, and what the log says of it."""
+"""Tracks which calls to a target fail, logs it, and requires a flush where evicted keys may be back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Failure(NamedTuple):
 class TargetHealth:
     """The failing tasks of one lane.
 
-    `on_flush_required` is called when the target may be another than before: evicted keys may be back. An internal
-    error of the watch may have hidden that, so it is called when such an error begins, and when it is over.
+    `on_flush_required` is called when the target may be another server than before: evicted keys may be back. An
+    internal error of the watch may hide that, so it is called when such an error begins, and when it is over.
     `on_change` is called when the target fails for a new reason, or has recovered.
     """
 
@@ -55,7 +55,7 @@ class TargetHealth:
 
     @property
     def can_evict(self) -> bool:
-        """Whether no delivery fails; the watch may."""
+        """Whether deliveries succeed; the watch may fail."""
         return not self._failures.keys() - {"watch"}
 
     def reset(self) -> None:

@@ -16,7 +16,7 @@ from invalidator.pipeline.wakeup import Wakeup
 from invalidator.ports import Target
 
 HEARTBEAT_INTERVAL: Final = 1.0
-"""Seconds between two heartbeats: for so long another server may be taken for the same one."""
+"""Seconds between two heartbeats: a replaced server may go unnoticed for as long."""
 
 
 class TargetWatch:
@@ -38,12 +38,12 @@ class TargetWatch:
         self._log = Log(target=target.name)
 
     def publish_soon(self) -> None:
-        """Publish how the lane stands without waiting for the next heartbeat: it may be worse than before."""
+        """Publish the lane's state before the next heartbeat, because it may have become worse."""
         self._has_news = True
         self._wakeup.wake()
 
     def confirm_coverage_soon(self) -> None:
-        """A coverage request may be confirmed now."""
+        """Look soon for coverage requests that may be confirmed."""
         self._wakeup.wake()
 
     async def run(self) -> None:
@@ -51,7 +51,7 @@ class TargetWatch:
         heartbeat_at = clock.now()
         while True:
             stop_if_cancelled()
-            self._wakeup.clear()  # before the look: what comes during it is looked at again
+            self._wakeup.clear()  # before the look: a wake-up during it causes another look
             is_due = clock.now() >= heartbeat_at
             if is_due:
                 heartbeat_at = clock.now() + HEARTBEAT_INTERVAL
@@ -72,7 +72,7 @@ class TargetWatch:
         await self._confirm_coverage()
 
     async def publish(self) -> None:
-        """Publish how the lane stands. Calls do not overlap: what is found out later is written later."""
+        """Publish the lane's state. Calls do not overlap, so the newest state is written last."""
         async with self._publishing:
             self._has_news = False
             queue = self._queue()

@@ -1,4 +1,4 @@
-"""How a task that has nothing to send sleeps."""
+"""The sleep of a task that has nothing to send."""
 
 from __future__ import annotations
 
