@@ -1,1 +1,1 @@
-"""Where evictions go: one module a target."""
+"""The kinds of target, one package each."""

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Evictions sorted by kind; `everything` when only a full purge covers them."""
+    """Evictions sorted by kind; `everything` when only a full purge includes them."""
 
     paths: list[str] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ def purge(fallback: Fallback | None) -> Format:
 
 
 def xkey(fallback: Fallback | None) -> Format:
-    """The same, and tags many at a time in a header."""
+    """As `purge`, and tags, many at a time in a header."""
     without_tags = purge(fallback)
 
     def calls(wanted: Names) -> list[Call]:

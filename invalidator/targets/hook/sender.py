@@ -1,8 +1,8 @@
-"""The HTTP sender: one request, and what its response, or the lack of one, means.
+"""The HTTP sender: makes one request, and decides whether the response confirms it.
 
-Only a 2xx status confirms a request; that the receiver acted on it has to be believed. A redirect is not followed: it
-would carry the body, the token and the signature to another server. The response body is read only as far as is needed
-to keep the connection open.
+A 2xx status confirms a request, and so do the statuses that the request lists; the sidecar can't verify that the
+receiver acted on it. A redirect is not followed: it would carry the body, the token and the signature to another
+server. The response body is read only as far as is needed to keep the connection open.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class HttpSender:
             await self._session.close()
 
     async def send(self, call: Call) -> int:
-        """Make the request; the status of the response. Raises TargetAway when it is not confirmed."""
+        """Make the request; returns the status of the response. TargetAway when it does not confirm the request."""
         await self._wait()
         assert self._session is not None, "the sender is not open"
         base = self._url.path.rstrip("/") if call.path else self._url.path
@@ -112,7 +112,7 @@ class HttpSender:
         raise self._away(f"answered {_status(status)}")
 
     async def _wait(self) -> None:
-        """Wait until the rate and the last Retry-After permit a request."""
+        """Wait until the rate limit and the last Retry-After permit a request."""
         loop = asyncio.get_running_loop()
         start = max(self._not_before, loop.time())
         self._not_before = start + self._interval

@@ -3,8 +3,8 @@
 Why a local cache is right. The lane has one call at a time under way, so an application receives messages in commit
 order. A message without a confirming response is sent again, together with what came meanwhile: an application may
 receive an eviction twice, but never misses one. A number (`seq`) is never used for two messages. After
-`GIVE_UP_AFTER` without a response, a pending flush replaces all queued evictions: by then it is shorter, and it can't
-contain what the receiver failed on.
+`GIVE_UP_AFTER` without a response, a pending flush replaces all queued evictions: a flush is a shorter message by then,
+and does not contain the eviction that the receiver may have failed on.
 
 Why a shorter outage needs no flush. Every unconfirmed message is sent again, whole. A process that has restarted starts
 with an empty cache, or with values that it read after the change was committed and evicted from the shared cache
@@ -79,7 +79,7 @@ class HookTarget:
         self._as_of = as_of
 
     async def evict(self, evictions: Evictions) -> int:
-        """Send all of them. The receiver does not report how many values existed: 0."""
+        """Send all of them. Returns 0: the receiver does not report how many values existed."""
         if self._format is not None:
             await self._send_all(self._format(names(evictions)))
             return 0
@@ -99,7 +99,7 @@ class HookTarget:
         return 0
 
     async def check(self) -> str:
-        """Send a request that evicts nothing; a note on the response, or "". Raises TargetAway."""
+        """Send a request that evicts nothing; returns a note on the response, or "". Raises TargetAway."""
         if self._format is None:
             await self._send_batch(Message(), reason="check")
         else:

@@ -1,8 +1,8 @@
 """A Redis or Valkey as a target: one server, a primary that Sentinels report, or a Cluster.
 
 target            evictions and flushes, as commands
-sweep             SCAN passes, for everything with a wildcard
-flush             FLUSHDB, which leaves in place what sidecars keep there for each other
+sweep             SCAN passes, for every eviction with a wildcard
+flush             FLUSHDB, which leaves the peer store in place
 alive             the alive key, which exists while a sidecar keeps the promise
 node_connections  one connection to each node for one purpose; keys packed by slot; MOVED and ASK
 identity          the identity of each server, and the tracker that notices a change

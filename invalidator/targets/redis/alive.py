@@ -1,12 +1,12 @@
 """The alive key: it exists only while a sidecar keeps the promise for this target.
 
 Meaning. While the key exists, every change that was committed more than `stale_after` ago has been evicted here. An
-application only needs to know whether it exists.
+application only checks whether the key exists.
 
 Owners. Each sidecar of a name evicts every committed change, so for readers of this Redis one sidecar that keeps the
 promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last deadline. A
 sidecar that no longer keeps the promise (a flush is pending, the source is lost, triggers have drifted, the target
-refuses evictions) removes its own entry at once, and no other entry; the key goes with the last entry. A sidecar that
+refuses evictions) removes its own entry at once, and no other; removing the last entry removes the key. A sidecar that
 starts has a pending flush, and so removes the entry that it left before a restart. Only the latest deadlines are kept:
 each entry is written once a second together with the whole key, and a few entries are enough to outlive the sidecars
 that leave.
@@ -30,7 +30,7 @@ written.
 
 Assumption: the server's clock is not set back. A server whose clock advanced by less than the sidecar's (by more than
 a second, because a reply may be slow) is treated as one that was set back, and so is a server with another identity:
-its earlier times are forgotten, and within a second the sidecar's entry goes, until there is a new `as_of`.
+the sidecar forgets its earlier times, and removes its entry within a second, until there is a new `as_of`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from typing import Final, NamedTuple
 from invalidator.targets.redis.node_connections import NodeConnections
 
 _MAX_ENTRIES: Final = 8
-_MAX_READINGS: Final = 100  # one a second: an `as_of` that is older than all of them promises nothing
+_MAX_READINGS: Final = 100  # one a second: an `as_of` older than all of them gives no deadline
 _SLOW_REPLY: Final = 1.0
 
-# KEYS: the alive key. ARGV: the sidecar's entry; its deadline in milliseconds, 0 for none. Returns the time, too.
+# KEYS: the alive key. ARGV: the sidecar's entry; its deadline in milliseconds, 0 for none. Returns the server's time.
 _WRITE: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -96,7 +96,7 @@ class AliveKey:
         self._readings: deque[_Reading] = deque(maxlen=_MAX_READINGS)
 
     async def keep(self, as_of: float | None, server: str) -> None:
-        """Write the entry that follows from `as_of`; None removes it. `server` is the identity of the servers."""
+        """Write the entry with the deadline for `as_of`; None removes it. `server` is the identity of the servers."""
         if not self.key:
             return
         if server != self._server:

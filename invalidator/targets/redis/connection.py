@@ -5,8 +5,8 @@ its client). Three things are done here:
 
 - Commands are sent a chunk at a time, a few chunks ahead of the replies, so that neither side waits for the other. A
   connection carries one exchange at a time. Every reply is read, error replies too, and returned in order.
-- An alarm closes a connection on which no reply arrives in time. redis-py's own `socket_timeout` puts a `wait_for`
-  around each write, which can swallow a cancellation on Python 3.11; it is off.
+- An alarm closes a connection on which no reply arrives in time. redis-py's own `socket_timeout` is off: it puts a
+  `wait_for` around each write, which can swallow a cancellation on Python 3.11.
 - A connection with a failed or cancelled exchange may still receive the replies of that exchange. It is closed, and
   never used again. redis-py would reconnect at the next command, perhaps to another server, whose identity has not been
   read.
@@ -32,7 +32,7 @@ from invalidator.targets.redis.credentials import read_credentials
 from invalidator.targets.redis.replies import ErrorReply, error_of
 
 TIMEOUT = 3.0
-"""Seconds without any reply after which a connection is given up."""
+"""Seconds without any reply after which a connection is closed."""
 
 _CHUNKS_AHEAD: Final = 4  # sent before the replies to the first are read; more gains nothing
 _STRICT: Final = range(80, 94)  # OpenSSL's codes of what only VERIFY_X509_STRICT refuses
@@ -83,7 +83,7 @@ class _Tls(_OneLife, redis_py.SSLConnection):
 
 class _Unix(_OneLife, redis_py.UnixDomainSocketConnection):
     async def on_connect(self) -> None:
-        """Nothing: redis-py would log in here, and then once more as on every connection."""
+        """Do nothing: redis-py would log in here, and log in again as it does on every connection."""
 
 
 class Connection:
@@ -191,7 +191,7 @@ def _prepared(endpoint: Endpoint, login: Sequence[str], timeout: float) -> _OneL
         "username": login[0] if len(login) > 1 else None,
         "password": login[-1] if login else None,
         "client_name": endpoint.client_name,
-        "driver_info": None,  # CLIENT SETINFO, which a user may lack the right to
+        "driver_info": None,  # no CLIENT SETINFO, which the user may not be allowed to call
         "protocol": 2,  # nothing of RESP3 is needed, and it takes one round trip more
         "parser_class": _Parser,
         "retry": Retry(NoBackoff(), 0),
@@ -228,12 +228,12 @@ def _unreachable(error: exceptions.RedisError, where: str) -> TargetAway:
 
 
 def _text_of(error: exceptions.RedisError) -> str:
-    """The cause of the error, without the words that redis-py puts around it."""
+    """The cause of the error, without the text that redis-py adds."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError):
         return _os_text(cause)
     if isinstance(error, exceptions.InvalidResponse):
-        return f"the server is no Redis: {error}"
+        return f"the server is not a Redis: {error}"
     text = str(error)
     return "the server closed the connection" if text == "Connection closed by server." else text
 
@@ -243,7 +243,7 @@ def _os_text(error: OSError | ValueError) -> str:
         return "connection refused"
     if isinstance(error, ConnectionResetError) and not error.strerror:  # during the handshake of TLS
         return "the server closed the connection"
-    if reason := getattr(error, "reason", None):  # of OpenSSL, like WRONG_VERSION_NUMBER
+    if reason := getattr(error, "reason", None):  # from OpenSSL, such as WRONG_VERSION_NUMBER
         return f"TLS: {str(reason).lower().replace('_', ' ')}"
     text = error.strerror if isinstance(error, OSError) else None
     return (text or str(error) or type(error).__name__).lower()

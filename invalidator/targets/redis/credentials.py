@@ -1,8 +1,8 @@
 """Passwords that change while the sidecar runs: from a file, a command, or a credential provider of the application.
 
-Each is redis-py's `CredentialProvider`, and is asked before each connect. A server closes no connection when a password
-changes, and a connection that is closed is opened anew with the password of that moment: the server is the same, so no
-flush is pending.
+Each is redis-py's `CredentialProvider`, and is called before each connect. A server closes no connection when a
+password changes. A connection that was closed is opened again with the current password; the server is the same, so no
+flush is needed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _calls: Final[dict[int, Future[Any]]] = {}  # by the id of the provider, which i
 
 
 class UnreadableError(Exception):
-    """There is no password; the text says why, and never quotes one."""
+    """No password can be read; the text says why, and never quotes a password."""
 
 
 class PasswordFile(CredentialProvider):
-    """The password is what a file holds, without the line end."""
+    """The password is the content of a file, without the line end."""
 
     def __init__(self, user: str, path: str) -> None:
         self._user, self._path = user, Path(path)
@@ -51,7 +51,7 @@ class PasswordFile(CredentialProvider):
 
 
 class PasswordCommand(CredentialProvider):
-    """The password is what a program prints, without the line end. What it prints as errors goes to our own stderr."""
+    """The password is the output of a program, without the line end. The program shares the sidecar's stderr."""
 
     def __init__(self, user: str, command: Sequence[str]) -> None:
         self._user, self._command = user, command
@@ -100,7 +100,7 @@ def load_provider(dotted: str, where: str) -> Credentials:
     module, _, factory = dotted.partition(":")
     try:
         provider = getattr(importlib.import_module(module), factory)()
-    except Exception as error:  # anything may go wrong in code that is not ours
+    except Exception as error:  # third-party code may raise anything
         raise RefusedError(
             f'no credential provider from "{dotted}": {type(error).__name__}',
             where=where,
@@ -113,7 +113,7 @@ def load_provider(dotted: str, where: str) -> Credentials:
 
 
 async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
-    """Nothing, the password, or the user and the password, for a connect now; TargetAway where there is none."""
+    """The current login: nothing, a password, or a user and a password; TargetAway where it can't be read."""
     provider = endpoint.credentials
     if provider is None:
         if not (endpoint.user or endpoint.password):
@@ -135,7 +135,7 @@ async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
         raise TargetAway(
             str(error), where=str(endpoint), todo="correct it in the configuration", reason=RetryReason.REFUSED
         ) from error
-    except Exception as error:  # a provider's own; its text may hold a secret
+    except Exception as error:  # raised by a provider; its text may hold a secret
         what = f"the credential provider failed: {type(error).__name__}"
         raise TargetAway(what, where=str(endpoint)) from error
 
@@ -170,5 +170,5 @@ def _is_login(login: object) -> bool:
 
 
 def _is_asynchronous(provider: Credentials) -> bool:
-    """Whether it answers without blocking: redis-py's base class calls the blocking method."""
+    """Whether the provider has an asynchronous method of its own; the inherited one calls the blocking method."""
     return type(provider).get_credentials_async is not CredentialProvider.get_credentials_async

@@ -1,4 +1,4 @@
-"""FLUSHDB: the flush of a whole database, which leaves in place what the sidecars keep there for each other."""
+"""FLUSHDB: the flush of a whole database, which leaves the peer store in place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from invalidator.targets.redis.node_connections import NodeConnections
 
-# Everything is removed but the keys that are named. They are restored with the time to live that they had left.
+# Removes everything except KEYS, which are restored with their remaining time to live.
 _FLUSH: Final = """
 local kept = {}
 for number, key in ipairs(KEYS) do
@@ -23,10 +23,10 @@ return #kept
 
 
 async def flush_database(connections: NodeConnections, peer_keys: Sequence[str], others: Sequence[str]) -> int:
-    """Remove every key but these; 0, as nobody counts the keys. `peer_keys` lie in one slot of a Cluster.
+    """Remove every key except these; returns 0, because FLUSHDB reports no number. `peer_keys` lie in one slot.
 
-    In a Cluster the keys of a script lie in one slot, so the others are removed there; each is written again within a
-    second.
+    In a Cluster all keys of a script must lie in one slot, so `others` are removed there too; each is written again
+    within a second.
     """
     for node, connection in await connections.connections():
         if not connections.is_cluster:

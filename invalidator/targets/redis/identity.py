@@ -1,9 +1,8 @@
 """The identity of each server, and the tracker that notices when it changes.
 
-A server's identity is its process (`run_id`) and its replication history (`master_replid`). A node that has another
-process than before, or the same one with another history, may hold keys that were evicted: that is `TargetChanged`. The
-caller that reads the new identity first gets the error, and the lane has a pending flush from then on, whatever else is
-under way.
+A server's identity is its process (`run_id`) and its replication history (`master_replid`). A node whose process or
+history has changed may hold keys that were evicted before. The first call that reads the new identity raises
+`TargetChanged`, and the lane has a pending flush from then on, whatever other calls are under way.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class CanCall(Protocol):
 class IdentityTracker:
     """The last identity of each node of a target.
 
-    The nodes may change at any await: another connection receives MOVED and looks for the primaries. So a node may have
-    no identity yet; until it has one, the tracker is not complete.
+    The nodes may change at any await, when another connection receives MOVED and looks for the primaries. So a node may
+    have no identity yet; the tracker is complete when every node has one.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class IdentityTracker:
         if before is None and not self._was_complete:
             return
         if before != identity:
-            raise TargetChanged("it is another server than before, or came back with what it had saved", where=node)
+            raise TargetChanged("the server was replaced, or restarted from saved data", where=node)
 
     def keep_only(self, nodes: Collection[str]) -> None:
         """Forget the nodes that are not among these, which are all nodes of the target now."""
@@ -68,7 +67,7 @@ class IdentityTracker:
 
 
 async def read_identity(connection: CanCall, mode: str) -> Identity:
-    """The identity of the server; TargetAway where it is no primary, or runs in another mode than this one."""
+    """The identity of the server; TargetAway where it is not a primary, or does not run in this mode."""
     info = read_info(b"\n".join(await connection.call(("INFO", "server"), ("INFO", "replication"))))
     where = str(connection.endpoint)
     found = info.get("redis_mode") or info.get("server_mode", "standalone")  # Valkey's name for it

@@ -1,8 +1,8 @@
 """One connection to the primary of each node of a target, for one purpose.
 
-Evictions, SCAN passes, and what sidecars keep for each other have connections of their own, so that none waits for
-another. Before a connection is used, the identity of its server is read on it: no eviction goes to a server that the
-tracker does not know (`identity.py`).
+Exact evictions, SCAN passes and the peer store each have connections of their own, so that none waits for another.
+Before a connection is used, the identity of its server is read on it: no eviction goes to a server that the tracker
+does not know (`identity.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _USED: ContextVar[set[Connection] | None] = ContextVar("used", default=None)  # 
 
 @contextmanager
 def recorded() -> Iterator[set[Connection]]:
-    """The connections that are used by this call and by the tasks that it starts."""
+    """Collects the connections that are used in the `with` block, and by the tasks that it starts."""
     connections: set[Connection] = set()
     token = _USED.set(connections)
     try:
@@ -50,7 +50,7 @@ def _record(connection: Connection) -> Connection:
 
 
 class NodeConnections:
-    """Opened when they are used; after an error, opened anew."""
+    """Each connection is opened when it is first used, and opened again after an error."""
 
     def __init__(self, topology: Topology, identities: IdentityTracker) -> None:
         self._topology, self._identities = topology, identities
@@ -79,7 +79,7 @@ class NodeConnections:
             await self._topology.discover()
             endpoint = self._topology.primaries.get(node)
             if endpoint is None:
-                raise TargetAway("it is no part of the target any more", where=node, reason=RetryReason.MOVED)
+                raise TargetAway("the node has left the target", where=node, reason=RetryReason.MOVED)
         connection = await connect(endpoint)
         try:
             self._identities.note(node, await self.read_identity(connection))
@@ -90,7 +90,7 @@ class NodeConnections:
         return connection
 
     async def read_identity(self, connection: Connection) -> Identity:
-        """The identity of the server; TargetAway where it is no primary, or runs in another mode than configured."""
+        """The identity of the server; TargetAway where it is not a primary, or not in the configured mode."""
         return await read_identity(connection, self._topology.mode)
 
     async def connections(self) -> list[tuple[str, Connection]]:
@@ -129,7 +129,7 @@ class NodeConnections:
         return sum(replies)
 
     async def each(self, commands: Sequence[Command], *, may_fail: str = "") -> list[Any]:
-        """The reply to each command, whose first argument is a key; an error with this code is a reply too."""
+        """The reply to each command on a key. An error with the code `may_fail` is returned, any other is raised."""
         by_node: dict[str, list[int]] = defaultdict(list)
         if not self._topology.primaries:
             await self._topology.discover()
@@ -159,7 +159,7 @@ class NodeConnections:
         return replies
 
     async def _redirected(self, command: Command) -> Any:
-        """The reply to a command whose slot is moving: key by key, at the node that has the key."""
+        """The reply to a command whose slot is moving; UNLINK is sent key by key, to the node that has the key."""
         if command[0] == "UNLINK" and len(command) > 2:
             return sum([await self._redirected(("UNLINK", key)) for key in command[1:]])
         importing = ""
@@ -197,7 +197,7 @@ class NodeConnections:
 
 
 async def all_of(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    """Run all calls at once; when all have ended, raise the first error, a TargetChanged before any other."""
+    """Run all calls at once; when all have ended, raise the first error, but a TargetChanged before any other."""
     ended = await asyncio.gather(*calls, return_exceptions=True)
     errors = [one for one in ended if isinstance(one, BaseException)]
     if errors:

@@ -1,7 +1,7 @@
-"""The meaning of a server's error replies: what happens next, and what an operator has to do.
+"""The meaning of a server's error replies, and what an operator has to do.
 
-AWAY: the server will serve the command later; it is tried again. MOVED: another server has to be found. REFUSED: the
-server will not serve the command until an operator changes something; it is tried again, because then it will.
+AWAY: the server will serve the command later. MOVED: another server has to be found. REFUSED: the server will not serve
+the command until an operator changes something. The lane retries after each of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from invalidator.errors import RetryReason, TargetAway
 
 
 class ErrorReply(ResponseError):
-    """An error reply with its code. redis-py takes the codes that it knows off the text."""
+    """An error reply with its code. redis-py's own class removes the codes that it knows from the text."""
 
     @property
     def code(self) -> str:

@@ -1,14 +1,12 @@
-"""SCAN passes: all evictions with a wildcard that wait share one pass, whatever is done with the keys that it finds.
+"""SCAN passes: all waiting evictions with a wildcard share one pass, of whatever kind they are.
 
-While the server looks for the next page, the page before is matched. The keys to remove from it are sent together with
-the request for a later page. A page is small, so other clients of the server never wait for long.
+While the server looks for the next page, the previous page is matched. Its keys to remove are sent together with the
+request for a later page. A page is small, so other clients of the server never wait for long.
 
 In a Cluster a key may move from one node to another while a pass, or a FLUSHDB of one node after the other, is under
-way. A pass counts when no slot moved while it ran. Where slots are moving, two passes in a row under the same layout
-count: a key moves once and in one direction, so a key that the first pass missed on both nodes is on the new one
-throughout the second.
-
-Another way to find keys, such as an index that is fed by the server's tracking, would replace `Pages`.
+way. One pass is enough if no slot moved while it ran. While slots are moving, two passes in a row under the same layout
+are needed: a key moves once and in one direction, so a key that the first pass missed on both nodes is on the new node
+throughout the second pass.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class Sweeper:
         self._log = Log(target=name)
 
     async def run(self, sweep: Sweep, carry_out: CarryOut) -> int:
-        """Carry out the patterns on every key that exists throughout the pass; returns how many keys were removed."""
+        """Evict every key that matches and exists throughout the pass; returns how many keys were removed."""
         return await self.until_at_rest(lambda: self._pass(sweep, carry_out, removing=True))
 
     async def count(self, sweep: Sweep, count: CarryOut) -> int:
@@ -69,7 +67,7 @@ class Sweeper:
         return await self._pass(sweep, count, removing=False)
 
     async def sample(self, seconds: float) -> AsyncIterator[list[bytes]]:
-        """Pages of keys, in no order: each node is scanned for its share of the seconds."""
+        """Pages of keys, in no order; the seconds are divided among the nodes."""
         nodes = await self._connections.connections()
         for _, connection in nodes:
             loop, cursor = asyncio.get_running_loop(), b""

@@ -3,10 +3,10 @@
 Exact keys are removed by UNLINK, 500 per command. Patterns share SCAN passes on connections of their own. Every reply
 is read: a call returns when the server has confirmed all of it, and raises `TargetAway` for anything less.
 
-A flush removes what the rules own. It leaves tag sets in place, which belong to the application, and raises version
-counters instead of removing them: a counter that began again at 1 would bring old keys back to life.
+A flush removes what the rules own. It leaves tag sets in place, because they belong to the application. It raises
+version counters instead of removing them: a counter that starts at 1 again would make old keys valid again.
 
-Keys are bytes. The prefix is put before them as it is; members of a tag's set are whole keys already.
+Keys are bytes. The prefix is put before each key; the members of a tag's set have it already.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from invalidator.targets.redis.topology import Single, Topology
 REPLICAS_TIMEOUT_MS = 1000
 """Milliseconds that replicas may take to apply an eviction."""
 
-# A counter gets a number that it has not had: one more, or the server's clock in microseconds where that is more. The
-# clock is the server's, so two sidecars' clocks can't lower a counter. Lua counts in doubles, exact up to 2^53 only, so
-# numbers are compared as digits, by length and then in order, and INCR adds. What is no number that INCR could raise
-# (a text, one below zero, the greatest) becomes the clock too: another number than before, which the application can
-# raise again. Without the counter the application would begin at 1, and bring old keys back to life. KEEPTTL keeps the
-# time to live; the application's own INCR would.
+# A counter gets a number that it has not had: its value plus one, or the server's clock in microseconds where that is
+# more. The clock is the server's, so two sidecars with different clocks can't lower a counter. Lua's numbers are
+# doubles, exact only up to 2^53, so values are compared as digits, by length and then in order, and INCR adds one. A
+# value that INCR can't raise (a text, a negative number, the maximum) is replaced by the clock: the application can
+# raise that again. A missing counter is created, because the application would start it at 1 and make old keys valid
+# again. KEEPTTL keeps the time to live, as the application's own INCR does.
 _RAISE: Final = """
 local function is_less(one, other) return #one < #other or (#one == #other and one < other) end
 local kind = redis.call('TYPE', KEYS[1]).ok
@@ -70,8 +70,8 @@ _T = TypeVar("_T")
 class RedisTarget:
     """`whole_database` makes a flush a FLUSHDB instead of a SCAN pass over what the rules own.
 
-    `installation` and the target's name are part of the keys that sidecars share, and `instance` is this sidecar among
-    them. `alive_key` exists while the promise holds, for up to `stale_after` seconds (`alive.py`). An eviction is
+    `installation` and the target's name are part of the names in the peer store, and `instance` identifies this sidecar
+    there. `alive_key` exists while the promise holds, for up to `stale_after` seconds (`alive.py`). An eviction is
     confirmed when `wait_replicas` replicas have it.
     """
 
@@ -150,9 +150,9 @@ class RedisTarget:
         return await self._called(self._check())
 
     async def compare(self, owned: Sequence[Eviction]) -> Difference | None:
-        """How existing keys differ from the owned ones; None where one is owned, or none exists.
+        """How existing keys differ from the owned ones; None if the sample has an owned key, or no key at all.
 
-        A sample is scanned for a moment. Counters do not count, because a flush creates those that did not exist.
+        Counters are ignored, because a flush creates those that did not exist.
         """
         return await self._called(self._compare(owned))
 
@@ -211,7 +211,7 @@ class RedisTarget:
         return await self._carry_out(self._bulk, kind, field, keys)
 
     async def _carry_out(self, connections: NodeConnections, kind: Kind, field: str, keys: Sequence[bytes]) -> int:
-        """Carry out this kind of eviction on these keys; keys of another type than it is about are left alone."""
+        """Carry out this kind of eviction on these keys; a key of the wrong type is left as it is."""
         if kind == "key":
             return await connections.unlink(keys)
         if kind == "tag":
@@ -229,7 +229,7 @@ class RedisTarget:
         return sum([await connections.unlink(members) async for members in self._members(connections, key)])
 
     async def _members(self, connections: NodeConnections, key: bytes) -> AsyncIterator[list[bytes]]:
-        """The members of a tag's set, a page at a time; a tag that is something else, or not there, has none."""
+        """The members of a tag's set, a page at a time; none where the key has another type or does not exist."""
         scan, cursor = "SSCAN", b"-1"
         while cursor != b"0":
             start = b"0" if cursor == b"-1" else cursor
@@ -315,7 +315,7 @@ class RedisTarget:
         return difference(keys, patterns, seen) if keys and patterns else None
 
     def _is_own(self, key: bytes) -> bool:
-        """Whether a key belongs to sidecars, of any name, and is no part of what is cached."""
+        """Whether a key belongs to the sidecars of any installation, and not to the cache."""
         return key.startswith(b"invalidator:") or key == self._alive.key.encode()
 
     def _key(self, key: str) -> bytes:

@@ -2,8 +2,8 @@
 
 A *node* is a part of the target that has one primary at a time: the whole target, named "", or, in a Cluster, an
 address. `discover` runs before the first connection, when a Cluster replies MOVED, and every second. With several
-Sentinels or cluster nodes it asks all of them at once and believes the one with the highest epoch: one that was split
-off from the rest goes on reporting what it knew.
+Sentinels or cluster nodes, all are queried at once, and the report with the highest epoch is used: a Sentinel or node
+that is cut off from the others keeps reporting an old topology.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class _QueryConnections:
 
 
 class Sentinel:
-    """The primary of a service, as its Sentinels report it; `endpoint` has the login there, and its host is unused."""
+    """The primary of a service, as its Sentinels report it; `endpoint` has the primary's login, its host is unused."""
 
     mode = "standalone"
 
@@ -131,7 +131,7 @@ class Sentinel:
 
 
 class Layout(NamedTuple):
-    """What must not change while a SCAN pass runs: the epoch, the node of each slot, and the slots that are moving."""
+    """The slots of a Cluster, which must not change while a SCAN pass runs; `slots` has the node of each slot."""
 
     epoch: int
     slots: tuple[str, ...]
@@ -139,7 +139,7 @@ class Layout(NamedTuple):
 
 
 class Cluster:
-    """The nodes of a Cluster that hold slots; `seed` is any of its nodes."""
+    """The nodes of a Cluster that serve slots; `seed` is any of its nodes."""
 
     mode = "cluster"
 

@@ -1,8 +1,8 @@
 """The newest events of a stream, numbered, so that a reader that reconnects can resume. Pure.
 
-A number is used once in an epoch, which is one run of the target. A reader names the last number that it has. If every
-later event is still in the ring, the reader resumes after it; otherwise it flushes its cache. A flush supersedes every
-event before it, so the ring may start with one.
+A number is used once in an epoch, which is one run of the target. A reader reports the number of its last event. If
+every later event is still in the ring, the reader resumes after that number; otherwise it flushes its cache. A flush
+supersedes every event before it, so a reader can resume at a flush even if earlier events are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Event:
 
 
 class Ring:
-    """The newest events."""
+    """The newest events, within a limit of `events` and of `size` bytes."""
 
     def __init__(self, epoch: str, *, events: int = EVENTS, size: int = SIZE) -> None:
         self.epoch, self.newest = epoch, 0
@@ -84,7 +84,7 @@ class Ring:
         return self._eviction_frame(event.seq, event.message.with_prefixes(prefixes))
 
     def _eviction_frame(self, seq: int, message: Message) -> bytes:
-        """The event with these names; empty when there are none."""
+        """The frame of an event with these names; empty when there are no names."""
         lists = {name: listed for name, listed in message.lists().items() if listed}
         return frame("evict", self.id(seq), lists) if lists else b""
 

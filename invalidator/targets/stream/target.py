@@ -7,11 +7,11 @@ it depends on. A reader whose `as_of` is older than `stale_after` stops trusting
 
 `as_of` and `now` are readings of the sidecar's monotonic clock. A reader relates them to its own clock by the moment at
 which it requested the stream, taken as the `now` of `hello`. Every age that it computes is thus a little too high,
-never too low. No two clocks are compared, and a suspended reader does not take the events in its socket for new.
+never too low. No two clocks are compared, and a reader that was suspended does not take buffered events for new.
 
 One task writes to all readers, a few at a time, so that a thousand readers do not delay an eviction from Redis. The
 more readers, the longer the pause between two rounds, and the more events each write carries. The task never waits for
-a reader: what a reader has not taken stays in the ring, so a slow one costs at most `MAX_UNSENT` bytes of memory.
+a reader: unwritten events stay in the ring, so a slow reader costs little more than `MAX_UNSENT` bytes of memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reader(Protocol):
     """The connection of a reader."""
 
     def write(self, data: bytes) -> None:
-        """Queue this for sending; never waits."""
+        """Queue these bytes for sending, without waiting."""
         ...
 
     def behind(self) -> int:
@@ -115,7 +115,7 @@ class StreamTarget:
     # Evictions
 
     async def evict(self, evictions: Evictions) -> int:
-        """Put the evictions in the ring. Readers do not report how many values existed: 0."""
+        """Put the evictions in the ring. Returns 0: readers do not report how many values existed."""
         to_send = messages(evictions)
         if to_send is None:
             self.ring.flush(FlushReason.UNKNOWN_TAG)
@@ -198,7 +198,7 @@ class StreamTarget:
                 await self._changed.wait()
 
     def _write(self, seat: Seat, shared: dict[tuple[int, int], tuple[bytes, int]], now: float) -> bool:
-        """Write the next events to a reader; whether more are left. `shared` caches frames for all readers."""
+        """Write the next events to a reader; returns whether more are left. `shared` caches frames for all readers."""
         reader, ring = seat.reader, self.ring
         if reader.is_gone():
             self.disconnect(seat)
