@@ -1,4 +1,4 @@
-"""Waiting for a condition that other tasks bring about, without polling."""
+"""Waits for a condition that other tasks make true, without polling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Broadcast:
-    """Whoever may have made a condition true notifies; all that wait check their conditions again."""
+    """A task that may have made a condition true calls `notify`; every waiting task then checks its condition."""
 
     def __init__(self) -> None:
         self._notified = asyncio.Event()
@@ -17,6 +17,6 @@ class Broadcast:
         self._notified = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition is true. Nothing else runs between a check and the wait, so no notice is lost."""
+        """Wait until the condition is true. No other task runs between a check and the wait, so no call is missed."""
         while not condition():
             await self._notified.wait()

@@ -1,16 +1,16 @@
-"""The clock that every age and deadline is measured by, and the event loop that runs on it.
+"""The clock for every age and deadline, and an event loop that uses it.
 
 asyncio's own clock is CLOCK_MONOTONIC. On Linux it stands still while the machine sleeps, as `time.monotonic` does on
 macOS. After an hour of sleep `as_of` would look one second old until the pending canary times out: readyz, heartbeats
-of the stream and messages to hooks would report that everything is evicted. This clock counts the sleep, so they report
-the real age at once.
+of the stream and messages to hooks would report that everything is evicted. This clock includes the time of the sleep,
+so they report the real age at once.
 
-The kernel measures timers by the clock that stands still. A timer may therefore fire late by the time that it had left
-when the machine fell asleep: one or two seconds.
+The kernel runs timers on the clock that stands still. After a sleep, a timer still takes the time that it had left when
+the machine fell asleep: it fires one or two seconds late.
 
 A hypervisor that pauses a virtual machine without telling the guest stops this clock too, and nothing inside the guest
-can detect it. Two mechanisms do not depend on it: the alive key (`targets/redis/alive.py`) has expired by then, and a
-reader of the stream on another machine has received no heartbeat.
+can detect the pause. Two mechanisms do not depend on this clock: the alive key (`targets/redis/alive.py`) expires, and
+a reader of the stream on another machine receives no heartbeat.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def now() -> float:
 
 
 def boot_time() -> float:
-    """Seconds since an arbitrary moment, including those for which the machine slept."""
+    """Seconds since an arbitrary moment, including the time for which the machine slept."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 

@@ -1,4 +1,4 @@
-"""The errors of the product, ordered by who acts next.
+"""The errors of the product, each class by the action that follows.
 
     InvalidatorError
     +-- ConfigError          the operator corrects the file: a list of mistakes, each with its place
@@ -6,11 +6,11 @@
     +-- RefusedError         the operator changes the environment; waiting does not help
     +-- AwayError            the sidecar retries: a dependency can't be reached or can't serve now
     |   +-- SourceLost       the feed ended; changes that it did not deliver are a gap
-    |   +-- TargetAway       the target did not confirm; all that it was sent is sent again
-    |       +-- TargetChanged    it is another server than before; it needs a flush
-    +-- PayloadError         nobody: a notification that can't be read
+    |   +-- TargetAway       the target did not confirm a call; the lane sends the evictions again
+    |       +-- TargetChanged    the target is another server than before; the lane flushes it
+    +-- PayloadError         a notification can't be read; the source reports a gap or a table-wide change
 
-A constructor takes facts; `str()` makes one sentence of them: `where: what; what to do`.
+A constructor takes the parts of the message, and `str()` joins them: `where: what; what to do`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class InvalidValueError(ValueError):
-    """A text that cannot be read as what it should be. Its place is known to the caller."""
+    """A text that can't be parsed. The caller knows where the text comes from."""
 
     def __init__(self, what: str, todo: str = "") -> None:
         super().__init__(sentence("", what, todo))
@@ -68,7 +68,7 @@ class Mistake(NamedTuple):
 
 
 class ConfigError(InvalidatorError):
-    """The configuration is wrong; `mistakes` holds all that were found."""
+    """The configuration is wrong; `mistakes` has every mistake that was found."""
 
     exit_code = 2
 
@@ -108,8 +108,8 @@ class LossReason(StrEnum):
 class RetryReason(StrEnum):
     """Why a call to a target is made again: a label of `target_retries_total`.
 
-    MOVED: another server serves this now. REFUSED: the operator has to change something there.
-    CHANGED: the server is not the one that took the earlier evictions.
+    AWAY: the target did not respond, or can't serve now. MOVED: another server has to be found.
+    REFUSED: an operator has to change something at the target. CHANGED: the target is another server than before.
     """
 
     AWAY = "away"
@@ -155,6 +155,6 @@ def leaf(error: BaseException) -> BaseException:
 
 
 def sentence(where: str, what: str, todo: str = "") -> str:
-    """Join those parts of a message that are not empty."""
+    """Join the parts of a message that are not empty."""
     text = f"{where}: {what}" if where else what
     return f"{text}; {todo}" if todo else text

@@ -1,19 +1,20 @@
-"""Unexpected exceptions: defects of the product, which must cost neither the process nor a change.
+"""Unexpected exceptions: defects of the product, which must neither end the process nor lose a change.
 
-Each part catches `Exception` at the edge of its loop and nowhere else. Cancellation is no `Exception` and passes. A
-caught exception is reported here: logged with its traceback, counted, and shown while it lasts as a reason why the
-promise is not kept. Then the part acts as on any other failure, and more widely where it can't know what was lost:
+Each part catches `Exception` at the edge of its loop and nowhere else. Cancellation is not an `Exception` and passes. A
+caught exception is reported here: it is logged with its traceback and counted, and while the part fails it is shown as
+a reason why the promise is not kept. Then the part acts as on any other failure; where it can't know what was lost, it
+evicts more:
 
     a call to a target          the evictions become a pending flush, which is retried
-    the state of a lane         begins anew, with a flush of every target
+    the state of a lane         the lane restarts with an empty queue, and every target is flushed
     the source, its canary or   the feed is closed and opened again: a gap
     its channels
     one notification            a gap
     a rule                      the whole table is evicted; where that fails too, a gap
-    a lookup                    a wildcard; where that fails too, a gap
-    the drift check             is run again; until it succeeds, the promise is not kept
-    a reader of the stream      is disconnected; it resumes or receives a flush
-    a request                   500
+    a lookup                    a wildcard replaces its columns; where that fails too, a gap
+    the drift check             the check runs again; until it succeeds, the promise is not kept
+    a reader of the stream      the reader is disconnected; it resumes or receives a flush
+    an HTTP request             the response is 500
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _BACKOFF: Final = Backoff()
 class InternalErrors:
     """The internal errors of one sidecar.
 
-    `failing` maps each failing part to its error; `changed` is called when it changes.
+    `failing` maps each failing part to its error; `changed` is called when `failing` has changed.
     """
 
     def __init__(self, metrics: Metrics | None = None) -> None:
@@ -69,7 +70,7 @@ class InternalErrors:
     async def keep_running(
         self, part: Part, run: Callable[[], Awaitable[None]], on_failure: Callable[[], None] = lambda: None
     ) -> None:
-        """Run a part until it returns, and again after each failure. `on_failure` accounts for what may be lost."""
+        """Run a part until it returns, and again after each failure. `on_failure` is called before each restart."""
         loop, failures = asyncio.get_running_loop(), 0
         while True:
             stop_if_cancelled()

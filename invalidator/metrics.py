@@ -36,7 +36,7 @@ Sample = tuple[str, dict[str, str], float]
 """A gauge's name, its labels and its value."""
 
 HELP: Final = MappingProxyType({
-    "build_info": "the version that runs",
+    "build_info": "the running version",
     "source_up": "1 while the source is receiving",
     "source_reconnects": "the source was lost and opened again",
     "source_gaps": "gaps: intervals in which changes may have been missed",
@@ -72,7 +72,8 @@ HELP: Final = MappingProxyType({
 class Metrics:
     """The metrics of one sidecar, in a registry of their own.
 
-    `targets` and `tables` are label values. `counting` names the targets that report how many keys existed; None: all.
+    `targets` and `tables` are label values. `counting` names the targets that report how many keys existed; None means
+    all of them.
     `state` yields the gauges that are computed at the scrape.
     """
 
@@ -122,7 +123,7 @@ class Metrics:
         return LaneMetrics(self, target)
 
     def received(self, table: Table, op: Op | None, number: int, *, wide: bool) -> None:
-        """Count changes of a table. A hot path: the counters of each table and operation are kept at hand."""
+        """Count changes of a table. A hot path: the counters of each table and operation are cached."""
         counters = self._change_counters.get((table, op))
         if counters is None:
             label = str(table) if str(table) in self._known_tables else UNMATCHED
@@ -156,7 +157,7 @@ class Metrics:
 
 
 class LaneMetrics:
-    """The metrics of one target. A hot path: their children are kept at hand."""
+    """The metrics of one target. A hot path: the labelled children are cached."""
 
     def __init__(self, metrics: Metrics, target: str) -> None:
         self._metrics, self._target = metrics, target

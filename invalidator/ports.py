@@ -1,11 +1,11 @@
 """The protocols of sources, targets and lookups.
 
-Opening a source gives a feed. A feed yields batches and gaps, and is told which positions every target has confirmed.
-It ends by raising `SourceLost`. The next feed is opened with the last confirmed position; when it can't resume from
-there, its first item is a `Gap`. So a reader of feeds can't overlook one.
+Opening a source gives a feed. A feed yields batches and gaps; `confirm` reports to it the positions that every target
+has confirmed. A feed ends by raising `SourceLost`. The next feed is opened with the last confirmed position; when it
+can't resume from there, its first item is a `Gap`. So a reader of feeds can't overlook a gap.
 
 A call to a target returns when the target has confirmed all of it, and raises `TargetAway` otherwise: then nothing of
-that call may be taken as evicted. `TargetChanged` says more: earlier evictions may be undone.
+that call may be taken as evicted. After `TargetChanged`, earlier evictions may be undone too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Feed(Protocol):
     """An open source."""
 
     def __aiter__(self) -> AsyncIterator[Batch | Gap | Degraded | CoverageRequest]:
-        """Batches and gaps in commit order, until the feed is lost. While it is degraded, `as_of` has no meaning."""
+        """The items in commit order, until the feed is lost. While the feed is degraded, `as_of` has no meaning."""
         ...
 
     async def confirm(self, position: Position) -> None:
@@ -41,7 +41,7 @@ class Feed(Protocol):
         ...
 
     def request_coverage(self, request: CoverageRequest) -> bool:
-        """Send a request to the peers, behind all that is committed by now; False where it can't be sent."""
+        """Send a request to the peers, after everything committed by now; False where it can't be sent."""
         ...
 
 
@@ -69,16 +69,16 @@ class FlushLock(Protocol):
     """The lock under which one of the sidecars that share a target flushes it; it expires unless it is renewed."""
 
     async def acquire(self) -> bool:
-        """Take the lock; whether it is held now."""
+        """Take the lock; returns whether it is held now."""
         ...
 
     async def release(self, *, flushed: bool) -> None:
-        """Let peers have the lock, and count a completed flush."""
+        """Release the lock; with `flushed`, count a completed flush."""
         ...
 
 
 class PeerStore(Protocol):
-    """What the sidecars that share a target write there for each other (`core/coordination/coverage.py`).
+    """The keys in which the sidecars that share a target coordinate (`core/coordination/coverage.py`).
 
     `received` is the fingerprint of what this sidecar receives; the store adds the identities of the target's servers.
     """
@@ -92,22 +92,22 @@ class PeerStore(Protocol):
         ...
 
     def fingerprint(self, received: str) -> str:
-        """The identities of the target's servers together with this."""
+        """The fingerprint `received`, combined with the identities of the target's servers."""
         ...
 
     async def publish(self, received: str | None, *, as_of: float | None) -> None:
-        """Write for some seconds that this sidecar is in sync (None: that it is not), and up to when all is evicted.
+        """Publish for some seconds that this sidecar is in sync; with `received` None, withdraw that.
 
-        `as_of` is None where the promise is not kept; that is written at once.
+        Everything committed before `as_of` is evicted; None where the promise is not kept.
         """
         ...
 
     async def withdraw(self) -> None:
-        """Write that no confirmation is to be waited for."""
+        """Withdraw the presence, so that no peer waits for a confirmation."""
         ...
 
     async def look(self, nonce: str, received: str) -> PeerView:
-        """What a requester finds there."""
+        """The state of the coordination, for the request with this nonce."""
         ...
 
     async def confirm(self, nonces: Sequence[str], received: str) -> None:
@@ -129,16 +129,16 @@ class Target(Protocol):
 
     @property
     def peer_store(self) -> PeerStore | None:
-        """What the sidecars that share it write for each other; None for a target that no peer shares."""
+        """The peer store of this target; None for a target that no peer shares."""
         ...
 
     @property
     def give_up_after(self) -> float:
-        """Seconds without a confirmation after which a flush replaces all that waits."""
+        """Seconds without a confirmation after which a flush replaces all waiting evictions."""
         ...
 
     async def heartbeat(self, as_of: float | None = None) -> None:
-        """Check that the server responds and is the same as before; called every second, with the lane's `as_of`."""
+        """Check that the target responds and is the same as before; called every second, with the lane's `as_of`."""
         ...
 
     async def evict(self, evictions: Evictions) -> int:
