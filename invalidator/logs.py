@@ -1,6 +1,6 @@
-"""Logs: constant messages, facts as fields, a stable `event` on each record.
+"""Logs: constant messages, data as fields, a stable `event` on each record.
 
-ERROR: someone must act. WARNING: we recovered, or gave something up. INFO: life cycle. DEBUG: each batch.
+ERROR: an operator must act. WARNING: the sidecar recovered, or gave something up. INFO: life cycle. DEBUG: each batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEVELS: Final = ("error", "warning", "info", "debug")
 
 
 class Log:
-    """A logger of events for one part: a stable event, a constant message, and facts; its own `fields` go with each."""
+    """A logger of events for one part: a stable event, a constant message, and fields, to which it adds its own."""
 
     def __init__(self, **fields: object) -> None:
         self._fields = fields
@@ -37,15 +37,15 @@ class Log:
             self._write(logging.DEBUG, event, message, fields)
 
     def _write(self, level: int, event: str, message: str, fields: dict[str, object]) -> None:
-        _logger.log(level, message, extra={"event": event, "facts": {**self._fields, **fields}})
+        _logger.log(level, message, extra={"event": event, "fields": {**self._fields, **fields}})
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = dict(getattr(record, "facts", {}))
-        trace = facts.pop("traceback", "")
+        fields = dict(getattr(record, "fields", {}))
+        trace = fields.pop("traceback", "")
         text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}"
-        shown = " ".join(f"{name}={_shown(value)}" for name, value in facts.items())
+        shown = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
         text = f"{text} {shown}" if shown else text
         return f"{text}\n{trace.rstrip()}" if trace else text
 
@@ -54,7 +54,7 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname.lower(), "event": getattr(record, "event", "log")}
         line["message"] = record.getMessage()
-        return json.dumps(line | getattr(record, "facts", {}), default=str, ensure_ascii=False)
+        return json.dumps(line | getattr(record, "fields", {}), default=str, ensure_ascii=False)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -72,11 +72,11 @@ def set_up(
     stream: IO[str] | None = None,
     fields: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write our records to stderr, or to `stream`; `fields` go with each of them."""
+    """Write the package's records to stderr, or to `stream`; `fields` are added to each."""
     out = logging.StreamHandler(stream or sys.stderr)
 
     def add_fields(record: logging.LogRecord) -> bool:
-        record.facts = {**getattr(record, "facts", {}), **fields}
+        record.fields = {**getattr(record, "fields", {}), **fields}
         return True
 
     out.addFilter(add_fields)

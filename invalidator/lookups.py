@@ -72,7 +72,7 @@ class PostgresLookups:
         return Found(columns=columns, tables={table: self._tables[table] for table in tables})
 
     async def check(self, lookup: Lookup, tables: Sequence[Table]) -> Found:
-        """Run the query with nulls for parameters, to see whether it can run; AwayError says why not."""
+        """Run the query with nulls for parameters, to check that it can run; AwayError says why it can't."""
         await self.ask(lookup, [(None,) * len(lookup.holes)])
         return await self.describe(lookup, tables)
 

@@ -32,7 +32,7 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 async def prepare_transaction(connection: Connection, give_up_after: float) -> None:
-    """Set the settings of a transaction that has just begun for users' queries."""
+    """Apply the settings for users' queries to a transaction that has just begun."""
     own = session_settings(connection.info.server_version, 2 * give_up_after, local=True)
     await connection.execute(own + _SETTINGS)
 

@@ -1,4 +1,4 @@
-"""The rate at which a hook sends requests to the API of a CDN, unless its `rate` says another."""
+"""The rate at which a hook sends requests to the API of a CDN, unless its `rate` is set."""
 
 from __future__ import annotations
 

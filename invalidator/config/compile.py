@@ -35,7 +35,7 @@ def capabilities(target: models.Target) -> frozenset[Kind]:
 
 
 def prefixes(targets: Mapping[str, models.Target]) -> dict[str, str]:
-    """The prefix of each target whose keys have one."""
+    """The prefix of each Redis target."""
     return {name: target.prefix for name, target in targets.items() if isinstance(target, models.RedisTarget)}
 
 

@@ -1,4 +1,4 @@
-"""The settings on which two sidecars must agree before one may cover the other at a target."""
+"""The settings on which two sidecars must agree before one may confirm the other's coverage requests at a target."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def target_digest(config: models.Config, target: str) -> str:
 
 
 def coverage_settings(config: models.Config, target: str) -> dict[str, object]:
-    """The settings for one target: what is evicted there, and everything that a confirmation depends on.
+    """The settings for one target: everything that decides what is evicted there, and what a confirmation means.
 
-    A confirmation includes repeats, replicas and the targets that come before, and rests on what lookups returned from
-    the server that they queried.
+    A confirmation includes repeats, replicas and the targets named in `after`. It also depends on which server the
+    lookups query.
     """
     part = config.targets[target]
     settings: dict[str, object] = {

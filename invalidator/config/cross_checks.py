@@ -24,7 +24,7 @@ from invalidator.errors import InvalidValueError
 
 
 def check_parts(parts: Parts, report: Report) -> None:
-    """Report what is wrong between the parts of a configuration."""
+    """Report mistakes that show only between the parts of a configuration."""
     own = f"invalidator_{parts.config.value.name}" if parts.config.has("name") else None
     for name, channel in parts.channels.items():
         _check_channel(name, channel, own, report)
@@ -160,7 +160,7 @@ def _check_format(target: models.HookTarget, partial: Partial[models.Target], pa
         todo = f"name {' or '.join(fallbacks)}" if fallbacks else "remove it: the format needs none"
         report((*path, "fallback"), f'"{target.fallback}" is not a fallback of format {target.format}', todo)
     elif partial.has("fallback") and target.fallback is None and target.format in ("purge", "xkey"):
-        what = f"format {target.format} has no form for a pattern or a flush, and a gap is a flush"
+        what = f"format {target.format} has no form for a pattern or a flush, and every gap needs a flush"
         report((*path, "format"), what, f"name a fallback: {' or '.join(fallbacks)}")
     if target.format in ("purge", "xkey", "ban") and partial.has("site", "url") and not target.site:
         host = parse_hook_url(target.url.get_secret_value()).origin.partition("://")[2]

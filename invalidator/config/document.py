@@ -4,7 +4,7 @@ Every scalar is text or null; the models decide which text is a number. So `1.50
 not a boolean, `12:30` is not a number, and a substituted variable means the same as its text written out. Variables are
 substituted after the document is composed, so a value cannot add a key or end a string.
 
-A document that nests without end, or whose aliases expand without bound, is refused before it is walked.
+A document that nests too deeply, or whose aliases expand without bound, is refused before it is walked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Document:
         self.mistakes.append(Mistake(line, column, spell(path), what, todo))
 
     def mistake_within(self, path: Path, value: str, offset: int, what: str, todo: str) -> None:
-        """Add a mistake at a character of a value, where the text has the value as it is, quoted or not."""
+        """Add a mistake at a character of a value, if the value stands unchanged in the text, quoted or not."""
         self.mistake(path, what, todo)
         found = self.mistakes[-1]
         lines = self.text.splitlines()
@@ -77,7 +77,7 @@ class _TooMuchError(Exception):
 
 
 def read(text: str, substitute: Callable[[str], str]) -> Document:
-    """Read a document; `substitute` maps each scalar, or raises InvalidValueError for one that is wrong."""
+    """Read a document; `substitute` maps each scalar, or raises InvalidValueError for an invalid one."""
     document = Document(text)
     if len(text) > _MAX_LENGTH:
         document.mistakes.append(Mistake(0, 0, "", "the file is larger than 1 MiB", "name the configuration file"))

@@ -14,7 +14,7 @@ _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
 def interpolate(text: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> str:
-    """The text with its references replaced; InvalidValueError for one that is wrong."""
+    """The text with its references replaced; InvalidValueError for an invalid reference."""
 
     def replace(found: re.Match[str]) -> str:
         if found[1]:

@@ -1,13 +1,13 @@
-"""Validation of a model that keeps the keys that are valid.
+"""Validation that keeps the valid keys of a model.
 
-pydantic validates a model as a whole: one wrong key leaves no value of it. Here each key is validated alone and once.
+pydantic validates a model as a whole: one wrong key leaves no model at all. Here each key is validated alone and once.
 The checks that compare keys and parts (`cross_checks`, `rule_checks`) then run on the keys that are valid, so that one
 mistake hides no other. For the target `{kind: redis, prefx: "p:", repeat_after: 5, wait_replicas: 2}`, which has two
 mistakes, the result is
 
     Partial(RedisTarget(kind="redis", wait_replicas=2), invalid={"prefx", "prefix", "repeat_after"})
 
-A check that depends on the prefix does not run: the key that is spelled wrong may have meant it.
+A check that depends on the prefix does not run: the misspelled key may be the prefix.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INVALID: Final[Any] = object()
 
 @dataclass(frozen=True)
 class Partial(Generic[M_co]):
-    """A model, and its keys that are not valid or that an unknown key may have meant.
+    """A model, and its invalid keys, with those that an unknown key may be a misspelling of.
 
     In `value`, a key that is not valid has its default. A required key that is not valid has no value at all: check
     `has` before reading it.
@@ -99,7 +99,7 @@ def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
 
 
 def check(adapter: TypeAdapter[Any], raw: Data, path: Path, document: Document) -> Any:
-    """The value that the text means; otherwise note what is wrong with it and return `INVALID`."""
+    """The value of the text; for an invalid text, note the mistake and return `INVALID`."""
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def check(adapter: TypeAdapter[Any], raw: Data, path: Path, document: Document) 
 
 
 def _steps(raw: Data, loc: tuple[int | str, ...]) -> Path:
-    """The steps of pydantic's location that are in the file; it names types and roles, too."""
+    """The steps of pydantic's location that are keys of the file, without its names of types and roles."""
     steps: list[int | str] = []
     here = raw
     for step in loc[:-1] if loc and loc[-1] == "[key]" else loc:

@@ -94,7 +94,7 @@ def _targets(raw: Data, document: Document) -> dict[str, Partial[models.Target] 
 
 
 def _target(raw: Data, path: Path, document: Document) -> Partial[models.Target] | None:
-    """Validate a target by its kind, or by the kind that its own is nearly spelled like."""
+    """Validate a target by its kind, or by the kind that its own is probably a misspelling of."""
     if not isinstance(raw, dict):
         document.mistake(path, *wrong_type(raw, "a mapping"))
         return None

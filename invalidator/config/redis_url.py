@@ -63,12 +63,12 @@ class ParsedUrl(NamedTuple):
 
 
 def parse_redis_url(url: str) -> Endpoint:
-    """The server that the URL names; ValueError, in words that quote no secret, where it names none."""
+    """The server that the URL names; ValueError, which quotes no secret, when it names none."""
     return read_redis_url(url).endpoint
 
 
 def read_redis_url(url: str) -> ParsedUrl:
-    """The server that the URL names, and what of the URL has no effect; ValueError as above."""
+    """The server that the URL names, and the parameters that have no effect; ValueError as above."""
     parts = urlsplit(url)
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     known = _USED + _TLS + _IGNORED

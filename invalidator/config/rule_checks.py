@@ -94,7 +94,7 @@ def _uses(entry: Entry, variable: str) -> bool:
 
 
 def _check_to(rule: PartialRule, targets: Targets, report: Report) -> None:
-    """Report a named target that does not exist, or that supports nothing of what the rule evicts."""
+    """Report a named target that does not exist, or that supports no kind of eviction in the rule."""
     kinds = {entry.evict.kinds()[0] for entry in rule.entries if entry.evict is not None}
     all_valid = bool(rule.entries) and all(entry.evict is not None for entry in rule.entries)
     for index, name in enumerate(rule.value.to or ()):
@@ -127,7 +127,7 @@ def _check_entry(rule: PartialRule, entry: Entry, evict: models.Evict, targets: 
 
 
 def _check_anchor(rule: PartialRule, entry: Entry, targets: Targets, report: Report) -> None:
-    """Report a template by which a flush would sweep keys that are not the rule's."""
+    """Report a template that would make a flush sweep keys of other programs."""
     swept = [
         target
         for target in targets.values()

@@ -1,7 +1,7 @@
-"""Private servers for the demo and the tests: a PostgreSQL and a Redis or Valkey of our own.
+"""Private servers for the demo and the tests: a PostgreSQL, and a Redis or Valkey.
 
-They listen on loopback, on free ports, keep their files in one temporary folder, and are gone when we end. Where we
-are killed before we can stop them, the next start does: see `workspace`.
+They listen on loopback, on free ports, keep their files in one temporary folder, and stop when their workspace closes.
+Servers that a killed process left running are stopped when the next workspace opens: see `workspace`.
 """
 
 from invalidator.embedded.postgres import GivenPostgres, PostgresServer, find_postgres, open_postgres

@@ -1,4 +1,4 @@
-"""A private PostgreSQL: the newest that is installed, or that a package from PyPI carries."""
+"""A private PostgreSQL: the newest version that is installed or part of a package from PyPI."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SETTINGS: Final = {
     "max_connections": "200",
     "shared_buffers": "64MB",
 }
-"""What differs from a server as it comes: no more than its place, its size, and that it need not survive a crash."""
+"""The settings that differ from PostgreSQL's defaults: the server's location, its size, and no durability."""
 
 
 class Binaries(NamedTuple):
-    """A PostgreSQL that can be started; `libraries` has to come along when it is copied."""
+    """A PostgreSQL that can be started; a copy of it needs `libraries`, too."""
 
     major: int
     folder: Path
@@ -41,7 +41,7 @@ class Binaries(NamedTuple):
 
 
 def at_hand() -> list[Binaries]:
-    """Every PostgreSQL that we could start, the newest first; of the same version, the installed one first."""
+    """Every PostgreSQL that can be started, the newest first; of the same version, the installed one first."""
     found = [*_installed(), *_from_package()]
     return sorted(found, key=lambda binaries: -binaries.major)
 
@@ -141,7 +141,7 @@ class PostgresServer(Server):
 
 
 class GivenPostgres:
-    """A server that somebody gave us by its URL: we make databases in it, and drop them when the workspace closes."""
+    """A server named by its URL. The databases that are created in it are dropped when the workspace closes."""
 
     def __init__(self, workspace: Workspace, url: str) -> None:
         self._url = url
@@ -150,7 +150,7 @@ class GivenPostgres:
         workspace.adopt(self)
 
     def start(self) -> None:
-        """See that it answers."""
+        """Check that the server answers."""
         try:
             psycopg.connect(self._url, connect_timeout=5).close()
         except psycopg.OperationalError as error:
@@ -169,7 +169,7 @@ class GivenPostgres:
 
 
 def open_postgres(workspace: Workspace, wanted: str = "") -> PostgresServer | GivenPostgres:
-    """A running server: the one at a URL, or a private one, of this major version where one is named."""
+    """A running server: the one at a URL, or a private one, of the major version that is named."""
     if wanted and not wanted.isdigit():
         given = GivenPostgres(workspace, wanted)
         given.start()
@@ -187,7 +187,7 @@ def _create_database(dsn: str, name: str, template: str) -> str:
 
 
 def _readable(binaries: Binaries, workspace: Workspace) -> Binaries:
-    """The same binaries where the unprivileged user can read them: as root, maybe in a copy."""
+    """Binaries that the unprivileged user can read: these, or for root a copy where needed."""
     folder = binaries.folder.resolve()
     if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in folder.parents):
         return binaries

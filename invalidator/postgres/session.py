@@ -23,20 +23,20 @@ FROZEN_AFTER: Final = 30_000
 """Milliseconds for which the client of a listening session may leave data unread.
 
 The server's side of `tcp_user_timeout`. A frozen sidecar whose socket is full keeps its session from reading the
-notification queue. The queue fills up one day, and then every COMMIT after a NOTIFY fails, in the whole server. Linux
-counts this time while the TCP window is closed, too, and ends the connection (but not that of a Unix socket).
+notification queue. Once the queue is full, every COMMIT after a NOTIFY fails, in the whole server. Linux counts this
+time while the TCP window is closed, too, and ends the connection (but not that of a Unix socket).
 """
 
 
 def session_settings(version: int, seconds: float, *, local: bool = False) -> bytes:
-    """The statements that set a session, or with `local` a transaction, apart from the application's settings.
+    """The statements that replace the application's settings in a session, or with `local` in a transaction.
 
     The server ends a statement after `seconds` (0: never), which is longer than the sidecar waits for it.
     """
     own: dict[str, int | str] = {
         "statement_timeout": int(seconds * 1000),
         "lock_timeout": 0,  # `statement_timeout` bounds it
-        "idle_in_transaction_session_timeout": 60_000,  # a sidecar that is frozen there would hold up vacuum
+        "idle_in_transaction_session_timeout": 60_000,  # a sidecar frozen in a transaction would hold up vacuum
         "jit": "off",  # compiling the catalog query takes seconds, its execution milliseconds
         "row_security": "off",  # an error instead of hidden rows: the key of a row that a policy hides would stay
         "standard_conforming_strings": "on",

@@ -1,7 +1,7 @@
-"""Calls that end in time.
+"""Time limits for calls on a connection.
 
 Cancelling a call does not bound it: psycopg then opens another connection to send the cancel request, and waits for it,
-which takes for ever when the peer has vanished. A call that takes too long loses its connection instead.
+which takes for ever when the peer has vanished. Instead, a call that takes too long has its connection closed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call: Coroutine[Any, Any, T]) -> T:
-    """The result of a call on this connection; AwayError when it fails or times out. A timeout closes it."""
+    """The result of a call; AwayError when it fails or times out. A timeout closes the connection."""
     task = asyncio.ensure_future(call)
-    # A call that is given up fails later. The event loop reports an exception that nothing has retrieved.
+    # An abandoned call fails later, and the event loop would report an exception that nothing has retrieved.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)

@@ -1,1 +1,1 @@
-"""Where changes come from: one module a source."""
+"""Sources of changes. `notify` is PostgreSQL's LISTEN; `feed`, `canary` and `channels` are its parts."""

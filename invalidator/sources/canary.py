@@ -1,20 +1,20 @@
-"""The canary: a probe of the sidecar's own, sent through the channel from a second connection.
+"""The canary: a notification that the sidecar sends to itself through the channel, from a second connection.
 
 A canary that returns proves two things. First, that the listening connection receives: a connection through which none
 returns within the timeout is dead, whatever TCP reports. A canary sent on the listening connection would return even
-where LISTEN has no effect, so the sidecar never sends one there. Second, how far the feed is: everything committed
-before the canary was sent has been received, because PostgreSQL delivers in commit order.
+where LISTEN has no effect, so the sidecar never sends one there. Second, how far the feed has come: everything
+committed before the canary was sent has been received, because PostgreSQL delivers in commit order.
 
-A canary can carry a coverage request to the other sidecars of this name. They receive it behind everything that
+A canary can carry a coverage request to the other sidecars of this name. They receive it after everything that
 committed before.
 
-The second connection is replaced every 30 seconds. The new one goes where the host name points by then. When that is
-another server than the one that the sidecar listens to, its canaries do not return, either: the sidecar was listening
-to an old primary.
+The second connection is replaced every 30 seconds. For the new one, the host name is resolved again. When it leads to
+another server than the one that the sidecar listens to, canaries no longer return: the sidecar was listening to an old
+primary.
 
-The same connection samples what the administrator of a server wants to know about notifications: how full their queue
-is, and how many sessions wait for the lock that each COMMIT after a NOTIFY holds until its record is flushed. There is
-one such lock in the server. The sample is a statement of its own before the canary, which would wait for that lock.
+The same connection samples how full the notification queue is, and how many sessions wait for the lock that each COMMIT
+after a NOTIFY holds until its record is flushed. The server has one such lock. The sample is a separate statement
+before the canary, because the canary has to wait for that lock, too.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Canary:
         self._send_now.set()
 
     def receive(self, payload: bytes) -> CoverageRequest | None:
-        """Take in a canary of any sidecar; returns the coverage request that it carries."""
+        """Handle a canary of any sidecar; returns the coverage request that it carries."""
         sent = self._sent.pop(payload, None)
         if sent is not None:
             for older in [one for one, at in self._sent.items() if at <= sent]:
@@ -109,7 +109,7 @@ class Canary:
     async def run(self, drain: Callable[[], None]) -> SourceLost:
         """Send a canary each period until one does not return, or none can be sent; returns that loss.
 
-        `drain` reads the listening socket: after the sidecar itself was frozen, the canary may wait in there.
+        `drain` reads the listening socket: after the sidecar itself was frozen, the canary may be in its buffer.
         """
         last_sent, failing_since = clock.now(), None
         while True:

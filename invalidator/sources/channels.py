@@ -6,7 +6,7 @@ sidecar receives those changes.
 
 A new channel may have been notified before the sidecar listened to it. So its table has a gap as soon as LISTEN is
 confirmed. A channel whose row of `each` has changed has a gap, too: notifications that arrived meanwhile were read with
-the old row. So has a channel that is gone, if its row may have changed before it went.
+the old row. A removed channel has a gap if its row may have changed before its removal.
 
 While a query fails, the set of channels is unknown. The sidecar is degraded then, as with triggers that drifted, and
 each failure is a gap of the channel's table. The query is retried after 1, 2, 4 ... seconds.
@@ -16,9 +16,10 @@ channel whose row was committed before is evicted, by the gap or by its notifica
 
     tenant t2 commits - NOTIFY to t2 - barrier: query runs - LISTEN t2 - gap - canary sent - canary returns
 
-A peer accepts this sidecar's coverage only when both listen to the same channels. The fingerprint of the channels takes
-a new channel in when a canary has returned behind its gap, not when LISTEN is confirmed; until then it covers the old
-channels. After a channel has gone or has another row, there is no fingerprint until the next canary has returned.
+A peer accepts this sidecar's coverage only when both listen to the same channels. The fingerprint of the channels
+includes a new channel when a canary has returned behind its gap, not when LISTEN is confirmed; until then it contains
+the old channels. After a channel was removed or has another row, there is no fingerprint until the next canary has
+returned.
 
 A null in a row of `each` becomes empty text in the channel's name, as `format` and `concat` do; with `||` there would
 be no name. The server cuts names to their maximal length, in its own encoding, as LISTEN and NOTIFY do.
@@ -50,7 +51,7 @@ from invalidator.queries import prepare_transaction, read_rows
 MIN_QUERY_INTERVAL: Final = 1.0
 """Seconds between two runs of a query after changes of what it reads: each run opens a connection."""
 
-_MAX_FAILURES: Final = 30  # the exponent of the retry's delay; the query's own interval bounds it long before
+_MAX_FAILURES: Final = 30  # the largest exponent of the retry's delay, which the query's interval limits long before
 
 _NamedRows = list[tuple[str, Row]]
 _Readers = dict[bytes, list[tuple[Channel, Row]]]
@@ -76,7 +77,7 @@ class _Query:
 
     channel: Channel
     rows: _NamedRows = field(default_factory=list)
-    tables: frozenset[Table] = frozenset()  # that it reads; empty before the first good run
+    tables: frozenset[Table] = frozenset()  # read by the query; empty before the first good run
     failures: int = 0  # since the last good run
     why: str = ""
     started: float = 0.0
@@ -84,7 +85,7 @@ class _Query:
 
 
 class Listener(Protocol):
-    """What subscriptions need of the feed that they belong to (`sources/feed.py`)."""
+    """The part of a feed (`sources/feed.py`) that its subscriptions use."""
 
     async def listen(self, names: Sequence[str], unlisten: Sequence[str] = ()) -> None:
         """LISTEN to some channels and UNLISTEN from others; AwayError when the server does not confirm."""
@@ -121,7 +122,7 @@ class Subscriptions:
 
     @property
     def fingerprint(self) -> str | None:
-        """A digest of the channels from which everything was received; None while it can't be told."""
+        """A digest of the channels from which everything was received; None while that set is unknown."""
         return self._fingerprint
 
     def readers(self, name: bytes) -> Sequence[tuple[Channel, Row]]:
@@ -142,7 +143,7 @@ class Subscriptions:
             self._fingerprint, self._is_proven = digest(rows), True
 
     async def refresh(self) -> bool:
-        """Run all queries anew, after this call; False when the connection is lost before that is done."""
+        """Run all queries once more, from the start; False when the connection is lost before they are done."""
         if not self._queries or self._ended:
             return not self._ended
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -200,7 +201,7 @@ class Subscriptions:
                 listener.probe()
 
     async def _listen(self, listener: Listener, *, failed: bool) -> frozenset[Table]:
-        """Listen to the wanted channels; returns the tables of which notifications may have been missed or misread."""
+        """Listen to the wanted channels; returns the tables whose notifications may have been missed or misread."""
         wanted = self._wanted()
         new = [name for name in wanted if name not in self._readers]
         gone = [name for name in self._readers if name not in wanted]
@@ -218,7 +219,7 @@ class Subscriptions:
             for channel, row in wanted[name]
             if (channel, row) not in before.get(name, ())
         }
-        # Until now, notifications of a channel that is gone were read with a row that may have changed before it went.
+        # Until now, notifications of a removed channel were read with a row that may have changed before it went.
         tables |= {channel.table for name in gone for channel, row in before[name] if not channel.is_fixed_by_name(row)}
         return frozenset(tables)
 

@@ -2,7 +2,7 @@
 
 The event loop drains the socket whenever it is readable, whatever the targets do: a listener that stops reading keeps
 the server from truncating its notification queue. Notifications are taken from libpq itself, because psycopg's own
-generator drops the rest of a batch when its reader stops. The connection is never inside a transaction.
+generator drops the rest of a batch when its consumer stops. The connection is never inside a transaction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INTERNAL: Final = Gap(FlushReason.INTERNAL_ERROR)
 
 
 class NotifyFeed:
-    """The items of one listening connection. Entering it starts to drain the socket, leaving it stops."""
+    """The items of one listening connection. Entering it starts the draining of the socket; leaving it ends that."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class NotifyFeed:
             return []
 
     def _unreadable(self, reason: PayloadReason, why: str) -> None:
-        """Count each, and log the first of a burst: any role that may NOTIFY could fill the disk with log records."""
+        """Count every unreadable payload, but log only one per burst: any role that may NOTIFY could fill the disk."""
         self._metrics.payload_errors.labels(reason).inc()
         if not self._logged_unreadable:
             self._logged_unreadable = True

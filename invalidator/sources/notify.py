@@ -80,7 +80,7 @@ class NotifySource:
 
     @asynccontextmanager
     async def open(self, position: Position | None) -> AsyncIterator[NotifyFeed]:
-        """A feed that begins with a gap: LISTEN has no memory, so a position means nothing to it."""
+        """A feed that begins with a gap: the server keeps nothing for a listener, so the position is not used."""
         connection = await self._connect()
         self._order.advance(Event.CONNECTED)
         canary = Canary(
@@ -120,7 +120,7 @@ class NotifySource:
             self._refuse(error)
 
     async def _detect_pooler(self, connection: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether a pooler answers; where the configuration vouches for its sessions, set this one's settings."""
+        """Whether a pooler answers; if `session_pooler` allows it, apply the settings to its session."""
         with self._connect_errors():
             pooled = await is_pooled(connection, self._timeout)
             if pooled and not self._session_pooler:
@@ -198,7 +198,7 @@ async def _background(feed: NotifyFeed, canary: Canary, subscriptions: Subscript
 
 
 async def _unlisten(connection: psycopg.AsyncConnection[Any], give_up_after: float) -> None:
-    """Undo a LISTEN that the pooler has run on one of its server connections, if this call gets the same one."""
+    """Undo a LISTEN that the pooler has run on one of its server connections, if this call reaches the same one."""
     try:
         await within(give_up_after, connection, connection.execute("unlisten *"))
     except AwayError:

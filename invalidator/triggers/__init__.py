@@ -1,1 +1,1 @@
-"""The database side: what is installed on tables so that every committed change is announced."""
+"""The triggers, which report every committed change of a table: plan, install, check, remove."""

@@ -1,7 +1,7 @@
 """The drift check: the state of each table's triggers, compared with what the rules need.
 
-`sql/plan.sql` judges each function and each trigger. A table is in the worst state of any of them. `service/` runs the
-check at the start and every minute; `install-triggers --check` and `check` run it once.
+`sql/plan.sql` gives each function and each trigger a state; a table has the worst of them. `service/` runs the check at
+the start and every minute; `install-triggers --check` and `check` run it once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from invalidator.errors import Problem
 from invalidator.triggers.plan import RUN_INSTALL, Plan, Row, remedy
 
 STATES: Final = ("ok", "orphaned", "outdated", "disabled", "tampered", "missing", "table missing")
-"""The states of a table, from best to worst. Orphaned triggers, which no rule wants, hide no change."""
+"""The states of a table, from best to worst. Orphaned triggers, which no rule needs, hide no change."""
 
 
 class TableState(NamedTuple):
@@ -33,7 +33,7 @@ class TableState(NamedTuple):
 
 
 def table_states(plan: Plan) -> dict[Table, TableState]:
-    """The state of each table that the rules name, and of each that has triggers which no rule wants."""
+    """The state of each table that the rules name, and of each with triggers that no rule needs."""
     rows: dict[Table, list[Row]] = {}
     for row in plan.rows:
         if row.table is not None and row.kind != "note":

@@ -94,7 +94,7 @@ def _carry_out(
     wait: str,
     on_progress: OnProgress | None,
 ) -> None:
-    # Stage by stage, and in each the table that the last attempt waited for first: nothing is locked yet then.
+    # In each stage, the table that the last attempt waited for comes first, while nothing is locked.
     ordered = sorted(steps, key=lambda step: (step.stage, step.on_table is None or step.on_table != first))
     done, locked = 0, False
     for place, group in groupby(ordered, key=lambda step: (step.stage, step.on_table)):

@@ -70,7 +70,7 @@ class Plan:
             raise RefusalsError([RefusedError(row.what or "", todo=remedy(row)) for row in rows])
 
     def notes(self) -> list[Problem]:
-        """Advice that does not keep the plan from being executed."""
+        """Advice, with which the plan can be executed all the same."""
         return [Problem(row.what or "", row.todo or "") for row in self.rows if row.kind == "note"]
 
     def findings(self, state: str | None = None) -> list[Problem]:

@@ -462,7 +462,7 @@ class TestLooks:
             finally:
                 world.execute("alter role plain connection limit -1")
             await world.is_right_again(sidecar)
-        unseen = [record.facts for record in caplog.records if getattr(record, "event", "") == "trigger_check_failed"]
+        unseen = [record.fields for record in caplog.records if getattr(record, "event", "") == "trigger_check_failed"]
         assert [one["error"].rpartition("FATAL:  ")[2] for one in unseen] == ['too many connections for role "plain"']
 
     async def test_one_that_gets_no_answer(self, world):
@@ -493,7 +493,7 @@ class TestLooks:
                 await self.is_in_doubt(world, sidecar, "triggers: not checked for ")
             await world.is_right_again(sidecar)
         (unseen,) = (record for record in caplog.records if getattr(record, "event", "") == "internal_error_caught")
-        assert "Traceback" in unseen.facts["traceback"]
+        assert "Traceback" in unseen.fields["traceback"]
 
     @pytest.fixture
     def rare(self, monkeypatch):

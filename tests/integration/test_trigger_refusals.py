@@ -198,7 +198,7 @@ class TestRefusals:
             refuse_old(140020)
         assert (
             str(caught.value)
-            == "postgres: the server is PostgreSQL 14, and 15 is the oldest that this works with; upgrade the server"
+            == "postgres: the server is PostgreSQL 14, and 15 is the oldest supported version; upgrade the server"
         )
         refuse_old(150000)
 

@@ -1,10 +1,10 @@
 """The SQL files, and their loader.
 
-`{fill TEMPLATE from ROW}` in a query becomes a call of format() on the text of TEMPLATE.sql. Each `{blank}` of it
-is filled from the column `ROW.blank`: by name, so their order means nothing, and a missing column is an error.
+`{fill TEMPLATE from ROW}` in a query becomes a call of format() on the text of TEMPLATE.sql. Each `{blank}` of it is
+filled from the column `ROW.blank`, by name; a missing column is an error.
 
-The templates become the source of installed functions, comments included. Whoever changes their text makes every
-installation outdated, and raises `GENERATION` (`triggers/spec.py`).
+The templates become the source of installed functions, comments included. A change of their text makes every
+installation outdated, so it must raise `GENERATION` (`triggers/spec.py`).
 """
 
 import re
@@ -26,13 +26,13 @@ _PINNED = ("changed", "altered")
 
 @cache
 def load(name: str) -> LiteralString:
-    """The text of `name`.sql. It ships with us, so it is as literal as if it stood in the code."""
+    """The text of `name`.sql: a literal, because the file is part of the package."""
     return (files(__package__) / f"{name}.sql").read_text(encoding="utf-8")
 
 
 @cache
 def plan() -> LiteralString:
-    """The query that plans, its parts put together."""
+    """The query of the plan, with its parts inserted."""
     text = load("plan").replace("{write}", load("write")).replace("{findings}", load("findings"))
     return _FILL.sub(lambda fill: _filled(fill["template"], fill["row"]), text)
 

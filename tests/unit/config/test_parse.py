@@ -482,7 +482,7 @@ def hook_mistakes(hook, url="/products/{id}"):
         ("kind: hook, url: 'http://x:s3cret/'", "targets.it.url: not the URL of a hook; "),
         ("kind: hook, url: 'http://x/a b'", "targets.it.url: not the URL of a hook; "),
         ("kind: hook, url: http://x, secret: s3cret", "targets.it.secret: not a secret of Standard Webhooks; "),
-        ("kind: hook, url: http://x, format: purge", "a gap is a flush; name a fallback: ban or wildcard"),
+        ("kind: hook, url: http://x, format: purge", "every gap needs a flush; name a fallback: ban or wildcard"),
         ("kind: hook, url: http://u:s3cret@x:6081, format: ban", "would evict those of x:6081; set it, like"),
         ("kind: hook, url: http://x, format: xkey, fallback: wildcard", '"wildcard" is not a fallback of format '),
         ("kind: hook, url: http://x, format: ban, fallback: ban", "remove it: the format needs none"),

@@ -64,7 +64,7 @@ def test_it_costs_one_warning(caplog):
     wiring.target(config, "cache")
     (record,) = caplog.records
     assert (record.levelname, record.event) == ("WARNING", "url_parameters_ignored")
-    assert record.facts["parameters"] == "socket_timeout, max_connections, protocol, timeout"
+    assert record.fields["parameters"] == "socket_timeout, max_connections, protocol, timeout"
 
 
 @pytest.mark.parametrize(
