@@ -24,7 +24,7 @@ _TCP: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 8000,
 }
-# For a DSN with several hosts: a standby can't LISTEN, and its catalog lags behind. A server that is about to be demoted
+# For a DSN with several hosts: a standby can't LISTEN, and its catalog lags behind. A server that is being demoted
 # is read-only already, so a listening connection avoids it, too.
 _CATALOG_DEFAULTS: Final = {**_TCP, "target_session_attrs": "primary"}
 _LISTEN_DEFAULTS: Final = {**_TCP, "target_session_attrs": "read-write"}

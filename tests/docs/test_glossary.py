@@ -29,11 +29,6 @@ ALLOWED = {
 }
 """Names with a retired word in them, each with its reason."""
 
-LEFT: dict[str, set[str]] = {
-    "logs.py": {"facts"},
-}
-"""Modules in which a retired word is still a name. This only shrinks."""
-
 RETIRED_IN_PROSE = re.compile(
     r"\b(debts?|debtors?|ow(?:e|es|ed)|told|tells?|hears|heard|mend(?:s|ed|ing)?|doubt(?:s|ed)?|patience|beats?)\b",
     re.IGNORECASE,
@@ -95,7 +90,7 @@ def test_no_retired_word_is_a_name_in_the_package(repo):
         for module, by_word in retired_names(repo / "invalidator").items()
         for word, spelled in by_word.items()
         for name in spelled
-        if name not in ALLOWED and word not in LEFT.get(module, ())
+        if name not in ALLOWED
     }
     assert not found
 

@@ -9,7 +9,7 @@ import pytest
 
 from invalidator.embedded import PostgresServer, Workspace, find_postgres
 from invalidator.embedded.redis import find_redis
-from tests.integration.heard import ear
+from tests.integration.trigger_support import listening
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def program():
 
 
 @pytest.fixture
-def heard(dsn):
-    with ear(dsn) as hear:
-        yield hear
+def received(dsn):
+    with listening(dsn) as changes:
+        yield changes
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from invalidator.core.rules.fields import Field
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-from tests.integration.heard import P, ear, rules
+from tests.integration.trigger_support import P, listening, rules
 
 KINDS = {
     "int": st.integers(-3, 3).map(str),
@@ -206,7 +206,7 @@ def covered(key, patterns):
 @pytest.fixture(scope="module")
 def place(postgres):
     dsn = postgres.create_database()
-    with psycopg.connect(dsn, autocommit=True) as db, ear(dsn) as hear:
+    with psycopg.connect(dsn, autocommit=True) as db, listening(dsn) as hear:
         db.execute("set timezone = 'UTC'")
         yield db, hear
 

@@ -18,7 +18,7 @@ from invalidator.triggers.install import install
 from invalidator.triggers.migration import migration
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import GENERATION, Installation
-from tests.integration.heard import ID, PAIRED, SHOP, P, catalog, drift, rules
+from tests.integration.trigger_support import ID, PAIRED, SHOP, P, catalog, drift, rules
 from tests.support import until
 
 
@@ -141,16 +141,16 @@ class TestOpenTransactions:
         return by_psql if how == "psql" else by_us
 
     @pytest.mark.parametrize("how", ["direct", "psql"])
-    def test_one_that_kept_silent_ends_before_the_new_function_is_there(self, products, dsn, heard, how):
+    def test_one_that_kept_silent_ends_before_the_new_function_is_there(self, products, dsn, received, how):
         products.execute("insert into products values (1, 'a', '1')")
         install(products, SHOP, self.OLD)
-        heard()
+        received()
         with psycopg.connect(dsn) as writer:
             writer.execute("update products set attrs = '2'")
             assert self.waits_for(writer, products, self.installing(how, dsn, self.NEW))
-        assert [change for change in heard() if not change.wide] == []  # the old function was silent
+        assert [change for change in received() if not change.wide] == []  # the old function was silent
         products.execute("update products set attrs = '3'")
-        assert [change.new["id"] for change in heard()] == ["1"]
+        assert [change.new["id"] for change in received()] == ["1"]
 
     @pytest.mark.parametrize("written", ["products", "low"])
     @pytest.mark.parametrize("named", ["products", "low"])

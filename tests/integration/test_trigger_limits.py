@@ -15,7 +15,7 @@ from invalidator.embedded.postgres import find_postgres
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-from tests.integration.heard import ID, PAIRED, SHOP, P, drift, rules
+from tests.integration.trigger_support import ID, PAIRED, SHOP, P, drift, rules
 from tests.support import until
 
 
@@ -23,14 +23,14 @@ class TestWithoutATrigger:
     """What changes rows and fires no trigger of a table."""
 
     @pytest.fixture
-    def parts(self, db, heard):
+    def parts(self, db, received):
         db.execute(
             "create table products (id int, name text) partition by range (id);"
             "create table low partition of products for values from (0) to (100);"
             "create table loose (id int, name text); insert into loose values (150, 'x')"
         )
         install(db, SHOP, ID)
-        heard()
+        received()
         return db
 
     @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ class TestWithoutATrigger:
             "drop table products",
         ],
     )
-    def test_it_makes_the_table_wide_change(self, parts, heard, change):
+    def test_it_makes_the_table_wide_change(self, parts, received, change):
         parts.execute(change)
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
     @pytest.mark.parametrize(
         "change",
@@ -60,28 +60,28 @@ class TestWithoutATrigger:
             "create temp table t ()",
         ],
     )
-    def test_other_tables_do_not_matter(self, parts, heard, change):
+    def test_other_tables_do_not_matter(self, parts, received, change):
         parts.execute(change)
-        assert heard() == []
+        assert received() == []
 
-    def test_inheritance_that_begins_and_ends(self, db, heard):
+    def test_inheritance_that_begins_and_ends(self, db, received):
         db.execute("create table products (id int); create table special (id int)")
         install(db, SHOP, ID)
-        heard()
+        received()
         db.execute("alter table special inherit products")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
         install(db, SHOP, ID)
-        heard()
+        received()
         db.execute("alter table special no inherit products")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
-    def test_a_refreshed_view_of_a_rule_without_triggers(self, products, heard):
+    def test_a_refreshed_view_of_a_rule_without_triggers(self, products, received):
         products.execute("create materialized view best as select * from products")
         products.execute("create materialized view other as select * from products")
         install(products, SHOP, rules("best:{id}", table="best", triggers="none"))
         products.execute("refresh materialized view other")
         products.execute("refresh materialized view best")
-        assert heard() == [table_wide(Table("public", "best"))]
+        assert received() == [table_wide(Table("public", "best"))]
 
     def test_who_is_no_superuser_installs_without_event_triggers_and_is_told(self, products, role):
         products.execute(f"grant trigger on products to {role}")
@@ -92,13 +92,13 @@ class TestWithoutATrigger:
         assert drift(products, SHOP, ID) == {}
         assert look(products, SHOP, ID).is_ok()
 
-    def test_a_statement_of_a_role_that_may_nothing_of_ours_is_heard(self, parts, role, heard):
+    def test_a_statement_of_a_role_that_may_nothing_of_ours_is_heard(self, parts, role, received):
         parts.execute(f"alter table products owner to {role}; alter table loose owner to {role}")
-        heard()
+        received()
         parts.execute(f"set role {role}")
         parts.execute("alter table products attach partition loose for values from (100) to (200)")
         parts.execute("drop table products")
-        assert set(heard()) == {table_wide(P)}
+        assert set(received()) == {table_wide(P)}
 
 
 class TestDdlGoesOn:
@@ -197,28 +197,28 @@ class TestDdlGoesOn:
 
 
 class TestChangedByHand:
-    def test_a_whole_table_and_a_row(self, products, heard):
+    def test_a_whole_table_and_a_row(self, products, received):
         wanted = rules("p:{id}", "n:{name}")
         install(products, SHOP, wanted)
         products.execute("select invalidator.changed('public.products')")
         products.execute("select invalidator.changed('public.products', '{}')")
         products.execute("""select invalidator.changed('public.products', '{"id": 42, "name": null}')""")
-        wide, empty, narrow = heard()
+        wide, empty, narrow = received()
         assert wide == empty == table_wide(P)
         assert narrow == Change(P, None, None, {"id": "42", "name": UNKNOWN})
         assert [e.key for e in wanted.evict([narrow])["cache"]] == ["p:42", "n:*"]
 
-    def test_what_is_not_named_is_unknown(self, products, heard):
+    def test_what_is_not_named_is_unknown(self, products, received):
         wanted = rules("p:{id}", "n:{name}")
         install(products, SHOP, wanted)
         products.execute("""select invalidator.changed('public.products', '{"id": 42}')""")
-        assert sorted(e.key for e in wanted.evict(heard())["cache"]) == ["n:*", "p:42"]
+        assert sorted(e.key for e in wanted.evict(received())["cache"]) == ["n:*", "p:42"]
 
-    def test_it_is_heard_with_the_callers_transaction(self, products, heard):
+    def test_it_is_heard_with_the_callers_transaction(self, products, received):
         install(products, SHOP, ID)
         with products.transaction(force_rollback=True):
             products.execute("select invalidator.changed('public.products')")
-        assert heard() == []
+        assert received() == []
 
     def test_every_installation_hears_it(self, products, dsn):
         install(products, SHOP, ID)
@@ -230,17 +230,17 @@ class TestChangedByHand:
             channels = [note.channel for note in other.notifies(timeout=10, stop_after=2)]
         assert sorted(channels) == ["invalidator_other", "invalidator_shop"]
 
-    def test_a_row_that_does_not_fit_is_the_whole_table(self, products, heard):
+    def test_a_row_that_does_not_fit_is_the_whole_table(self, products, received):
         install(products, SHOP, ID)
         products.execute("select invalidator.changed('public.products', jsonb_build_object('id', repeat('x', 9000)))")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
-    def test_who_may_not_call_pg_notify_is_heard(self, products, role, heard):
+    def test_who_may_not_call_pg_notify_is_heard(self, products, role, received):
         install(products, SHOP, ID)
         products.execute("revoke execute on function pg_notify(text, text) from public")
         products.execute(f"grant usage on schema invalidator to {role}; set role {role}")
         products.execute("""select invalidator.changed('public.products', '{"id": "it''s \\\\ 42"}')""")
-        assert [change.new for change in heard()] == [{"id": "it's \\ 42"}]
+        assert [change.new for change in received()] == [{"id": "it's \\ 42"}]
 
     @pytest.mark.parametrize(
         ("call", "message"),
@@ -256,7 +256,7 @@ class TestChangedByHand:
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
             products.execute(f"select invalidator.{call}")
 
-    def test_a_table_that_is_not_there_is_a_warning(self, products, heard):
+    def test_a_table_that_is_not_there_is_a_warning(self, products, received):
         install(products, SHOP, ID)
         said = []
         products.add_notice_handler(lambda notice: said.append(notice.message_primary))
@@ -264,9 +264,9 @@ class TestChangedByHand:
         assert said == [
             'invalidator.changed: there is no "public.prodcts" now; only rules about that name will hear of it'
         ]
-        assert heard() == [table_wide(Table("public", "prodcts"))]
+        assert received() == [table_wide(Table("public", "prodcts"))]
 
-    def test_who_may_use_the_schema_may_call_it(self, products, role, heard):
+    def test_who_may_use_the_schema_may_call_it(self, products, role, received):
         install(products, SHOP, ID)
         products.execute(f"set role {role}")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -275,11 +275,11 @@ class TestChangedByHand:
         products.execute(f"grant usage on schema invalidator to {role}")
         products.execute(f"set role {role}")
         products.execute("select invalidator.changed('public.products')")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
 
 class TestRowLevel:
-    def test_what_logical_replication_applies_is_heard(self, configured, db, heard):
+    def test_what_logical_replication_applies_is_heard(self, configured, db, received):
         """Row triggers hear it; a statement's do not."""
         source_dsn = configured.create_database()
         slot = f"slot_{db.info.dbname}"
@@ -305,7 +305,7 @@ class TestRowLevel:
                 source.execute("delete from products where id = 2")
                 source.execute("truncate products")
                 changes = []
-                until(lambda: changes.extend(heard()) or any(change.wide for change in changes))
+                until(lambda: changes.extend(received()) or any(change.wide for change in changes))
             finally:
                 db.execute("alter subscription sub disable; alter subscription sub set (slot_name = none)")
                 db.execute("drop subscription sub")
@@ -325,7 +325,7 @@ class TestRowLevel:
         ]  # fmt: skip
 
     @pytest.mark.parametrize("named", ["products", "low"])
-    def test_each_row_of_a_partitioned_table_is_heard_once(self, db, heard, named):
+    def test_each_row_of_a_partitioned_table_is_heard_once(self, db, received, named):
         db.execute(
             "create table products (id int primary key, name text) partition by range (id);"
             "create table low partition of products default"
@@ -336,18 +336,18 @@ class TestRowLevel:
         db.execute(f"insert into {named} values (1, 'a'), (2, 'a')")
         db.execute(f"update {named} set name = 'b'")
         db.execute(f"delete from {named} where id = 2")
-        assert [(c.op, c.new and c.new["id"]) for c in heard()] == [
+        assert [(c.op, c.new and c.new["id"]) for c in received()] == [
             (None, "1"), (None, "2"), ("update", "1"), ("update", "2"), (None, None)
         ]  # fmt: skip
 
-    def test_a_table_goes_from_statement_to_row_and_back(self, products, heard):
+    def test_a_table_goes_from_statement_to_row_and_back(self, products, received):
         install(products, SHOP, ID)
         by_row = rules("p:{id}", triggers="row")
         assert drift(products, SHOP, by_row) == {P: "outdated"}
         install(products, SHOP, by_row)
         assert drift(products, SHOP, by_row) == {}
         products.execute("insert into products values (1), (2)")
-        assert [change.new for change in heard() if change.new] == [{"id": "1"}, {"id": "2"}]
+        assert [change.new for change in received() if change.new] == [{"id": "1"}, {"id": "2"}]
         install(products, SHOP, ID)
         assert drift(products, SHOP, ID) == {}
         assert by_row_triggers(products) == 3  # another version of the rules may need them
@@ -388,7 +388,9 @@ class TestFullQueue:
                     for number in range(50):
                         db.execute("insert into products values (%s)", [number])
                     db.execute("insert into products select generate_series(100, 900)")
-                heard = list(listener.notifies(timeout=10, stop_after=1))
-                assert [note.payload for note in heard] == ['{"v":1,"t":["public", "products"],"o":"insert","w":true}']
+                received = list(listener.notifies(timeout=10, stop_after=1))
+                assert [note.payload for note in received] == [
+                    '{"v":1,"t":["public", "products"],"o":"insert","w":true}'
+                ]
         finally:
             server.stop()

@@ -19,7 +19,7 @@ from invalidator.embedded.postgres import find_postgres
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.migration import migration, removal
 from invalidator.triggers.plan import look
-from tests.integration.heard import SHOP, catalog, rules
+from tests.integration.trigger_support import SHOP, catalog, rules
 
 
 class TestMigrations:

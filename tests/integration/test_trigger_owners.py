@@ -18,7 +18,7 @@ from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.migration import migration, removal
 from invalidator.triggers.plan import look
 from invalidator.triggers.sql import load
-from tests.integration.heard import ID, SHOP, P, catalog, drift, rules
+from tests.integration.trigger_support import ID, SHOP, P, catalog, drift, rules
 
 EVENTS = rules("best:{id}", table="best", triggers="none")
 _numbers = itertools.count()
@@ -136,7 +136,7 @@ class TestEventTriggers:
         assert not app.is_superuser()
         assert events(tables) == ["ok", "ok"]
 
-    def test_a_superuser_repairs_what_0_1_left_and_runs_none_of_it(self, app, tables, heard):
+    def test_a_superuser_repairs_what_0_1_left_and_runs_none_of_it(self, app, tables, received):
         app.install()
         app.as_0_1_left_it()
         app.turn()
@@ -147,9 +147,9 @@ class TestEventTriggers:
         assert not app.is_superuser()
         assert look(tables, SHOP, rules("p:{id}", triggers="row")).is_ok()
         assert tables.execute("select to_regproc('invalidator.shop_altered')").fetchone() == (None,)
-        heard()
+        received()
         tables.execute("alter table products alter column name type varchar using name || 'y'")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
     def test_the_application_can_not_repair_it_and_says_so_while_the_rest_is_installed(self, app, tables):
         app.install()
@@ -229,12 +229,12 @@ class TestEventTriggers:
         finally:
             tables.execute("reassign owned by other to current_user; drop role other")
 
-    def test_writing_and_ddl_need_no_right_in_the_schema_of_what_they_run(self, app, tables, heard):
+    def test_writing_and_ddl_need_no_right_in_the_schema_of_what_they_run(self, app, tables, received):
         install(tables, SHOP, ID)
-        heard()
+        received()
         with app.connected() as connection:
             connection.execute("alter table products add column more int")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
         assert tables.execute(
             "select has_schema_privilege(%s, 'invalidator_events', 'usage')", [app.name]
         ).fetchone() == (False,)

@@ -14,7 +14,7 @@ from invalidator.errors import RefusedError
 from invalidator.postgres.connections import refuse_old
 from invalidator.triggers.install import install, uninstall
 from invalidator.triggers.plan import look
-from tests.integration.heard import ID, PAIRED, SHOP, P, catalog, drift, rules
+from tests.integration.trigger_support import ID, PAIRED, SHOP, P, catalog, drift, rules
 from tests.support import until
 
 
@@ -54,12 +54,12 @@ class TestPrivileges:
         products.execute(f"set role {role}")
         assert drift(products, SHOP, ID) == {P: "missing"}
 
-    def test_writing_needs_nothing_of_ours(self, products, role, heard):
+    def test_writing_needs_nothing_of_ours(self, products, role, received):
         install(products, SHOP, ID)
         products.execute("revoke all on all functions in schema invalidator from public")
         products.execute(f"grant insert on products to {role}; set role {role}")
         products.execute("insert into products values (1)")
-        assert len(heard()) == 1
+        assert len(received()) == 1
 
     def test_a_function_of_somebody_else_is_not_replaced(self, products, role):
         install(products, SHOP, ID)
@@ -90,7 +90,7 @@ class TestPrivileges:
         uninstall(products, SHOP)
         assert products.execute("select count(*) from pg_trigger where not tgisinternal").fetchone() == (0,)
 
-    def test_a_hostile_owner_of_a_table_gains_nothing(self, db, role, heard):
+    def test_a_hostile_owner_of_a_table_gains_nothing(self, db, role, received):
         """Casts, types, operators and domains of theirs are not called with the rights of who writes or installs."""
         db.execute(f"create schema theirs authorization {role}; set role {role}; set search_path = theirs, public")
         db.execute(
@@ -116,7 +116,7 @@ class TestPrivileges:
         look(db, SHOP, wanted)
         assert db.execute("select count(*) from theirs.seen").fetchone() == (0,)
         first = {"id": "1", "m": "bad", "p": "(1,x)", "o": "5"}
-        assert [change.old or change.new for change in heard()] == [first, first, first | {"o": "6"}]
+        assert [change.old or change.new for change in received()] == [first, first, first | {"o": "6"}]
 
     def test_our_functions_run_with_the_rights_of_who_writes(self, products):
         install(products, SHOP, ID)

@@ -6,7 +6,7 @@ import re
 
 from invalidator.triggers.install import install
 from invalidator.triggers.sql import load
-from tests.integration.heard import SHOP, rules
+from tests.integration.trigger_support import SHOP, rules
 
 EXAMPLE = re.compile(r"^--     ([a-z_]+) +(\S.*)$", re.MULTILINE)
 

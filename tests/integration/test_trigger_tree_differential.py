@@ -27,7 +27,7 @@ from invalidator.triggers.drift import table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-from tests.integration.heard import PAIRED, ear, rules
+from tests.integration.trigger_support import PAIRED, listening, rules
 
 CASES = int(os.environ.get("INVALIDATOR_TREE_CASES", "12"))
 FIRST = int(os.environ.get("INVALIDATOR_TREE_SEED", "1"))
@@ -371,7 +371,7 @@ class Story:
 @pytest.fixture(scope="module")
 def place(postgres):
     dsn = postgres.create_database()
-    with psycopg.connect(dsn, autocommit=True) as db, ear(dsn) as hear:
+    with psycopg.connect(dsn, autocommit=True) as db, listening(dsn) as hear:
         yield db, hear
 
 

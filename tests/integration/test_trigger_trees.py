@@ -14,11 +14,11 @@ from invalidator.triggers.drift import table_states
 from invalidator.triggers.install import install
 from invalidator.triggers.plan import look
 from invalidator.triggers.spec import Installation
-from tests.integration.heard import ID, PAIRED, SHOP, P, drift, rules
+from tests.integration.trigger_support import ID, PAIRED, SHOP, P, drift, rules
 
 
 def images(changes):
-    """The rows that were heard of `products`, each with its side."""
+    """The rows that were received of `products`, each with its side."""
     return {
         (side, row.get("id"), row.get("name"))
         for change in changes
@@ -43,7 +43,7 @@ class TestAMoveThatLosesRows:
     @pytest.mark.parametrize("count", [5, 101, 500, 3000])
     @pytest.mark.parametrize("kept", ["new.id % 5 = 0", "new.id = 5", "false"])
     @pytest.mark.parametrize("conditions", [{}, PAIRED], ids=["single", "paired"])
-    def test_every_old_row_is_heard(self, parts, heard, count, kept, conditions):
+    def test_every_old_row_is_heard(self, parts, received, count, kept, conditions):
         wanted = rules("p:{id}:{state}", **conditions)
         install(parts, Installation("shop", "invalidator", 10_000), wanted)
         parts.execute(
@@ -52,10 +52,10 @@ class TestAMoveThatLosesRows:
             "create trigger picky before insert on high for each row execute function picky()"
         )
         parts.execute(f"insert into products select g, 0 from generate_series(1, {count}) g")
-        heard()
+        received()
         parts.execute("update products set state = 1")
         left = [number for (number,) in parts.execute("select id from products").fetchall()]
-        evicted = {eviction.key for eviction in wanted.evict(heard())["cache"]}
+        evicted = {eviction.key for eviction in wanted.evict(received())["cache"]}
         assert evicted == {*(f"p:{n}:0" for n in range(1, count + 1)), *(f"p:{n}:1" for n in left)}
 
 
@@ -84,39 +84,39 @@ class TestParents:
     """A rule on a table that statements also reach through a parent."""
 
     @pytest.mark.parametrize("tree", TREES)
-    def test_what_a_statement_on_the_parent_changes_is_heard(self, db, heard, tree):
+    def test_what_a_statement_on_the_parent_changes_is_heard(self, db, received, tree):
         db.execute(TREES[tree])
         install(db, SHOP, rules("p:{id}:{name}"))
         assert drift(db, SHOP, rules("p:{id}:{name}")) == {}
         (leaf,) = db.execute("select coalesce(to_regclass('of_child'), to_regclass('products'))::text").fetchone()
         db.execute(f"insert into {leaf} values (1, 'a'), (2, 'a'), (7, 'a')")
-        assert images(heard()) == {("new", n, "a") for n in "127"}
+        assert images(received()) == {("new", n, "a") for n in "127"}
         db.execute("update top set name = 'b' where id = 1")
-        assert images(heard()) == {("old", "1", "a"), ("new", "1", "b")}
+        assert images(received()) == {("old", "1", "a"), ("new", "1", "b")}
         db.execute("delete from top where id = 2")
-        assert images(heard()) == {("old", "2", "a")}
+        assert images(received()) == {("old", "2", "a")}
         db.execute("truncate top")
-        assert set(heard()) == {table_wide(P, "truncate")}
+        assert set(received()) == {table_wide(P, "truncate")}
 
     @pytest.mark.parametrize("shape", ["partition", "partition of a partition", "partitioned partition"])
-    def test_what_the_parent_hands_to_its_partition_is_heard(self, db, heard, shape):
+    def test_what_the_parent_hands_to_its_partition_is_heard(self, db, received, shape):
         db.execute(TREES[shape])
         wanted = rules("p:{id}:{name}")
         install(db, SHOP, wanted)
         db.execute("insert into top values (1, 'a'), (2, 'a')")
-        assert images(heard()) == {("new", "1", "a"), ("new", "2", "a")}
+        assert images(received()) == {("new", "1", "a"), ("new", "2", "a")}
         with db.cursor() as cursor, cursor.copy("copy top from stdin") as copy:
             copy.write("3\tc\n")
-        assert images(heard()) == {("new", "3", "c")}
+        assert images(received()) == {("new", "3", "c")}
         db.execute(
             "merge into top t using (values (1), (4)) v (i) on t.id = v.i when matched then update set name = 'm'"
             " when not matched then insert values (i, 'n')"
         )
-        assert images(heard()) == {("old", "1", "a"), ("new", "1", "m"), ("new", "4", "n")}
+        assert images(received()) == {("old", "1", "a"), ("new", "1", "m"), ("new", "4", "n")}
         db.execute("update top set id = 40 where id = 2")
-        assert images(heard()) == {("old", "2", "a"), ("new", "40", "a")}
+        assert images(received()) == {("old", "2", "a"), ("new", "40", "a")}
 
-    def test_rules_on_the_root_and_on_a_leaf_each_hear_their_own(self, db, heard):
+    def test_rules_on_the_root_and_on_a_leaf_each_hear_their_own(self, db, received):
         db.execute(
             "create table roots (id int, name text) partition by list (name);"
             "create table products partition of roots for values in ('a');"
@@ -128,15 +128,15 @@ class TestParents:
         assert drift(db, SHOP, wanted) == {}
         for number, named in (("1", "roots"), ("2", "products")):
             db.execute(f"insert into {named} values ({number}, 'a')")
-            assert sorted((c.table, c.new["id"]) for c in heard()) == [(P, number), (root, number)]
+            assert sorted((c.table, c.new["id"]) for c in received()) == [(P, number), (root, number)]
         db.execute("insert into roots values (3, 'b')")
-        assert [(c.table, c.new["id"]) for c in heard()] == [(root, "3")]
+        assert [(c.table, c.new["id"]) for c in received()] == [(root, "3")]
         db.execute("delete from roots")
-        assert sorted(c.table for c in heard()) == [P, P, root, root, root]
+        assert sorted(c.table for c in received()) == [P, P, root, root, root]
         by_row = "select distinct tgrelid::regclass::text from pg_trigger where tgtype & 1 = 1 and tgqual is null"
         assert db.execute(by_row).fetchall() == [("products",)]
 
-    def test_tenants_that_are_partitions_of_one_table(self, db, heard):
+    def test_tenants_that_are_partitions_of_one_table(self, db, received):
         db.execute(
             "create table every (tenant int, id int) partition by list (tenant);"
             "create schema tenant_1; create table tenant_1.products partition of every for values in (1);"
@@ -146,7 +146,7 @@ class TestParents:
         wanted = rules("{schema}:{id}", schema="tenant_*")
         install(db, SHOP, wanted)
         db.execute("insert into every values (1, 10), (2, 20); insert into tenant_3.products values (3, 30)")
-        assert [e.key for e in wanted.evict(heard())["cache"]] == ["tenant_1:10", "tenant_2:20", "tenant_3:30"]
+        assert [e.key for e in wanted.evict(received())["cache"]] == ["tenant_1:10", "tenant_2:20", "tenant_3:30"]
 
     @pytest.mark.parametrize(
         ("made", "attach", "detach"),
@@ -158,7 +158,7 @@ class TestParents:
         ],
         ids=["partition", "inheritance"],
     )  # fmt: skip
-    def test_a_parent_that_comes_later_is_drift_until_the_next_install(self, products, heard, made, attach, detach):
+    def test_a_parent_that_comes_later_is_drift_until_the_next_install(self, products, received, made, attach, detach):
         products.execute(made)
         install(products, SHOP, ID)
 
@@ -170,7 +170,7 @@ class TestParents:
         after = standing()
         assert (before.state, after.state) == ("ok", "outdated")
         assert after.fingerprint != before.fingerprint
-        assert table_wide(P) in heard()
+        assert table_wide(P) in received()
         products.execute(detach)
         assert standing().state == "ok"
         assert standing().fingerprint not in (before.fingerprint, after.fingerprint)  # it was there
@@ -178,18 +178,18 @@ class TestParents:
         install(products, SHOP, ID)
         assert standing().state == "ok"
         products.execute("insert into products values (1)")
-        heard()
+        received()
         products.execute("update top set id = 2")
-        assert {e.key for e in ID.evict(heard())["cache"]} == {"p:1", "p:2"}
+        assert {e.key for e in ID.evict(received())["cache"]} == {"p:1", "p:2"}
         products.execute(detach)
         assert standing().state == "ok"  # row triggers hear what statement triggers would
         install(products, SHOP, ID, prune=True)
-        heard()
+        received()
         products.execute("insert into products values (3), (4)")
-        assert [change.op for change in heard()] == ["insert"] * 2
+        assert [change.op for change in received()] == ["insert"] * 2
         assert products.execute("select count(*) from pg_trigger where tgtype & 1 = 1").fetchone() == (0,)
 
-    def test_a_partitioned_table_that_becomes_a_partition_keeps_no_statement_trigger(self, db, heard):
+    def test_a_partitioned_table_that_becomes_a_partition_keeps_no_statement_trigger(self, db, received):
         db.execute(
             "create table products (id int, name text) partition by range (id);"
             "create table low partition of products default;"
@@ -200,21 +200,21 @@ class TestParents:
         assert drift(db, SHOP, ID) == {P: "outdated"}
         install(db, SHOP, ID)
         assert drift(db, SHOP, ID) == {}
-        heard()
+        received()
         for named in ("top", "products", "low"):
             db.execute(f"insert into {named} values (1, 'a')")
-            assert len(heard()) == 1
+            assert len(received()) == 1
         db.execute("update products set id = 2; delete from top")
-        assert {e.key for e in ID.evict(heard())["cache"]} == {"p:1", "p:2"}
+        assert {e.key for e in ID.evict(received())["cache"]} == {"p:1", "p:2"}
 
-    def test_who_does_not_own_the_table_may_install_and_later_repair(self, db, heard, role):
+    def test_who_does_not_own_the_table_may_install_and_later_repair(self, db, received, role):
         db.execute(TREES["partition"])
         db.execute(f"create schema invalidator authorization {role}; grant trigger on top, products, rest to {role}")
         db.execute(f"set role {role}")
         install(db, SHOP, ID)
         assert drift(db, SHOP, ID) == {}
         db.execute("reset role; insert into top values (1)")
-        assert images(heard()) == {("new", "1", None)}
+        assert images(received()) == {("new", "1", None)}
 
     def test_what_it_costs_is_noted(self, db):
         db.execute(TREES["partition"])
@@ -234,12 +234,12 @@ class TestParents:
         with pytest.raises(RefusedError, match=r'has the foreign table "public\.far" below it'):
             install(db, SHOP, rules("p:{id}", triggers="row"))
 
-    def test_a_rewrite_of_the_parent_is_a_table_wide_change_of_the_child(self, db, heard):
+    def test_a_rewrite_of_the_parent_is_a_table_wide_change_of_the_child(self, db, received):
         db.execute(TREES["partition of a partition"])
         install(db, SHOP, ID)
-        heard()
+        received()
         db.execute("alter table top alter column name type varchar using name || 'y'")
-        assert heard() == [table_wide(P)]
+        assert received() == [table_wide(P)]
 
 
 def moved(key=""):
@@ -271,14 +271,14 @@ class TestMoves:
     """A MERGE that moves rows between partitions, which is heard by no statement trigger."""
 
     @pytest.fixture
-    def table(self, db, heard):
+    def table(self, db, received):
         db.execute(moved() + "insert into products values (1, 0, 'a'), (2, 0, 'b'), (9, 1, 'z')")
         return db
 
     @pytest.mark.parametrize("level", ["statement", "row"])
     @pytest.mark.parametrize("ops", [("insert", "update", "delete", "truncate"), ("update",)], ids=["all", "update"])
     @pytest.mark.parametrize("merge", MERGES)
-    def test_every_old_and_new_row_is_evicted(self, table, heard, merge, ops, level):
+    def test_every_old_and_new_row_is_evicted(self, table, received, merge, ops, level):
         wanted = rules("p:{id}:{state}:{name}", ops=ops, triggers=level)
         install(table, SHOP, wanted)
         before = rows(table)
@@ -286,10 +286,10 @@ class TestMoves:
         after = rows(table)
         ids = {row[0] for row in before} & {row[0] for row in after} if ops == ("update",) else None
         wants = {f"p:{n}:{s}:{name}" for n, s, name in before ^ after if ids is None or n in ids}
-        assert wants - keys(wanted, heard()) == set()
+        assert wants - keys(wanted, received()) == set()
 
     @pytest.mark.parametrize("named", ["products", "high"])
-    def test_from_within_a_function_and_a_savepoint(self, table, heard, named):
+    def test_from_within_a_function_and_a_savepoint(self, table, received, named):
         wanted = rules("p:{id}:{state}")
         install(table, SHOP, wanted)
         table.execute(
@@ -306,9 +306,9 @@ class TestMoves:
                 f"merge into {named} t using (values (9)) v (i) on t.id = v.i when matched then update set state = 2"
             )
             assert setting(table) == ""
-        assert {"p:9:1", "p:9:2"} <= keys(wanted, heard())
+        assert {"p:9:1", "p:9:2"} <= keys(wanted, received())
 
-    def test_an_update_within_a_statement_that_moves_rows(self, db, heard):
+    def test_an_update_within_a_statement_that_moves_rows(self, db, received):
         """The inner statement ends first; the outer one is not done moving."""
         db.execute(moved())
         wanted = rules("p:{id}:{state}")
@@ -320,12 +320,12 @@ class TestMoves:
             "create trigger zzz before insert on low for each row execute function inner_update();"
             "insert into products select g, g % 2 from generate_series(1, 6) g"
         )
-        heard()
+        received()
         before = rows(db)
         db.execute(
             "merge into products p using generate_series(1, 6) i on p.id = i when matched then update set state = 2"
         )
-        assert {f"p:{n}:{s}" for n, s, _ in before ^ rows(db)} - keys(wanted, heard()) == set()
+        assert {f"p:{n}:{s}" for n, s, _ in before ^ rows(db)} - keys(wanted, received()) == set()
         with db.transaction():
             db.execute(
                 "merge into products p using generate_series(1, 2) i on p.id = i when matched then update set state = 0"
@@ -333,12 +333,12 @@ class TestMoves:
             assert setting(db).startswith("nested ")
         assert setting(db) == ""  # it ends with the transaction
 
-    def test_other_statements_send_what_they_sent(self, table, heard):
+    def test_other_statements_send_what_they_sent(self, table, received):
         """Row triggers that have nothing to say say nothing."""
         key = moved(", primary key (id, state)")
         table.execute("drop table products cascade; " + key)
         install(table, SHOP, rules("p:{id}:{state}"))
-        heard()
+        received()
         with table.transaction():
             table.execute("insert into products select g, 0 from generate_series(1, 50) g")
             table.execute("update products set name = 'x' where id < 4")
@@ -348,19 +348,19 @@ class TestMoves:
             )
             table.execute("delete from products where id > 55")
             table.execute("delete from low where id > 50")
-        assert Counter(change.op for change in heard()) == {"insert": 60, "update": 5, "delete": 10}
+        assert Counter(change.op for change in received()) == {"insert": 60, "update": 5, "delete": 10}
 
-    def test_many_moves_are_table_wide(self, db, heard):
+    def test_many_moves_are_table_wide(self, db, received):
         db.execute(moved() + "insert into products select g, 0 from generate_series(1, 200) g")
         install(db, Installation("shop", "invalidator", 50), rules("p:{id}"))
         db.execute(
             "merge into products p using generate_series(1, 200) i on p.id = i when matched then update set state = 1"
         )
-        changes = heard()
+        changes = received()
         assert changes[-1] == table_wide(P, "update")
         assert len(changes) == 51
 
-    def test_when_many_moves_were_said_at_once_no_more_is_done_for_each(self, db, heard):
+    def test_when_many_moves_were_said_at_once_no_more_is_done_for_each(self, db, received):
         db.execute(moved() + "insert into products select g, 0 from generate_series(1, 200) g")
         install(db, Installation("shop", "invalidator", 50), rules("p:{id}"))
         merge = (
@@ -371,29 +371,29 @@ class TestMoves:
             f"create function nest() returns trigger language plpgsql as $$ begin {nests}; return null; end $$;"
             "create trigger aaa after update on products for each statement execute function nest()"
         )
-        heard()
+        received()
         with db.transaction():
             with db.transaction(force_rollback=True):
                 db.execute(merge.format(200, 1))
                 assert setting(db) == "nested wide"
             db.execute(merge.format(1, 1))
             assert setting(db) == "nested 2"
-        assert {change.op for change in heard()} == {"update"}
+        assert {change.op for change in received()} == {"update"}
         with db.transaction():
             db.execute(merge.format(200, 2))
             db.execute(merge.format(1, 0))
             assert setting(db) == "nested wide"
-        assert table_wide(P, "update") in heard()
+        assert table_wide(P, "update") in received()
 
-    def test_a_row_that_fits_no_notification_is_table_wide(self, table, heard):
+    def test_a_row_that_fits_no_notification_is_table_wide(self, table, received):
         install(table, SHOP, rules("p:{id}:{name}"))
         table.execute("update products set name = repeat('x', 9000) where id = 1")
-        heard()
+        received()
         table.execute(MERGES["update"].replace(", name = 'm'", ""))
-        assert table_wide(P, "update") in heard()
+        assert table_wide(P, "update") in received()
 
     @pytest.mark.parametrize("revoked", ["set_config(text, text, bool)", "pg_notify(text, text)"])
-    def test_a_writer_without_rights_is_heard_and_does_not_fail(self, table, heard, role, revoked):
+    def test_a_writer_without_rights_is_heard_and_does_not_fail(self, table, received, role, revoked):
         wanted = rules("p:{id}:{state}")
         install(table, SHOP, wanted)
         table.execute(f"revoke execute on function {revoked} from public; grant all on products to {role}")
@@ -401,10 +401,10 @@ class TestMoves:
         table.execute(MERGES["update or insert"])
         table.execute("update products set name = 'q'; update products set state = 0; delete from products")
         table.execute("reset role")
-        changes = heard()
+        changes = received()
         assert any(change.wide for change in changes)
 
-    def test_where_writers_may_read_no_setting_the_triggers_fire_for_each_row(self, table, heard, role):
+    def test_where_writers_may_read_no_setting_the_triggers_fire_for_each_row(self, table, received, role):
         table.execute("revoke execute on function current_setting(text, boolean) from public")
         wanted = rules("p:{id}:{state}")
         install(table, SHOP, wanted)
@@ -414,9 +414,9 @@ class TestMoves:
         table.execute(f"grant all on products to {role}; set role {role}")
         table.execute(MERGES["update"])
         table.execute("reset role")
-        assert {"p:1:0", "p:1:2", "p:2:0", "p:2:2"} <= keys(wanted, heard())
+        assert {"p:1:0", "p:1:2", "p:2:0", "p:2:2"} <= keys(wanted, received())
 
-    def test_nothing_depends_on_a_sessions_search_path(self, table, heard):
+    def test_nothing_depends_on_a_sessions_search_path(self, table, received):
         install(table, SHOP, rules("p:{id}:{state}"))
         raising = "language plpgsql as $$ begin raise 'evil'; end $$"
         table.execute(
@@ -429,14 +429,14 @@ class TestMoves:
         )
         for operator in ("=", "<>", "~~", "||"):
             table.execute(f"create operator evil.{operator} (function = evil.no, leftarg = text, rightarg = text)")
-        heard()
+        received()
         table.execute("set search_path = evil, pg_catalog")
         table.execute(
             "merge into public.products p using (values (1)) as v (i) on p.id operator(pg_catalog.=) v.i"
             " when matched then update set state = 2"
         )
         table.execute("reset search_path")
-        assert [(c.op, c.old, c.new) for c in heard()] == [
+        assert [(c.op, c.old, c.new) for c in received()] == [
             ("update", {"id": "1", "state": "0"}, None), ("update", None, {"id": "1", "state": "2"})
         ]  # fmt: skip
 
@@ -452,7 +452,7 @@ class TestMoves:
             ("create table late partition of high for values in (7)", "missing"),
         ],
     )  # fmt: skip
-    def test_what_is_done_to_these_triggers_is_seen_and_repaired(self, table, heard, change, state):
+    def test_what_is_done_to_these_triggers_is_seen_and_repaired(self, table, received, change, state):
         wanted = rules("p:{id}:{state}")
         install(table, SHOP, wanted)
         ((function,),) = table.execute("select distinct proname from pg_proc where proname ~ '^shop_[0-9a-f]+$'")
@@ -461,9 +461,9 @@ class TestMoves:
         assert drift(table, SHOP, wanted) == {P: state}
         install(table, SHOP, wanted)
         assert drift(table, SHOP, wanted) == {}
-        heard()
+        received()
         table.execute(MERGES["update"])
-        assert {"p:1:0", "p:1:2", "p:2:0", "p:2:2"} <= keys(wanted, heard())
+        assert {"p:1:0", "p:1:2", "p:2:0", "p:2:2"} <= keys(wanted, received())
 
 
 class TestOperations:
@@ -471,39 +471,39 @@ class TestOperations:
 
     @pytest.mark.parametrize("ops", [("update",), ("delete",), ("insert",)])
     @pytest.mark.parametrize("statement", ["update products set state = 2", MERGES["update"]])
-    def test_a_moved_row_is_not_said_to_be_deleted_and_inserted(self, db, heard, ops, statement):
+    def test_a_moved_row_is_not_said_to_be_deleted_and_inserted(self, db, received, ops, statement):
         db.execute(moved() + "insert into products values (1, 0, 'a')")
         wanted = rules("p:{id}:{state}", ops=ops, triggers="row")
         install(db, SHOP, wanted)
         db.execute(statement)
-        assert {"p:1:0", "p:1:2"} <= keys(wanted, heard())
+        assert {"p:1:0", "p:1:2"} <= keys(wanted, received())
 
-    def test_where_no_row_can_move_the_operation_is_known(self, products, heard):
+    def test_where_no_row_can_move_the_operation_is_known(self, products, received):
         install(products, SHOP, rules("p:{id}", triggers="row"))
         products.execute("insert into products values (1); update products set name = 'x'; delete from products")
-        assert [change.op for change in heard()] == ["insert", "update", "delete"]
+        assert [change.op for change in received()] == ["insert", "update", "delete"]
 
-    def test_a_null_is_known_to_be_null(self, db, heard):
+    def test_a_null_is_known_to_be_null(self, db, received):
         db.execute(moved())
         wanted = rules("p:{id}", "n:{name}", triggers="row")
         install(db, SHOP, wanted)
         db.execute("insert into products values (1, 0, null)")
-        assert keys(wanted, heard()) == {"p:1"}
+        assert keys(wanted, received()) == {"p:1"}
 
-    def test_a_row_too_wide_is_of_an_unknown_operation_too(self, db, heard):
+    def test_a_row_too_wide_is_of_an_unknown_operation_too(self, db, received):
         db.execute(moved() + "insert into products values (1, 0, repeat('x', 9000))")
         wanted = rules("p:{name}", ops=("update",), triggers="row")
         install(db, SHOP, wanted)
         db.execute("update products set state = 2")
-        assert keys(wanted, heard()) == {"p:*"}
+        assert keys(wanted, received()) == {"p:*"}
 
-    def test_what_a_replica_applies_may_be_a_move(self, db, heard):
+    def test_what_a_replica_applies_may_be_a_move(self, db, received):
         """Logical replication applies a move as a DELETE and an INSERT, in this role."""
         db.execute(moved() + "insert into products values (1, 0, 'a')")
         wanted = rules("p:{id}:{state}", ops=("update",), triggers="row")
         install(db, SHOP, wanted)
         db.execute("set session_replication_role = replica; delete from low; insert into high_2 values (1, 2, 'a')")
-        assert keys(wanted, heard()) == {"p:1:0", "p:1:2"}
+        assert keys(wanted, received()) == {"p:1:0", "p:1:2"}
 
 
 def rows(db):

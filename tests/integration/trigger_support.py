@@ -1,4 +1,4 @@
-"""What tests of triggers share: rules made of templates, and an ear."""
+"""What tests of triggers share: rules made of templates, and an listening."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ def drift(db, *args):
 
 
 @contextmanager
-def ear(dsn: str) -> Iterator[Callable[[], list[Change]]]:
-    """What was heard since the last call: all that committed before it, because a mark of our own comes behind that.
+def listening(dsn: str) -> Iterator[Callable[[], list[Change]]]:
+    """Listen; the function returns the changes received since its last call.
 
-    What an install says of itself is left out.
+    These are all that committed before the call: it sends a mark of its own, and waits for that. Notifications of an
+    install are left out.
     """
     with psycopg.connect(dsn, autocommit=True) as connection:
         notes = []
         connection.add_notify_handler(lambda note: '"by":"install"' in note.payload or notes.append(note))
         connection.execute("listen invalidator_shop; listen mark")
 
-        def hear() -> list[Change]:
+        def received() -> list[Change]:
             connection.execute("notify mark")
             while all(note.channel != "mark" for note in notes):  # what others send may come behind it
                 connection.execute("select 1")
@@ -54,7 +55,7 @@ def ear(dsn: str) -> Iterator[Callable[[], list[Change]]]:
             notes.clear()
             return changes
 
-        yield hear
+        yield received
 
 
 ID = rules("p:{id}")
