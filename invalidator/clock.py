@@ -5,7 +5,7 @@ macOS. After an hour of sleep `as_of` would look one second old until the pendin
 of the stream and messages to hooks would report that everything is evicted. This clock includes the time of the sleep,
 so they report the real age at once.
 
-The kernel runs timers on the clock that stands still. After a sleep, a timer still takes the time that it had left when
+The kernel runs timers on the clock that stands still. After a sleep, a timer still takes the time that was left when
 the machine fell asleep: it fires one or two seconds late.
 
 A hypervisor that pauses a virtual machine without telling the guest stops this clock too, and nothing inside the guest

@@ -49,7 +49,7 @@ class Source(Protocol):
     """A stream of changes."""
 
     def open(self, position: Position | None) -> AbstractAsyncContextManager[Feed]:
-        """Open a feed that goes on after `position`, or that begins with a gap."""
+        """Open a feed that continues after `position`, or that begins with a gap."""
         ...
 
 

@@ -18,7 +18,7 @@ CONFIRMATION_GRACE: Final = 1.0
 
 
 class Coordinator:
-    """For a target that no peer shares, a flush is always carried out, and the rest does nothing.
+    """For a target that no peer shares, a flush is always carried out, and the other methods do nothing.
 
     `owned` is what a flush evicts; `send` sends a coverage request to the peers, and returns whether it could.
     """

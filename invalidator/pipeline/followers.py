@@ -1,4 +1,4 @@
-"""The order among lanes: a local cache is evicted after the shared one, or it refills from there with stale values."""
+"""The order of lanes: a local cache is evicted after the shared cache, from which it could refill with stale values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One target's lane: `core/delivery/delivery_queue.py` decides; here are the clock and the calls.
+"""One target's lane: `core/delivery/delivery_queue.py` decides; this module adds the clock and the calls.
 
 `delivery_loop.py` has the retries.
 

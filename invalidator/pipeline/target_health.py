@@ -59,7 +59,7 @@ class TargetHealth:
         return not self._failures.keys() - {"watch"}
 
     def reset(self) -> None:
-        """Forget all failures: the tasks start anew."""
+        """Forget all failures, because the tasks restart."""
         self._failures.clear()
 
     def failed(self, task: Task, error: Exception) -> None:
@@ -84,7 +84,7 @@ class TargetHealth:
         if task == "watch" and failure.reason == FlushReason.INTERNAL_ERROR:
             self._on_flush_required(FlushReason.INTERNAL_ERROR)
         if not self._failures:
-            self._log.info("target_recovered", "the target answers again")
+            self._log.info("target_recovered", "the target responds again")
             self._on_change()
 
     def _unavailable(self, task: Task, error: TargetAway) -> None:
@@ -100,7 +100,7 @@ class TargetHealth:
                 "target_refused", "the target refuses requests; an operator has to fix the cause", error=str(error)
             )
         elif not known:
-            self._log.warning("target_unavailable", "the target does not answer; retrying", error=str(error))
+            self._log.warning("target_unavailable", "the target does not respond; retrying", error=str(error))
 
     def _broken(self, task: Task, what: str) -> None:
         known = self._failures.get(task)

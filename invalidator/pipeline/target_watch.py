@@ -20,7 +20,7 @@ HEARTBEAT_INTERVAL: Final = 1.0
 
 
 class TargetWatch:
-    """Checks every second that the target is available and still the same, whatever the deliveries do.
+    """Checks every second that the target is available and is the same server, independently of the deliveries.
 
     `queue` returns the lane's queue, which a restart of the lane replaces.
     """

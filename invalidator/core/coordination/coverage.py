@@ -54,12 +54,12 @@ Interleavings, each in `tests/unit/core/test_coverage_model.py`:
   the fingerprints in their names are those of another server.
 * The peer may have missed changes of some tables (their triggers had drifted), and is about to evict them: it discards
   the requests that it has received so far.
-* A purge over the API reached one sidecar alone, so no peer can confirm it: a flush that stands for one (its evictions
-  collapsed) is always carried out.
+* A purge over the API reached one sidecar alone, so no peer can confirm it: a flush that has replaced the evictions of
+  a purge is always carried out.
 * The peer evicted once, but not again (5): a reader may still store what it loaded before. Hence "repeats included".
 
 One worked example, with the steps of `FlushDecision` in capitals. Sidecars A, B and C share a target. A is in sync; B
-and C start at the same moment. A confirmation is waited for one second (`repeat_after` is 0).
+and C start at the same moment. A requester waits one second for a confirmation (`repeat_after` is 0).
 
 1. B and C find A's presence. Each sends a request with its own nonce (REQUEST) and looks again every 50 ms (WAIT).
 2. A settles up to B's canary and writes B's key. B finds it (COVERED), has no pending flush any more, and is in sync.

@@ -1,1 +1,1 @@
-"""What has to be delivered to one target, and how much of it the target has confirmed."""
+"""The delivery of evictions to one target, and the state of their confirmation."""

@@ -1,4 +1,4 @@
-"""The kinds of eviction that a target can carry out; it is sent no others."""
+"""The kinds of eviction that a target can carry out."""
 
 from __future__ import annotations
 

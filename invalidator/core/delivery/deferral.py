@@ -1,4 +1,4 @@
-"""What a lane defers until the lanes that it follows have confirmed it."""
+"""The evictions and flushes that a lane defers until the lanes that it follows have confirmed them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Delivery:
     """The reason of the flush; empty when this delivery carries evictions."""
 
     must_flush: bool = False
-    """No other sidecar's confirmation replaces this flush."""
+    """No peer's confirmation can replace this flush."""
 
     fresh: Evictions = field(default_factory=Evictions)
     """Evictions sent for the first time; empty for a flush."""

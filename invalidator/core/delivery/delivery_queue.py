@@ -16,7 +16,7 @@ Example, with `repeat_after` 1 s:
     require_flush(2)     EVICTING_FLUSH_PENDING
     fail()               FLUSH_PENDING                            a waits again; the flush is sent first
     next() sends flush   FLUSHING                                 `latest` is 2
-    confirm()            QUIET           confirmed 0  settled 0   a, the flush's repeat: still to come
+    confirm()            QUIET           confirmed 0  settled 0   open: a, and the flush's repeat
     next() sends a       EVICTING
     confirm()            QUIET           confirmed 2  settled 0
     1 s later, next()    FLUSHING                                 the repeat of the flush

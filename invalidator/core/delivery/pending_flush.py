@@ -20,7 +20,7 @@ class PendingFlush:
     """Empty exactly when no flush is pending. Of several reasons the first that is not `repeat` stays."""
 
     must_flush: bool = False
-    """No other sidecar's confirmation replaces it. Only ever set while a flush is pending."""
+    """No peer's confirmation can replace the flush. Set only while a flush is pending."""
 
     fresh_from: int | None = None
     """The lowest number that the flush evicts for the first time; None when it only repeats."""

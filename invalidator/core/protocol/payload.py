@@ -22,7 +22,7 @@ number or boolean counts as its text, because PostgreSQL would write the same.
 
 A payload without `o` comes from `invalidator.changed`, called by hand. A null in it is unknown: a trigger that calls
 the function with `NEW.id` sends null for a deleted row. Where `o` is null, the trigger does not know the operation: row
-triggers on partitions can't tell a moved row from an inserted or deleted one.
+triggers on partitions can't distinguish a moved row from an inserted or deleted one.
 
 An unreadable payload must not break the promise: `decode` raises `UnreadableError`, whose `table` is set when at least
 the table was readable, and the caller evicts everything about that table, or everything.

@@ -57,7 +57,7 @@ def join(parts: Iterable[str | None]) -> str:
 
 
 def matcher(patterns: Iterable[str]) -> re.Pattern[bytes]:
-    """An expression whose `fullmatch` accepts whatever any of the patterns accepts, byte by byte as Redis does."""
+    """An expression whose `fullmatch` accepts what any of the patterns accepts, byte by byte as Redis does."""
     alternatives = [
         b"".join(b".*" if token is None else re.escape(token.encode()) for token in tokens(pattern))
         for pattern in patterns

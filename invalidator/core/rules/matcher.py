@@ -61,7 +61,7 @@ class _Rests:
 
 
 class Matcher:
-    """`accepts` tells whether any of the patterns matches a key, byte by byte as Redis does."""
+    """`accepts` returns whether any of the patterns matches a key, byte by byte as Redis does."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._exact: set[bytes] = set()

@@ -78,10 +78,10 @@ return now
 
 
 class _Reading(NamedTuple):
-    """A lower bound of the time at the server when the sidecar's clock showed `ours`; in seconds."""
+    """`at_server` is a lower bound of the time at the server when the sidecar's clock showed `at_sidecar`, in seconds."""
 
-    servers: float
-    ours: float
+    at_server: float
+    at_sidecar: float
 
 
 class AliveKey:
@@ -110,14 +110,14 @@ class AliveKey:
 
     def _deadline(self, as_of: float | None) -> float:
         """The deadline on the server's clock; 0 where nothing can be promised."""
-        before = [one for one in self._readings if as_of is not None and one.ours < as_of]
+        before = [one for one in self._readings if as_of is not None and one.at_sidecar < as_of]
         if as_of is None or not before:
             return 0.0
-        return before[-1].servers + (as_of - before[-1].ours) + self.stale_after
+        return before[-1].at_server + (as_of - before[-1].at_sidecar) + self.stale_after
 
     def _note(self, reading: _Reading) -> None:
         if self._readings:
             last = self._readings[-1]
-            if reading.servers - last.servers < reading.ours - last.ours - _SLOW_REPLY:
+            if reading.at_server - last.at_server < reading.at_sidecar - last.at_sidecar - _SLOW_REPLY:
                 self._readings.clear()
         self._readings.append(reading)

@@ -157,7 +157,7 @@ class RedisTarget:
         return await self._called(self._compare(owned))
 
     async def _called(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Make a call. After a MOVED error every connection is opened anew, so each identity is read again."""
+        """Make a call. A MOVED error closes every connection, so that each identity is read again."""
         try:
             return await call
         except TargetAway as error:
