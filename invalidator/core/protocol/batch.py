@@ -35,7 +35,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """The reasons why changes may be missed, by subject; they replace the previous reasons. Empty when all is well."""
+    """The reasons why changes may be missed, by subject; they replace the previous reasons. Empty: none is missed."""
 
     reasons: Mapping[str, str]
 

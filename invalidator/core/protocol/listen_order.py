@@ -2,15 +2,15 @@
 
     DISCONNECTED -- connected --> CONNECTED -- LISTEN confirmed --> LISTENING -- canary returned --> RECEIVING
 
-The gap is announced on the last step, never before. The server delivers what commits after it has confirmed LISTEN, so
-the flush of that gap starts when nothing can be missed any more, and covers everything before. A flush that started
-earlier could be over before a change that is still missed.
+The gap is announced on the last step, never before. The server delivers every change that commits after it has
+confirmed LISTEN. So no change after the start of the flush can be missed, and the flush includes every change before. A
+flush that started earlier could end before a change that is missed.
 
 The gap also waits for the canary, which a second connection sends and this one receives: a server or pooler confirms
 LISTEN even where it has no effect, as behind a transaction pooler.
 
     connect - LISTEN - change A commits - canary returns - gap announced - flush starts
-                       A is delivered     (changes before LISTEN are covered by the flush)
+                       A is delivered     (the flush includes the changes before LISTEN)
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The core computes the parameters of the query and joins its answers to the rows;
 is no answer for some parameters, the query failed, and the looked-up columns are unknown.
 
 Where both the change and the lookup have a column, a template could mean either value, so both are evicted. A row that
-is null in every column counts as no row: an aggregate or an outer join makes it when it finds nothing.
+is null in every column counts as no row: an aggregate or an outer join returns such a row when it finds nothing.
 
 `changed` compares only columns of the table. A looked-up column that the table does not have is not compared. A column
 that the table has, but the notification lacks, may have changed: an older trigger sent the notification.

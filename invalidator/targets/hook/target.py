@@ -1,8 +1,8 @@
 """The hook: evictions become requests, and the responses to all of them confirm the eviction.
 
 Why a local cache is right. The lane has one call at a time under way, so an application receives messages in commit
-order. A message without a confirming response is sent again, together with what came meanwhile: an application may
-receive an eviction twice, but never misses one. A number (`seq`) is never used for two messages. After
+order. A message without a confirming response is sent again, together with newer evictions: an application may receive
+an eviction twice, but never misses an eviction. A number (`seq`) is never used for two messages. After
 `GIVE_UP_AFTER` without a response, a pending flush replaces all queued evictions: a flush is a shorter message by then,
 and does not contain the eviction that the receiver may have failed on.
 

@@ -3,8 +3,8 @@
 Meaning. While the key exists, every change that was committed more than `stale_after` ago has been evicted here. An
 application only checks whether the key exists.
 
-Owners. Each sidecar of a name evicts every committed change, so for readers of this Redis one sidecar that keeps the
-promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last deadline. A
+Owners. Each sidecar of an installation evicts for every committed change, so for readers of this Redis one sidecar that
+keeps the promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last deadline. A
 sidecar that no longer keeps the promise (a flush is pending, the source is lost, triggers have drifted, the target
 refuses evictions) removes its own entry at once, and no other; removing the last entry removes the key. A sidecar that
 starts has a pending flush, and so removes the entry that it left before a restart. Only the latest deadlines are kept:
@@ -15,7 +15,7 @@ Deadline. A sidecar knows a moment `as_of`: every change committed before it has
 until `as_of` + `stale_after`, and not longer. `as_of` is on the sidecar's clock, and the key expires by the server's.
 Between any two steps the process may be stopped, its machine may sleep, or its command may be delayed on the way;
 while a machine sleeps, or a hypervisor holds it, its clocks may stand still. A command that arrives late must not
-promise from its arrival on. So a command states a deadline on the server's clock, not a duration:
+extend the promise by its delay. So a command states a deadline on the server's clock, not a duration:
 
     1 the server reports its time s in each reply; the last one before `as_of` arrives at t on the sidecar's clock
       (t < `as_of`; if they were equal, the clock might have stood still, and the reply have arrived after `as_of`)
@@ -78,7 +78,7 @@ return now
 
 
 class _Reading(NamedTuple):
-    """`at_server` is a lower bound of the time at the server when the sidecar's clock showed `at_sidecar`, in seconds."""
+    """In seconds: the server's clock showed at least `at_server` when the sidecar's clock showed `at_sidecar`."""
 
     at_server: float
     at_sidecar: float

@@ -35,7 +35,7 @@ TIMEOUT = 3.0
 """Seconds without any reply after which a connection is closed."""
 
 _CHUNKS_AHEAD: Final = 4  # sent before the replies to the first are read; more gains nothing
-_STRICT: Final = range(80, 94)  # OpenSSL's codes of what only VERIFY_X509_STRICT refuses
+_STRICT: Final = range(80, 94)  # OpenSSL's codes of errors that only VERIFY_X509_STRICT reports
 
 Command = tuple[str | bytes | int, ...]
 

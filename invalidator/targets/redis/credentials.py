@@ -143,8 +143,8 @@ async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
 def _call_in_thread(provider: Credentials) -> Future[Any]:
     """The call that is under way, or a new one.
 
-    The thread is not one of asyncio's. Calls that hang would take all of those, which also resolve host names, and the
-    process would wait for them when it ends.
+    The thread is not one of asyncio's: calls that hang would occupy all of those threads, which also resolve host
+    names, and would delay the end of the process.
     """
     if (call := _calls.get(id(provider))) is not None:
         return call
