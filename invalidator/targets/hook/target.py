@@ -2,9 +2,9 @@
 
 Why a local cache is right. The lane has one call at a time under way, so an application receives messages in commit
 order. A message without a confirming response is sent again, together with newer evictions: an application may receive
-an eviction twice, but never misses an eviction. A number (`seq`) is never used for two messages. After
-`GIVE_UP_AFTER` without a response, a pending flush replaces all queued evictions: a flush is a shorter message by then,
-and does not contain the eviction that the receiver may have failed on.
+an eviction twice, but never misses an eviction. A number (`seq`) is never used for two messages. After `GIVE_UP_AFTER`
+without a response, a pending flush replaces all queued evictions: a flush is a shorter message by then, and does not
+contain the eviction that the receiver may have failed on.
 
 Why a shorter outage needs no flush. Every unconfirmed message is sent again, whole. A process that has restarted starts
 with an empty cache, or with values that it read after the change was committed and evicted from the shared cache

@@ -4,12 +4,12 @@ Meaning. While the key exists, every change that was committed more than `stale_
 application only checks whether the key exists.
 
 Owners. Each sidecar of an installation evicts for every committed change, so for readers of this Redis one sidecar that
-keeps the promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last deadline. A
-sidecar that no longer keeps the promise (a flush is pending, the source is lost, triggers have drifted, the target
-refuses evictions) removes its own entry at once, and no other; removing the last entry removes the key. A sidecar that
-starts has a pending flush, and so removes the entry that it left before a restart. Only the latest deadlines are kept:
-each entry is written once a second together with the whole key, and a few entries are enough to outlive the sidecars
-that leave.
+keeps the promise is enough. The key lists the sidecars that keep it, each with a deadline, and expires at the last
+deadline. A sidecar that no longer keeps the promise (a flush is pending, the source is lost, triggers have drifted, the
+target refuses evictions) removes its own entry at once, and no other; removing the last entry removes the key. A
+sidecar that starts has a pending flush, and so removes the entry that it left before a restart. Only the latest
+deadlines are kept: each entry is written once a second together with the whole key, and a few entries are enough to
+outlive the sidecars that leave.
 
 Deadline. A sidecar knows a moment `as_of`: every change committed before it has been evicted. So the promise holds
 until `as_of` + `stale_after`, and not longer. `as_of` is on the sidecar's clock, and the key expires by the server's.
