@@ -52,6 +52,9 @@ _IGNORED: Final = (
     "socket_timeout",
     "timeout",
 )
+_OCSP: Final = ("ssl_ocsp_expected_cert", "ssl_validate_ocsp", "ssl_validate_ocsp_stapled")
+"""Parameters of redis-py's synchronous client, which its asyncio connection does not have."""
+
 _CERT_REQS: Final = ("required", "optional", "none")
 
 
@@ -73,6 +76,8 @@ def read_redis_url(url: str) -> ParsedUrl:
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     known = _USED + _TLS + _IGNORED
     for name in names:
+        if name in _OCSP:
+            raise InvalidValueError(f'"{name}" is not supported: certificates are verified without OCSP', "remove it")
         if name not in known:
             raise InvalidValueError(f'"{name}" is no parameter of a Redis URL', did_you_mean(name, known))
     database = "" if parts.scheme == "unix" else parts.path.strip("/")

@@ -54,7 +54,7 @@ WRONG = {
         lambda s: Single(parse_redis_url("redis://nowhere.invalid:1")), "can't connect: .*(not known|resolution)", "",
     ),
     "wrong password": (
-        lambda s: single(s["plain"].port, ":wrong@"), "WRONGPASS", "correct the user or the password in the url",
+        lambda s: single(s["plain"].port, ":wrong@"), "WRONGPASS", "correct the user or the password",
     ),
     "no password": (lambda s: single(s["plain"].port), "NOAUTH", "put the password into the url"),
     "a password for nothing": (
@@ -62,7 +62,7 @@ WRONG = {
         "take the password out of the url",
     ),
     "no such user": (
-        lambda s: single(s["primary"].port, "me:x@"), "WRONGPASS", "correct the user or the password in the url",
+        lambda s: single(s["primary"].port, "me:x@"), "WRONGPASS", "correct the user or the password",
     ),
     "no such database": (
         lambda s: single(s["primary"].port, path="/99"), "DB index is out of range",

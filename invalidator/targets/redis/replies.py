@@ -40,7 +40,7 @@ _MEANINGS: Final = {
     "MISCONF": _Meaning(RetryReason.REFUSED, "let it save to its disk, or set stop-writes-on-bgsave-error no"),
     "NOREPLICAS": _Meaning(RetryReason.REFUSED, "bring its replicas back, or lower min-replicas-to-write"),
     "NOAUTH": _Meaning(RetryReason.REFUSED, "put the password into the url"),
-    "WRONGPASS": _Meaning(RetryReason.REFUSED, "correct the user or the password in the url"),
+    "WRONGPASS": _Meaning(RetryReason.REFUSED, "correct the user or the password"),
     "NOPERM": _Meaning(RetryReason.REFUSED, "grant it with ACL SETUSER; docs/redis.md has the list"),
     "CROSSSLOT": _Meaning(RetryReason.REFUSED, "this is a Cluster: set cluster: true"),
 }

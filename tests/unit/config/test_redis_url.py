@@ -71,6 +71,10 @@ def test_it_costs_one_warning(caplog):
     ("url", "what"),
     [
         (
+            "rediss://h?ssl_validate_ocsp=true",
+            '"ssl_validate_ocsp" is not supported: certificates are verified without OCSP; remove it',
+        ),
+        (
             "redis://h?sokcet_timeout=5",
             '"sokcet_timeout" is no parameter of a Redis URL; did you mean "socket_timeout"',
         ),
