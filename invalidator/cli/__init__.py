@@ -1,4 +1,4 @@
-"""The command line. Every command imports what it needs when it runs, so that `--help` needs next to nothing."""
+"""The command line. Every command imports what it needs when it runs, so that `--help` starts fast."""
 
 from invalidator.cli.main import main
 

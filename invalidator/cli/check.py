@@ -15,9 +15,9 @@ _COLORS = {"ok": "green", "note": "cyan", "finding": "red", "away": "yellow"}
 @config_option
 @output_option
 def check(config_file: str | None, output: str) -> None:
-    """Look at the database, the triggers, the queries and the targets, as `run` will meet them. Changes nothing.
+    """Check the database, the triggers, the queries and the targets that `run` will use. Changes nothing.
 
-    Exits with 0 when all is well, 3 when somebody has to act, 4 when something could not be reached.
+    Exits with 0 when all is well, 3 when there are findings, 4 when a dependency could not be reached.
     """
     refuse_windows("check")
     import asyncio

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def call_api(config: Config, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
-    """The JSON object that the API of the configured sidecar answers with."""
+    """The JSON object with which the API of the configured sidecar responds."""
     address = config.listen.api
     with open_response(
         address, method, path, body, timeout=timeout + 5.0, token=config.listen.token.get_secret_value()

@@ -11,16 +11,16 @@ from invalidator.errors import UsageError
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and judge.")
+@click.option("--once", is_flag=True, help="No screen and no keys: inject each fault once, and print the verdict.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     metavar="SECONDS",
-    help="How long. With --once longer, if the faults take longer. [default: until q; with --once 20]",
+    help="Length of the demo. With --once it runs longer if the faults do. [default: until q; with --once 20]",
 )
 @click.option("--postgres", default="", metavar="URL|VERSION", help="Use the server at a URL, or this major version.")
 @click.option("--redis", default="", metavar="URL|PROGRAM", help="Use the server at a URL, or this server program.")
-@click.option("--without", is_flag=True, help="Leave invalidator out, to see what the checker sees then.")
+@click.option("--without", is_flag=True, help="Run without invalidator, to see the stale reads.")
 def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: bool) -> None:
     """Watch a cache being kept right, on servers of its own.
 

@@ -34,8 +34,7 @@ def explain(table: str, op: Op, values: tuple[str, ...], config_file: str | None
     null ("null" in double quotes is the text); pk=VALUE is the primary key, where a template uses {pk}. A column that
     is not given is unknown. With no columns at all: the whole table.
 
-    Under each target are its keys as they are really evicted, with the target's prefix; under each rule, what its
-    templates make.
+    Each target lists the keys as they are evicted, with the target's prefix; each rule lists what its templates render.
     """
     rules = compile_rules(load_config(config_file))
     try:

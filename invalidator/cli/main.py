@@ -1,4 +1,4 @@
-"""The top of the command line: the list of commands, and what becomes of an error."""
+"""The top of the command line: the list of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from invalidator import __version__
 from invalidator.errors import InvalidatorError
 
 COMMANDS: Final = {
-    "run": ("run", "Keep the caches right, until told to stop."),
+    "run": ("run", "Keep the caches right, until stopped."),
     "install-triggers": ("triggers", "Install the triggers that the rules need."),
     "uninstall-triggers": ("triggers", "Remove everything of this installation from the database."),
-    "check": ("check", "Look at the database, the triggers and the targets: every finding with its remedy."),
-    "status": ("api", "Show how it stands with a running sidecar."),
-    "health": ("api", "Say whether the sidecar beside us is alive."),
+    "check": ("check", "Check the database, the triggers and the targets; print each finding with its remedy."),
+    "status": ("api", "Show the state of a running sidecar."),
+    "health": ("api", "Check that the sidecar on this host is alive."),
     "wait": ("api", "Return when everything committed before now is evicted."),
-    "tail": ("api", "Show what is heard and evicted, as it happens."),
-    "purge": ("api", "Evict keys, or what the rules make of a table or row."),
+    "tail": ("api", "Show received changes and their evictions, as they happen."),
+    "purge": ("api", "Evict keys, or what the rules derive from a table or row."),
     "flush": ("api", "Flush everything that the rules own."),
     "explain": ("explain", "Show the exact keys that a change evicts; connects to nothing."),
     "config": ("config", "Validate or print the configuration, or print its JSON Schema."),
@@ -62,15 +62,15 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Keep a cache right over PostgreSQL.
 
-    Hears every committed change, turns it into cache keys by rules in one YAML file, and evicts those keys.
+    Receives every committed change, maps it to cache keys by rules in one YAML file, and evicts those keys.
 
     Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 drift or findings, 4 a dependency can't be reached.
     """
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line (or one a mistake), never a traceback."""
-    gc.disable()  # imports make no garbage, and a tenth of their time would go into looking for it: see `started`
+    """Run the command line; an `InvalidatorError` is printed in one line per mistake, without a traceback."""
+    gc.disable()  # imports make no garbage, and a collection would take a tenth of their time: see `started`
     try:
         code = cli.main(prog_name="invalidator", standalone_mode=False)
     except click.ClickException as error:
@@ -81,7 +81,7 @@ def main() -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

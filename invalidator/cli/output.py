@@ -1,4 +1,4 @@
-"""Output formats: the option `-o`, and the text form of what the API answers."""
+"""Output formats: the option `-o`, and the text form of the API's responses."""
 
 from __future__ import annotations
 

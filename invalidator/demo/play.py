@@ -1,4 +1,4 @@
-"""The demo's course: servers, sidecar, traffic, faults, and the verdict."""
+"""Runs the demo: servers, sidecar, traffic, faults, and the verdict."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from invalidator.embedded import (
 _FREEZE: Final = 2.0
 _READERS: Final = 4
 _SCRIPT: Final = ((0.2, "c"), (0.4, "p"), (0.6, "r"), (0.75, "k"))
-"""When, of the whole length, a scripted run injects what."""
+"""The faults of a scripted run, each at a fraction of its length."""
 
 
 class Demo:
-    """One run of the demo on servers that are up; `with_sidecar` off shows what happens without us."""
+    """One run of the demo on running servers; `with_sidecar` off shows the stale reads without the sidecar."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Demo:
             "c": ("the sidecar's connection is killed", self._kill_connection),
             "k": ("the sidecar is killed", self._kill_sidecar),
         }
-        # Only servers of our own are ours to restart and to freeze.
+        # Only private servers may be restarted and frozen.
         if isinstance(postgres, PostgresServer):
             self.faults["p"] = ("PostgreSQL restarts", lambda: asyncio.to_thread(postgres.restart))
         if isinstance(redis, RedisServer):
@@ -108,9 +108,9 @@ class Demo:
             self.traffic.faults -= 1
 
     async def settle(self) -> None:
-        """Stop writing, give everything the time it is promised to need, and compare all of it."""
+        """Stop writing, wait until every eviction is due, and compare all cached values."""
         self.traffic.quiet = True
-        print("writing has stopped; when all is quiet, everything is compared once more", flush=True)
+        print("writing has stopped; every cached value is compared once more", flush=True)
         if self.with_sidecar:
             with suppress(TimeoutError):
                 async with asyncio.timeout(30):
@@ -128,9 +128,9 @@ class Demo:
 
 
 async def play(seconds: float | None, servers: tuple[str, str], *, scripted: bool, with_sidecar: bool) -> int:
-    """Run the demo; the exit code. It ends after so many seconds, or when asked to.
+    """Run the demo; the exit code. It ends after `seconds`, or when `q` is pressed.
 
-    `servers` says which PostgreSQL and which Redis: see `open_postgres` and `open_redis`.
+    `servers` names PostgreSQL and Redis, as `open_postgres` and `open_redis` take them.
     """
     with Workspace() as workspace:
         postgres, redis = await asyncio.gather(
@@ -190,7 +190,7 @@ async def _interactive(demo: Demo, seconds: float | None) -> None:
 
 @contextmanager
 def _keys(pressed: asyncio.Queue[str]) -> Iterator[None]:
-    """Key presses, one by one, into a queue; the screen is cleared and put back."""
+    """Puts each key press into a queue; clears the screen, and restores it at the end."""
     loop = asyncio.get_running_loop()
     before = termios.tcgetattr(sys.stdin)
 

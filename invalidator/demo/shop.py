@@ -1,4 +1,4 @@
-"""The demo's application: what it caches, and what each cached value ought to be."""
+"""The demo's application: its cache keys, and the query for the value of each."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ EVERYTHING: Final = [
 
 
 def anything(chance: random.Random) -> Cached:
-    """A key as a visitor would ask for it: mostly products."""
+    """A random key, mostly of a product, as visitors request them."""
     roll = chance.random()
     if roll < 0.8:
         return product(chance.randint(1, PRODUCTS))
@@ -66,7 +66,7 @@ def anything(chance: random.Random) -> Cached:
 
 
 WRITES: Final[list[tuple[int, LiteralString, Callable[[random.Random], list[Any]]]]] = [
-    # how often of a hundred, the statement, how to choose its parameters
+    # a weight in percent, the statement, a function that chooses its parameters
     (80, "update products set price = price + 1 where id = %s", lambda c: [c.randint(1, PRODUCTS)]),
     (
         8,

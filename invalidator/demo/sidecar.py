@@ -36,7 +36,7 @@ class Sidecar:
         self._process: asyncio.subprocess.Process | None = None
 
     async def command(self, *arguments: str) -> None:
-        """Run another command of ours on the same configuration; its failure is the demo's."""
+        """Run another command of invalidator on the same configuration; its failure ends the demo."""
         process = await self._start(*arguments, stderr=asyncio.subprocess.PIPE)
         _, output = await process.communicate()
         if process.returncode:

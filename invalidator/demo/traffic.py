@@ -1,12 +1,11 @@
 """The demo's writers, readers and checker, each on connections of its own.
 
-The readers fill the cache as applications do: look, on a miss ask the database, store. Now and then one takes its time
-between asking and storing, which is how stale values get into caches that are evicted only once.
+The readers fill the cache as applications do: read the cache, on a miss query the database, store. Now and then a
+reader pauses between the query and the store: that is how stale values get into caches that are evicted only once.
 
-The checker trusts nobody: it compares what is in the cache with what the database says. A value that stays in the cache
-longer than `BOUND` after it began to differ is a stale read. The clock of what is suspected begins again when the
-servers were down, because nothing could be compared, and when the sidecar was, because the promise counts from its
-return.
+The checker compares each value in the cache with the database. A value that stays in the cache longer than `BOUND`
+after it began to differ is a stale read. The time of each suspected value starts again after the servers were down,
+because nothing could be compared, and after the sidecar was down, because the promise counts from its return.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from invalidator.cancellation import stop_if_cancelled
 from invalidator.demo import shop
 
 BOUND: Final = 2.0
-"""Seconds that a value may be wrong: `repeat_after` (1 s), and one more."""
+"""Seconds for which a value may be stale: `repeat_after` (1 s), and one more."""
 
 _SLOW_LOAD: Final = (0.02, 0.05)  # one load of fifty takes this much longer
 _TTL: Final = 3600
@@ -35,7 +34,7 @@ _TTL: Final = 3600
 
 @dataclass
 class Counts:
-    """What the demo shows."""
+    """The counts that the demo shows."""
 
     writes: int = 0
     reads: int = 0
@@ -47,9 +46,9 @@ class Counts:
 
 
 class Traffic:
-    """`faults` is how many faults are being injected right now; no latency is taken meanwhile.
+    """`faults` is the number of faults being injected; no latency is measured meanwhile.
 
-    `excused` says when nothing is promised.
+    `excused` tells whether stale values are permitted now.
     """
 
     def __init__(self, dsn: str, redis_url: str, excused: Callable[[], bool] = lambda: False, seed: int = 1) -> None:
@@ -59,7 +58,7 @@ class Traffic:
         self.quiet = False
 
     async def write(self, pause: float) -> None:
-        """Change the shop, and time how long the cache keeps the old value of what was changed."""
+        """Change the shop, and measure how long the cache keeps the old value."""
         chance = random.Random(self._seed)
         weights = [weight for weight, _, _ in shop.WRITES]
 
@@ -103,7 +102,7 @@ class Traffic:
         await self._insist(once)
 
     async def check(self, pause: float) -> None:
-        """Compare, all the time."""
+        """Compare cached values with the database, until cancelled."""
         suspects: dict[str, tuple[object, float]] = {}
 
         async def once(connection: psycopg.AsyncConnection[Any], redis: Redis) -> None:
@@ -136,7 +135,7 @@ class Traffic:
             suspects[cached.key] = (value, time.monotonic())
 
     async def compare_all(self) -> None:
-        """Compare everything once more, when all is quiet: now nothing may differ at all."""
+        """Compare every cached value after writing has stopped: none may differ."""
         connect = psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
         async with await connect as connection, Redis.from_url(self._redis_url) as redis:
             for cached in shop.EVERYTHING:
@@ -154,7 +153,7 @@ class Traffic:
         once: Callable[[psycopg.AsyncConnection[Any], Redis], Awaitable[None]],
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
-        """Do it over and over, on new connections whenever the servers were away."""
+        """Repeat it until cancelled, on new connections after each outage of the servers."""
         while True:
             try:
                 connect = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=2)

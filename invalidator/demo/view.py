@@ -1,4 +1,4 @@
-"""What the demo shows: a screen that refreshes on a terminal, a line a second elsewhere."""
+"""The demo's output: a screen that refreshes on a terminal, a line per second elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEYS: Final = {
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of all lie."""
+    """The percentile of the values for this share."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
@@ -39,7 +39,7 @@ def latency(counts: Counts) -> str:
 
 
 def line(seconds: float, counts: Counts, log_counts: LogCounts) -> str:
-    """One line for logs."""
+    """The counts as one line of a log."""
     return (
         f"{seconds:5.1f} s  writes {counts.writes:,}  reads {counts.reads:,}  changes {log_counts.changes:,}  "
         f"evictions {log_counts.evictions:,}  flushes {log_counts.flushes}  commit to evicted: {latency(counts)}  "
@@ -48,7 +48,7 @@ def line(seconds: float, counts: Counts, log_counts: LogCounts) -> str:
 
 
 class Screen:
-    """A refreshing screen; `servers` names what runs underneath, `keys` are those that do something."""
+    """A refreshing screen; `servers` names the servers' versions, `keys` has the keys that can be pressed."""
 
     def __init__(self, servers: str, keys: Sequence[str]) -> None:
         self._servers, self._keys = servers, keys

@@ -17,7 +17,7 @@ from invalidator.http.stream import HEADERS, MAX_PREFIXES, Reader, prefixes_of, 
 
 
 class Api:
-    """Handlers; `ending` is set when the server closes, which ends streams and tails."""
+    """The API's handlers; `ending` is set when the server closes, which ends streams and tails."""
 
     def __init__(self, current: CurrentSidecar, ending: asyncio.Event) -> None:
         self._current, self._ending = current, ending

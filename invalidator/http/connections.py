@@ -4,7 +4,7 @@ Each connection takes a file descriptor. Without a free descriptor the sidecar c
 Redis, so a flood of half-open requests would turn a short outage into a long one. Therefore:
 
 - A new connection must send a whole request head within `HEADER_TIMEOUT`, and an idle one is closed after `KEEP_ALIVE`.
-- A listener has at most `limit` connections. One more replaces the connection that has been idle longest, so a probe is
+- A listener has at most `limit` connections. A further one replaces the one idle longest, so a probe is
   answered in the middle of a flood. When every connection is serving a request, the new one is refused.
 
 A connection that is serving a request, such as that of a stream's reader, is never closed here, however long it lasts.

@@ -45,7 +45,7 @@ def guard(address: str, token: str = "", hosts: Collection[str] = ()) -> Middlew
 
 
 def _is_cross_site(request: web.Request) -> bool:
-    """Whether the browser says that another site sent the request. Following a link to this address is allowed."""
+    """Whether the browser marks the request as sent by another site. Following a link to this address is allowed."""
     site, mode = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Sec-Fetch-Mode", "")
     return site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET")
 

@@ -25,7 +25,7 @@ class Probes:
         ]
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # an answer at all shows that the event loop makes progress
+        return web.Response(text="ok\n")  # any response shows that the event loop makes progress
 
     async def _startupz(self, _: web.Request) -> web.Response:
         started = self._current.get().started()

@@ -1,4 +1,4 @@
-"""What the HTTP server needs of a sidecar, and the sidecar that it serves at the moment."""
+"""The interface of a sidecar that the HTTP server uses, and the sidecar that it serves at the moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stream(Protocol):
 
 
 class Sidecar(Protocol):
-    """What a server needs of a sidecar."""
+    """The interface of a sidecar that the HTTP server uses."""
 
     metrics: Metrics
     rules: RuleSet

@@ -1,4 +1,4 @@
-"""The one place that joins concrete parts: from a configuration to a running sidecar."""
+"""The sidecar: joins the concrete parts that a configuration names, runs them and reports their state."""
 
 from invalidator.service.wiring import connect, installation
 

@@ -1,4 +1,4 @@
-"""`check`: a look at all that a sidecar will need, before it runs: every finding with its remedy. Changes nothing."""
+"""`check`: checks everything that a sidecar needs before it runs; each finding has its remedy. Changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SAMPLED: Final = 0.02
 
 
 class Finding(NamedTuple):
-    """`ok` and `note` need nobody; a `finding` needs somebody; what is `away` could not be looked at."""
+    """A `finding` needs an operator, `ok` and `note` do not; what is `away` could not be checked."""
 
     level: Literal["ok", "note", "finding", "away"]
     where: str
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 
 async def check(config: Config) -> AsyncIterator[Finding]:
-    """What there is to find, in the order in which it is looked at."""
+    """All findings, in the order of the checks."""
     rules = compile_rules(config)
     reachable = False
     async for finding in _postgres(config):
@@ -67,7 +67,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
 async def _target(config: Config, name: str, owned: Sequence[Eviction]) -> AsyncIterator[Finding]:
     part = config.targets[name]
     if isinstance(part, StreamTarget):
-        yield Finding("ok", f"target {name}", "is read from our own API, when we run")
+        yield Finding("ok", f"target {name}", "is read from the sidecar's own API while it runs")
         return
     if isinstance(part, HookTarget):
         async for finding in _hook(part, name):
@@ -108,7 +108,7 @@ async def _redis(config: Config, name: str, part: RedisTarget, owned: Sequence[E
 
 
 def _differing(name: str, prefix: str, differs: Difference) -> Finding:
-    """What to say of a cache in which there are keys, and none that the rules could evict."""
+    """The finding about a cache whose keys do not match any rule."""
     what = f'none of the {differs.keys} keys looked at matches a rule; keys there begin with "{differs.beginning}"'
     if differs.prefix is None:
         todo = "compare them with what `invalidator explain` prints, if the application has cached anything by now"
@@ -118,7 +118,7 @@ def _differing(name: str, prefix: str, differs: Difference) -> Finding:
 
 
 async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
-    """What a hook answers to a message that evicts nothing."""
+    """The hook's response to a message that evicts nothing."""
     where = f"target {name}"
     if part.format in ("fastly", "cloudflare"):
         what = "a CDN needs each purge once, and every sidecar sends them all, and a flush at its start"
@@ -138,11 +138,11 @@ async def _hook(part: HookTarget, name: str) -> AsyncIterator[Finding]:
 
 
 async def _postgres(config: Config) -> AsyncIterator[Finding]:
-    """What `run` would meet: connecting, LISTEN, and a canary's way round."""
+    """Connect, LISTEN and receive a canary, as `run` does."""
     where = "postgres"
     try:
         async with wiring.source(config).open(None):
-            yield Finding("ok", where, "a notification sent from a second connection is heard")
+            yield Finding("ok", where, "a notification sent from a second connection is received")
         dsn = config.postgres.dsn.get_secret_value()
         give_up_after = config.postgres.canary_timeout
         connection = await connect(dsn, wiring.application_name(config), give_up_after)
@@ -158,8 +158,8 @@ async def _postgres(config: Config) -> AsyncIterator[Finding]:
         yield Finding("away", where, error.what, error.todo)
         return
     if pooled:
-        what = "a pooler stands between, and `session_pooler` says that it is in session mode"
-        yield Finding("note", where, what, "where it can, connect directly: one part less can fail")
+        what = "the connection leads through a pooler, and `session_pooler` says that it is in session mode"
+        yield Finding("note", where, what, "connect directly where possible: then the pooler can't fail")
     for finding in notifications(samples):
         yield finding
 
@@ -174,7 +174,7 @@ async def _samples(connection: psycopg.AsyncConnection[Any], give_up_after: floa
 
 
 def notifications(samples: Sequence[tuple[float, int]]) -> Iterator[Finding]:
-    """What the server's notifications do to those who commit."""
+    """Findings about the effect of notifications on commits: a full queue, and sessions that wait for the lock."""
     usage, waiting = samples[-1][0], sum(waiting for _, waiting in samples) / len(samples)
     if usage > _QUEUE_IS_FULL:
         what = f"the notification queue is {usage:.0%} full: at 100 % commits fail"
@@ -235,7 +235,7 @@ async def _lookups(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
                     except AwayError as error:
                         yield Finding("finding", where, error.what, error.todo or "correct its SQL, or grant SELECT")
                         continue
-                    yield Finding("ok", where, "can be asked")
+                    yield Finding("ok", where, "can run")
                     for finding in _lookup_columns(rule, described, _channel_columns(config, table), where):
                         yield finding
 
@@ -260,7 +260,12 @@ async def _channels(config: Config, rules: RuleSet) -> AsyncIterator[Finding]:
                 yield Finding("finding", where, error.what, error.todo or "correct its SQL, or grant SELECT")
                 continue
             if own.decode() in (called for called, _ in found):
-                yield Finding("finding", where, f"it names our own channel, {own.decode()}", "correct its SQL")
+                yield Finding(
+                    "finding",
+                    where,
+                    f"it names the channel of invalidator's own triggers, {own.decode()}",
+                    "correct its SQL",
+                )
             yield Finding("ok", where, f"{len(found)} channels")
 
 

@@ -1,12 +1,12 @@
-"""`run --observe`: the safe first try. Changes are received and rendered as ever; nothing is evicted, only counted.
+"""`run --observe`: changes are received and rendered as usual; evictions are counted, not carried out.
 
-An observer lives the life of `run` (`service/run.py`): signals, reloads, refusals. It has a lane of its own for each
-rule and target, and behind each lane an `Observer` instead of the target, which asks how many of the keys exist. So
-what is counted went through all that a real run does.
+An observing sidecar has the life cycle of `run` (`service/run.py`): signals, reloads, refusals. It has a lane for each
+rule and target, and behind each lane an `Observer` instead of the target, which counts how many of the keys exist. So
+every counted eviction has passed through the same steps as in a real run.
 
-An observer must not pass for a sidecar that evicts. It has no peer store, so it writes nothing to a Redis: no presence,
-no alive key, and no confirmation of a peer's coverage request. It has no fingerprint (`Sidecar` gives no reception), is
-never ready, serves no stream, and refuses purges, flushes and barriers.
+Peers and readers must not take an observing sidecar for one that evicts. It has no peer store, so it writes nothing to
+a Redis: no presence, no alive key, and no confirmation of a peer's coverage request. It has no fingerprint (`Sidecar`
+gives no reception), is never ready, serves no stream, and refuses purges, flushes and barriers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Observer:
     existed: int = 0
     flushes: int = 0
     flushed: int = 0
-    """How many keys there were that the last flush would have removed."""
+    """The number of keys that the last flush would have removed."""
 
     overtakes: bool = False
     peer_store: None = None
@@ -54,7 +54,7 @@ class Observer:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        pass  # the target is the observation's
+        pass  # the target belongs to the `Observation`
 
     async def evict(self, evictions: Evictions) -> int:
         existed = 0 if self.target is None else await self.target.count(evictions)
@@ -72,7 +72,7 @@ class Observer:
             await self.target.heartbeat()
 
     def counts(self) -> dict[str, int | None]:
-        """What was counted so far; None for what nobody can know."""
+        """The counts so far; None for those that can't be known."""
         known = self.target is not None
         return {
             "evictions": self.evictions,
@@ -111,7 +111,7 @@ class Observation:
         await self._stack.aclose()
 
     async def run(self) -> None:
-        """Report what was counted now and then, until cancelled."""
+        """Report the counts periodically, until cancelled."""
         while True:
             await asyncio.sleep(PERIOD)
             for observer in self.observers:
@@ -123,7 +123,7 @@ class Observation:
                 )
 
     def lines(self) -> list[str]:
-        """What was counted, as a table."""
+        """The counts, as a table."""
         rows: list[tuple[str, ...]] = [
             ("rule and target", "table", "would evict", "of which exist", "flushes", "keys in the last flush")
         ]

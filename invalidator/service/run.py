@@ -113,7 +113,7 @@ async def run(config: Config, read_config: ReadConfig, report: Report | None = N
                     error=str(error),
                 )
                 config, last_good = last_good, None
-            except Exception as error:  # the last resort: each part handles its own errors
+            except Exception as error:  # each part handles its own errors; this catches the rest
                 (sidecar.errors if sidecar else InternalErrors()).report("other", error)
                 if sidecar is not None and sidecar.has_received:
                     last_good = config

@@ -34,13 +34,13 @@ from invalidator.service.trigger_watch import TriggerWatch
 from invalidator.targets.stream import StreamTarget
 
 DRAIN: Final = 8.0
-"""Seconds that lanes have for what is queued when the process is told to stop."""
+"""Seconds that lanes have for their queues when the process stops."""
 
 _log: Final = Log()
 
 
 class Sidecar:
-    """`run` keeps the targets right until it is told to stop. A sidecar runs once."""
+    """`run` keeps the targets right until its `stop` is set. A sidecar runs once."""
 
     def __init__(self, config: Config, observation: Observation | None = None) -> None:
         self.config = config
@@ -216,7 +216,7 @@ class Sidecar:
         if self.pipeline is None:
             return False
         if self.pipeline.degraded:
-            self.check_triggers()  # an operator may have repaired them
+            self.check_triggers()  # an operator may have repaired the triggers
         return await self.pipeline.barrier(timeout)
 
     async def purge(self, evictions: Evictions, changes: Sequence[Change], timeout: float) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""What a sidecar reports about itself: readiness with its reasons, `status`, and the gauges. All of it from memory."""
+"""The state that a sidecar reports: readiness with its reasons, `status`, and the gauges. All of it is in memory."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Parts:
 def is_started(parts: Parts) -> bool:
     """Whether the source is open and every target has completed its first flush, or `STARTED_AFTER` is over.
 
-    An application waits for this before it starts. So a target that is down holds it up only for a time, and a hook not
-    at all, because it may be served by that application.
+    An application waits for this before it starts. So a target that is down delays the application only for that time,
+    and a hook does not delay it, because it may be served by that application.
     """
     lanes = [lane for lane in parts.lanes if not isinstance(lane.target, HookTarget)]
     settled = bool(parts.lanes) and all(lane.queue.confirmed for lane in lanes)
@@ -87,7 +87,7 @@ def _lane_reasons(parts: Parts, pipeline: Pipeline, lane: Lane) -> Iterator[str]
 
 
 def status(parts: Parts) -> dict[str, Any]:
-    """The answer of `GET /v1/status`."""
+    """The response of `GET /v1/status`."""
     reasons = degraded_reasons(parts)
     triggers = parts.trigger_watch.states() if parts.trigger_watch else {}
     return {
@@ -132,7 +132,7 @@ def _lane_status(lane: Lane) -> dict[str, Any]:
 
 
 def _of_kind(target: Target) -> dict[str, Any]:
-    """What only targets of this kind report."""
+    """The fields that only targets of this kind report."""
     if isinstance(target, StreamTarget):
         return {"readers": target.readers, "at": target.at}
     return {"observed": target.counts()} if isinstance(target, Observer) else {}

@@ -34,7 +34,7 @@ class Systemd:
         async with asyncio.TaskGroup() as group:
             if self._period:
                 group.create_task(self._feed())
-            while not ready():  # noqa: ASYNC110  time alone may make it so
+            while not ready():  # noqa: ASYNC110  readiness may come with time alone, without an event
                 await asyncio.sleep(_LOOK)
             self.ready()
 
@@ -56,7 +56,7 @@ class Systemd:
         except OSError as error:
             _log.warning(
                 "systemd_unavailable",
-                "systemd did not take a notification",
+                "a notification to systemd failed",
                 notification=text.partition("\n")[0],
                 error=str(error),
             )

@@ -1,4 +1,4 @@
-"""Records of received changes and their evictions for `tail`; a slow reader misses some, and gets their number."""
+"""Records of received changes and their evictions for `tail`; a slow reader misses some, and receives their number."""
 
 from __future__ import annotations
 

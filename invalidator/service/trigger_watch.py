@@ -134,7 +134,7 @@ class TriggerWatch:
             await asyncio.sleep(started + AT_MOST_EVERY - clock.now())
 
     async def _check(self) -> str:
-        """Read the plan in a thread and compare it; the error, or "" after a success.
+        """Read the plan in a thread and compare it; returns the error, or "" after a success.
 
         A thread can't be cancelled: on a timeout or a cancellation its connection is closed under it.
         """

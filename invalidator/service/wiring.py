@@ -1,4 +1,4 @@
-"""From a configuration to its parts: the one place that knows the concrete ones."""
+"""Makes the parts that a configuration names; no other module chooses concrete sources and targets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def installation(config: Config) -> Installation:
 
 
 def connect(config: Config) -> psycopg.Connection[Any]:
-    """A plain connection to the configured database, for commands and for looks at the catalog."""
+    """A blocking connection to the configured database, for commands and for queries of the catalog."""
     return connect_blocking(config.postgres.dsn.get_secret_value(), f"{application_name(config)} command")
 
 
@@ -70,7 +70,7 @@ def source(config: Config, metrics: Metrics | None = None, errors: InternalError
 
 
 def lookups(config: Config, rules: RuleSet) -> PostgresLookups | None:
-    """Where lookups are asked, when a rule has one."""
+    """The lookup runner; None when no rule has a lookup."""
     if all(rule.lookup is None for rule in rules.rules):
         return None
     postgres = config.postgres
@@ -95,7 +95,7 @@ def target(config: Config, name: str, errors: InternalErrors | None = None) -> A
 
 
 def ignored_parameters(part: RedisConfig) -> list[str]:
-    """The parameters of a Redis target's URLs that mean something to redis-py, and nothing here."""
+    """The parameters of a Redis target's URLs that affect redis-py, but not the sidecar."""
     nodes = [node.get_secret_value() for node in part.sentinel.nodes] if part.sentinel else []
     urls = [part.url.get_secret_value(), *(node for node in nodes if "://" in node)]
     return list(dict.fromkeys(name for url in urls for name in read_redis_url(url).ignored))
@@ -185,7 +185,7 @@ def _sentinel(node: str, login: Endpoint) -> Endpoint:
 
 
 def _credentials(part: RedisConfig | SentinelConfig, user: str, where: str) -> Credentials | None:
-    """What gives a password at each connect; None where it is in the configuration."""
+    """The provider of a password at each connect; None where the password is in the configuration."""
     if part.password_file:
         return PasswordFile(user, part.password_file)
     if part.password_command:

@@ -422,7 +422,7 @@ def test_the_authorities_of_the_machine_are_those_of_sslrootcert_system(home, ce
     dsn, certificate = certified
     home.write(psycopg.conninfo.make_conninfo(dsn, sslrootcert="system"), redis_url)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert "a notification sent from a second connection is heard" in home("check").stdout
+    assert "a notification sent from a second connection is received" in home("check").stdout
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     find_authorities()
@@ -450,7 +450,7 @@ class TestWaits:
                 db.execute("insert into products values (1)")
                 assert home("wait").returncode == 0
                 assert not cache.exists("p:1")
-                assert "a pooler stands between" in home("check").stdout
+                assert "the connection leads through a pooler" in home("check").stdout
 
     @pytest.mark.parametrize("place", ["127.0.0.1:1", "no-such-host.invalid:5432"])
     def test_a_server_that_is_not_there(self, home, redis_url, place):

@@ -60,7 +60,7 @@ async def test_both_values_are_evicted_where_the_change_has_the_looked_up_column
         assert names(cache) == {"p:9"}
     found = [finding async for finding in check(config) if finding.where == "rules[0].lookup"]
     assert [(one.level, one.what, one.todo) for one in found] == [
-        ("ok", "can be asked", ""),
+        ("ok", "can run", ""),
         (
             "finding",
             'it returns "id", and public.product has one too: both are evicted',
@@ -120,7 +120,7 @@ channels:
         (
             "finding",
             "channels.invalidator_{name}.each",
-            "it names our own channel, invalidator_chan",
+            "it names the channel of invalidator's own triggers, invalidator_chan",
             "correct its SQL",
         ),
         ("ok", "channels.invalidator_{name}.each", "1 channels", ""),
