@@ -87,7 +87,7 @@ class Lane:
 
     async def evicted(self, evictions):
         number = self.pipeline.purge([], evictions)
-        assert await self.pipeline.answered(number, 60)
+        assert await self.pipeline.wait_confirmed(number, 60)
 
     async def changed(self, changes):
         number = self.pipeline.number + 1

@@ -41,7 +41,7 @@ return {
 """
 
 
-class Identity(Protocol):
+class TargetIdentity(Protocol):
     """The identities of the target's servers; their text is part of the fingerprint."""
 
     @property
@@ -67,7 +67,7 @@ class RedisPeerStore:
     def __init__(
         self,
         commands: Commands,
-        identity: Identity,
+        identity: TargetIdentity,
         alive: LivenessKey,
         clock: Callable[[], float],
         *,

@@ -49,12 +49,12 @@ def connection_limits(files: int | None = None) -> tuple[int, int]:
     return probes, max(min(_MAX_API_CONNECTIONS, free - probes), 4)
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection; `serving` while a handler works on its request."""
 
     __slots__ = ("_header_timer", "_listener", "serving")
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: HttpListener) -> None:
         super().__init__(
             listener.server,
             loop=asyncio.get_running_loop(),
@@ -94,12 +94,12 @@ class Connection(web.RequestHandler):
             self._header_timer = None
 
 
-class Listener:
+class HttpListener:
     """The protocol factory of one listener."""
 
     def __init__(self, name: str, server: web.Server, limit: int) -> None:
         self.server = server
-        self.open: dict[Connection, None] = {}
+        self.open: dict[HttpConnection, None] = {}
         """Ordered by when their last request ended, the most recent last."""
 
         self._name, self._limit = name, limit
@@ -113,7 +113,7 @@ class Listener:
                 return _Refused()
             del self.open[idle]
             idle.force_close()
-        return Connection(self)
+        return HttpConnection(self)
 
     def _log_limit(self) -> None:
         now = clock.now()
@@ -139,7 +139,7 @@ async def track_request(
 ) -> web.StreamResponse:
     """Mark the connection as serving while the handler runs."""
     connection = request.protocol
-    assert isinstance(connection, Connection)
+    assert isinstance(connection, HttpConnection)
     connection.begin()
     try:
         return await handler(request)

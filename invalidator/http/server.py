@@ -17,7 +17,7 @@ from invalidator.config.models import Listen
 from invalidator.errors import RefusedError
 from invalidator.http.api import Api
 from invalidator.http.bodies import json_response
-from invalidator.http.connections import Listener, connection_limits, track_request
+from invalidator.http.connections import HttpListener, connection_limits, track_request
 from invalidator.http.guard import Handler, guard
 from invalidator.http.probes import Probes
 from invalidator.http.sidecar import CurrentSidecar, Sidecar
@@ -76,7 +76,7 @@ class Server:
         self._runners.append(runner)
         assert runner.server is not None
         try:
-            listening = await _listen(Listener(name, runner.server, limit), address, min(_BACKLOG, limit))
+            listening = await _listen(HttpListener(name, runner.server, limit), address, min(_BACKLOG, limit))
         except OSError as error:
             await self._close()
             what = f"can't listen on {address}: {(error.strerror or str(error)).lower()}"
@@ -99,7 +99,7 @@ class Server:
             return json_response({"error": text}, 500)
 
 
-async def _listen(listener: Listener, address: str, backlog: int) -> asyncio.Server:
+async def _listen(listener: HttpListener, address: str, backlog: int) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if address.startswith("unix:"):
         _remove_socket(address)  # a killed process leaves its socket behind

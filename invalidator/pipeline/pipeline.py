@@ -211,7 +211,7 @@ class Pipeline:
             self._put({name: self._rules.supported(name, evictions) for name in names}, unshared=True)
         return self.number
 
-    async def answered(self, number: int, timeout: float) -> bool:
+    async def wait_confirmed(self, number: int, timeout: float) -> bool:
         """Whether all targets confirm everything up to this number within this time.
 
         Changes that wait for a lookup have no number yet, so the wait includes their round, but no later round.

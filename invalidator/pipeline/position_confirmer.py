@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from invalidator.core.delivery.ledger import Ledger
+from invalidator.core.delivery.positions import UnconfirmedPositions
 from invalidator.core.protocol.batch import Position
 from invalidator.errors import SourceLost
 from invalidator.pipeline.lane import Lane
@@ -21,7 +21,7 @@ class PositionConfirmer:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = lanes
-        self._ledger = Ledger()
+        self._positions = UnconfirmedPositions()
         self._feed: Feed | None = None
         self._progress = asyncio.Event()
         self.confirmed: Position | None = None
@@ -33,11 +33,11 @@ class PositionConfirmer:
     def forget(self) -> None:
         """The feed is lost: its positions are not confirmed any more."""
         self._feed = None
-        self._ledger.clear()
+        self._positions.clear()
 
     def take(self, number: int, position: Position) -> None:
         """Confirm this position when every lane has settled up to this number."""
-        self._ledger.add(number, position)
+        self._positions.add(number, position)
 
     def lanes_advanced(self) -> None:
         self._progress.set()
@@ -47,7 +47,7 @@ class PositionConfirmer:
         while True:
             await self._progress.wait()
             self._progress.clear()
-            position = self._ledger.settle(lane.queue.settled for lane in self._lanes)
+            position = self._positions.settle(lane.queue.settled for lane in self._lanes)
             if position is not None and self._feed is not None:
                 try:
                     await self._feed.confirm(position)

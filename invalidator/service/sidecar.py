@@ -52,7 +52,7 @@ class Sidecar:
         self.errors = InternalErrors(self.metrics)
         self._digests = {name: target_digest(config, name) for name in config.targets}
         self._source = wiring.source(config, self.metrics, self.errors)
-        self._parts = status.Parts(config, self._source, self.errors, is_observing=observation is not None)
+        self._parts = status.SidecarParts(config, self._source, self.errors, is_observing=observation is not None)
         self.metrics.state = partial(status.gauges, self._parts)
         self.has_received = False
         """Whether the source was open at least once."""
@@ -230,13 +230,13 @@ class Sidecar:
 
         with self._witness(count):
             number = self.pipeline.purge(changes, evictions)
-        return sum(counts), await self.pipeline.answered(number, timeout)
+        return sum(counts), await self.pipeline.wait_confirmed(number, timeout)
 
     async def flush(self, timeout: float) -> bool:
         """Flush what the rules own; whether all targets have completed it within this time."""
         if self.pipeline is None:
             return False
-        return await self.pipeline.answered(self.pipeline.flush(Gap(FlushReason.REQUESTED)), timeout)
+        return await self.pipeline.wait_confirmed(self.pipeline.flush(Gap(FlushReason.REQUESTED)), timeout)
 
     @asynccontextmanager
     async def tail(self) -> AsyncIterator[Tail]:

@@ -28,7 +28,7 @@ _ABSENT_KEYS: Final = 100
 
 
 @dataclass
-class Parts:
+class SidecarParts:
     """The parts of one sidecar. `pipeline` and `trigger_watch` are None while it does not run."""
 
     config: Config
@@ -49,7 +49,7 @@ class Parts:
         return {lane.target.name: lane.target for lane in self.lanes if isinstance(lane.target, StreamTarget)}
 
 
-def is_started(parts: Parts) -> bool:
+def is_started(parts: SidecarParts) -> bool:
     """Whether the source is open and every target has completed its first flush, or `STARTED_AFTER` is over.
 
     An application waits for this before it starts. So a target that is down delays the application only for that time,
@@ -60,7 +60,7 @@ def is_started(parts: Parts) -> bool:
     return (parts.source.is_receiving and settled) or clock.now() - parts.started_at > STARTED_AFTER
 
 
-def degraded_reasons(parts: Parts) -> list[str]:
+def degraded_reasons(parts: SidecarParts) -> list[str]:
     """Why the sidecar can't keep its promise now; empty while it can."""
     if parts.pipeline is None:
         return ["not running"]
@@ -73,7 +73,7 @@ def degraded_reasons(parts: Parts) -> list[str]:
     return reasons + [f"{subject}: {reason}" for subject, reason in parts.pipeline.degraded.items()]
 
 
-def _lane_reasons(parts: Parts, pipeline: Pipeline, lane: Lane) -> Iterator[str]:
+def _lane_reasons(parts: SidecarParts, pipeline: Pipeline, lane: Lane) -> Iterator[str]:
     if lane.why:
         yield lane.why
     if lane.queue.pending_flush:
@@ -86,7 +86,7 @@ def _lane_reasons(parts: Parts, pipeline: Pipeline, lane: Lane) -> Iterator[str]
             yield f"changes committed {age:.1f} s ago may not be evicted yet"
 
 
-def status(parts: Parts) -> dict[str, Any]:
+def status(parts: SidecarParts) -> dict[str, Any]:
     """The response of `GET /v1/status`."""
     reasons = degraded_reasons(parts)
     triggers = parts.trigger_watch.states() if parts.trigger_watch else {}
@@ -104,7 +104,7 @@ def status(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _notes(parts: Parts) -> Iterator[str]:
+def _notes(parts: SidecarParts) -> Iterator[str]:
     """Likely mistakes in the configuration.
 
     With peers there is no such note: the first sidecar to evict a key finds it, and the others find none.
@@ -138,7 +138,7 @@ def _of_kind(target: Target) -> dict[str, Any]:
     return {"observed": target.counts()} if isinstance(target, Observer) else {}
 
 
-def gauges(parts: Parts) -> Iterator[tuple[str, dict[str, str], float]]:
+def gauges(parts: SidecarParts) -> Iterator[tuple[str, dict[str, str], float]]:
     """The gauges as of now: name, labels, value."""
     yield "source_up", {}, float(parts.source.is_receiving)
     yield "config_reload_success", {}, float(parts.is_reloaded)

@@ -33,7 +33,7 @@ from invalidator.targets.hook import formats as formats_
 from invalidator.targets.hook.formats import Format
 from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.credentials import PasswordCommand, PasswordFile, load_provider
-from invalidator.targets.redis.topology import SENTINEL_PORT, Cluster, Sentinel, Single, Topology
+from invalidator.targets.redis.topology import SENTINEL_PORT, Cluster, Sentinel, SingleServer, Topology
 from invalidator.targets.stream import StreamTarget
 from invalidator.triggers.spec import Installation
 
@@ -164,7 +164,7 @@ def _topology(part: RedisConfig, where: str) -> Topology:
     if part.cluster:
         return Cluster(endpoint)
     if part.sentinel is None:
-        return Single(endpoint)
+        return SingleServer(endpoint)
     sentinel = part.sentinel
     login = Endpoint(
         user=sentinel.username,

@@ -24,7 +24,7 @@ import psycopg
 
 from invalidator.core.protocol.batch import Position
 from invalidator.core.protocol.channel import Channel
-from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
+from invalidator.core.protocol.listen_order import ListenEvent, ListenOrder, Phase
 from invalidator.core.protocol.reasons import FlushReason
 from invalidator.errors import AwayError, LossReason, RefusedError, SourceLost
 from invalidator.internal_errors import InternalErrors
@@ -82,7 +82,7 @@ class NotifySource:
     async def open(self, position: Position | None) -> AsyncIterator[NotifyFeed]:
         """A feed that begins with a gap: the server keeps nothing for a listener, so the position is not used."""
         connection = await self._connect()
-        self._order.advance(Event.CONNECTED)
+        self._order.advance(ListenEvent.CONNECTED)
         canary = Canary(
             self._pooled_dsn,
             f"{self._application_name} canary",
@@ -99,16 +99,16 @@ class NotifySource:
             with feed:
                 is_pooled = await self._detect_pooler(connection)
                 await self._listen(feed, subscriptions)
-                self._order.advance(Event.LISTEN_CONFIRMED)
+                self._order.advance(ListenEvent.LISTEN_CONFIRMED)
                 await self._prove(connection, canary, is_pooled=is_pooled)
-                if self._order.advance(Event.CANARY_RETURNED):
+                if self._order.advance(ListenEvent.CANARY_RETURNED):
                     feed.announce_gap(FlushReason.RECONNECT if self._opened else FlushReason.START)
                 self._opened = True
                 async with _background(feed, canary, subscriptions):
                     yield feed
         finally:
             await canary.close()
-            self._order.advance(Event.LOST)
+            self._order.advance(ListenEvent.LOST)
             connection.pgconn.finish()
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:

@@ -27,7 +27,7 @@ from invalidator.targets.redis import RedisTarget
 from invalidator.targets.redis.alive import AliveKey
 from invalidator.targets.redis.identity import IdentityTracker
 from invalidator.targets.redis.node_connections import NodeConnections
-from invalidator.targets.redis.topology import Single
+from invalidator.targets.redis.topology import SingleServer
 from invalidator.triggers.install import install
 from tests.support import eventually, until
 from tests.support.memory_source import MemorySource
@@ -74,7 +74,7 @@ class TestKey:
 
     @pytest.fixture
     async def entries(self, redis_url):
-        line = NodeConnections(Single(parse_redis_url(redis_url)), IdentityTracker())
+        line = NodeConnections(SingleServer(parse_redis_url(redis_url)), IdentityTracker())
         yield lambda instance: Entry(line, instance)
         line.close()
         await asyncio.sleep(0)

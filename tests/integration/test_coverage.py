@@ -341,6 +341,6 @@ async def test_a_purge_that_collapses_is_flushed_though_peers_could_confirm(redi
         await eventually(lambda: second.covered == 1)
         cache.set("p:1", "to be purged")
         number = second.pipeline.purge(changes, evictions)
-        assert await second.pipeline.answered(number, 10)
+        assert await second.pipeline.wait_confirmed(number, 10)
         assert not cache.exists("p:1")
         assert (second.covered, second.flushes) == (1, 1)

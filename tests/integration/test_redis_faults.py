@@ -20,7 +20,7 @@ from invalidator.pipeline import target_watch
 from invalidator.pipeline.pipeline import Pipeline
 from invalidator.targets.redis import RedisTarget, target
 from invalidator.targets.redis import connection as wire
-from invalidator.targets.redis.topology import Cluster, Sentinel, Single
+from invalidator.targets.redis.topology import Cluster, Sentinel, SingleServer
 from tests.support import eventually, until
 from tests.support.fingerprints import FixedFingerprints
 from tests.support.memory_source import MemorySource
@@ -105,7 +105,7 @@ def quick(monkeypatch):
 
 
 def world_at(server, port=None, **options):
-    return World(Single(parse_redis_url(f"redis://127.0.0.1:{port or server.port}/0")), server.client, **options)
+    return World(SingleServer(parse_redis_url(f"redis://127.0.0.1:{port or server.port}/0")), server.client, **options)
 
 
 async def test_killed_and_started_empty(server):
@@ -259,7 +259,7 @@ async def test_no_memory_left(server):
 
 
 async def test_a_wrong_password_that_is_put_right(server):
-    world = World(Single(parse_redis_url(f"redis://:right@127.0.0.1:{server.port}")), server.client)
+    world = World(SingleServer(parse_redis_url(f"redis://:right@127.0.0.1:{server.port}")), server.client)
     client = server.client()
     client.config_set("requirepass", "wrong")
     client.auth("wrong")
@@ -277,7 +277,7 @@ async def test_a_right_that_is_missing_lasts_until_it_is_granted(server):
     client = server.client()
     client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-unlink")
     client.set("p:1", "stale")
-    world = World(Single(parse_redis_url(f"redis://app:pw@127.0.0.1:{server.port}")), server.client)
+    world = World(SingleServer(parse_redis_url(f"redis://app:pw@127.0.0.1:{server.port}")), server.client)
     async with world.running(settled=False):
         world.change(1)
         await eventually(lambda: "NOPERM" in world.lane.why)
@@ -292,7 +292,7 @@ async def test_evicts_and_flushes_where_it_may_not_meet_others(server):
     rights = ["+unlink", "+scan", "+client|setname", "+info", "+eval", "~p:*", "~list:*", "~version"]
     client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *rights, "+type", "+time", "+get", "+set", "+incr")
     client.set("p:1", "stale")
-    world = World(Single(parse_redis_url(f"redis://app:pw@127.0.0.1:{server.port}")), server.client)
+    world = World(SingleServer(parse_redis_url(f"redis://app:pw@127.0.0.1:{server.port}")), server.client)
     async with world.running(settled=False):
         await eventually(lambda: not client.exists("p:1"))
         await eventually(lambda: "NOPERM" in world.lane.why)
@@ -316,7 +316,7 @@ async def test_loading_what_it_had_saved(servers, program):
         await world.is_right_again("p:1")
 
 
-class Named(Single):
+class Named(SingleServer):
     """A name that comes to mean another server, while the old one goes on to answer."""
 
     def __init__(self, *servers):

@@ -15,7 +15,7 @@ from invalidator.config.redis_url import parse_redis_url
 from invalidator.errors import RefusedError, RetryReason, TargetAway
 from invalidator.targets.redis import RedisTarget, credentials
 from invalidator.targets.redis.credentials import PasswordCommand, PasswordFile, load_provider
-from invalidator.targets.redis.topology import Single
+from invalidator.targets.redis.topology import SingleServer
 from tests.integration.test_redis_faults import World
 from tests.support import eventually
 from tests.support.redises import Keeping
@@ -77,7 +77,7 @@ def logging_in(server, provider, url=""):
 async def test_a_rotated_password_costs_no_flush(server, password, name, by):
     provider = PROVIDERS[name](password.file)
     url = server.url if by == "port" else f"unix://{server.folder}/socket"
-    world = World(Single(logging_in(server, provider, url)), server.client)
+    world = World(SingleServer(logging_in(server, provider, url)), server.client)
     async with world.running():
         await world.evicts(1)
         for number in (2, 3):
@@ -89,7 +89,7 @@ async def test_a_rotated_password_costs_no_flush(server, password, name, by):
 
 
 async def test_a_connect_with_an_outdated_password_is_retried(server, password):
-    world = World(Single(logging_in(server, PasswordFile("app", str(password.file)))), server.client)
+    world = World(SingleServer(logging_in(server, PasswordFile("app", str(password.file)))), server.client)
     async with world.running():
         password.file.write_text("s3cret-early")
         server.client().execute_command("CLIENT", "KILL", "USER", "app")

@@ -15,7 +15,7 @@ from invalidator.embedded.workspace import free_port
 from invalidator.errors import TargetAway
 from invalidator.service.check import check
 from invalidator.targets.redis import RedisTarget, identity
-from invalidator.targets.redis.topology import Cluster, Sentinel, Single
+from invalidator.targets.redis.topology import Cluster, Sentinel, SingleServer
 from tests.support.redises import ClusterServers, Keeping, SentinelServer
 
 
@@ -43,7 +43,7 @@ def servers():
 
 
 def single(port, user="", path="/0"):
-    return Single(parse_redis_url(f"redis://{user}127.0.0.1:{port}{path}"))
+    return SingleServer(parse_redis_url(f"redis://{user}127.0.0.1:{port}{path}"))
 
 
 WRONG = {
@@ -51,7 +51,9 @@ WRONG = {
         lambda s: single(free_port()), "can't connect: connection refused", "",
     ),
     "no such host": (
-        lambda s: Single(parse_redis_url("redis://nowhere.invalid:1")), "can't connect: .*(not known|resolution)", "",
+        lambda s: SingleServer(parse_redis_url("redis://nowhere.invalid:1")),
+        "can't connect: .*(not known|resolution)",
+        "",
     ),
     "wrong password": (
         lambda s: single(s["plain"].port, ":wrong@"), "WRONGPASS", "correct the user or the password",

@@ -20,7 +20,7 @@ from invalidator.targets.redis import connection as wire
 from invalidator.targets.redis import target as redis_target
 from invalidator.targets.redis.flush import flush_database
 from invalidator.targets.redis.node_connections import NodeConnections
-from invalidator.targets.redis.topology import Cluster, Sentinel, Single
+from invalidator.targets.redis.topology import Cluster, Sentinel, SingleServer
 from tests.support import eventually, until
 from tests.support.redises import ClusterServers, Keeping, Sentinels, TlsServer, close_slot, move_keys, open_slot
 
@@ -62,7 +62,7 @@ def topology(request, servers, program):
         server = TlsServer(servers, program)
         server.start()
         url = f"rediss://localhost:{server.tls_port}/0?ssl_ca_certs={server.authority}"
-        return Single(parse_redis_url(url)), redis.Redis.from_url(url, decode_responses=True)
+        return SingleServer(parse_redis_url(url)), redis.Redis.from_url(url, decode_responses=True)
     if request.param == "sentinel":
         primary = Keeping(servers, program)
         primary.start()
@@ -79,7 +79,7 @@ def topology(request, servers, program):
         "socket": f"unix://{server.folder}/socket?db=1",
         "user": f"redis://app:p%40ss%3Aword@localhost:{server.port}/1",
     }
-    return Single(parse_redis_url(urls[request.param])), client
+    return SingleServer(parse_redis_url(urls[request.param])), client
 
 
 EVICTIONS = [

@@ -30,7 +30,7 @@ class Phase(Enum):
     RECEIVING = "the first canary returned"
 
 
-class Event(Enum):
+class ListenEvent(Enum):
     """What can happen to a connection."""
 
     CONNECTED = "connected"
@@ -39,23 +39,23 @@ class Event(Enum):
     LOST = "the connection was lost"
 
 
-TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = MappingProxyType({
-    (Phase.DISCONNECTED, Event.CONNECTED): Phase.CONNECTED,
-    (Phase.CONNECTED, Event.LISTEN_CONFIRMED): Phase.LISTENING,
-    (Phase.CONNECTED, Event.LOST): Phase.DISCONNECTED,
-    (Phase.LISTENING, Event.CANARY_RETURNED): Phase.RECEIVING,
-    (Phase.LISTENING, Event.LOST): Phase.DISCONNECTED,
-    (Phase.RECEIVING, Event.LOST): Phase.DISCONNECTED,
+TRANSITIONS: Final[Mapping[tuple[Phase, ListenEvent], Phase]] = MappingProxyType({
+    (Phase.DISCONNECTED, ListenEvent.CONNECTED): Phase.CONNECTED,
+    (Phase.CONNECTED, ListenEvent.LISTEN_CONFIRMED): Phase.LISTENING,
+    (Phase.CONNECTED, ListenEvent.LOST): Phase.DISCONNECTED,
+    (Phase.LISTENING, ListenEvent.CANARY_RETURNED): Phase.RECEIVING,
+    (Phase.LISTENING, ListenEvent.LOST): Phase.DISCONNECTED,
+    (Phase.RECEIVING, ListenEvent.LOST): Phase.DISCONNECTED,
 })  # fmt: skip
 
-GAP_TRANSITION: Final = (Phase.LISTENING, Event.CANARY_RETURNED)
+GAP_TRANSITION: Final = (Phase.LISTENING, ListenEvent.CANARY_RETURNED)
 """The transition on which the gap is announced."""
 
 
-class IllegalTransitionError(AssertionError):
+class IllegalPhaseError(AssertionError):
     """An event that cannot happen in this phase: an error in the source that reported it."""
 
-    def __init__(self, phase: Phase, event: Event) -> None:
+    def __init__(self, phase: Phase, event: ListenEvent) -> None:
         super().__init__(f"{event.name} cannot happen in the phase {phase.name}")
 
 
@@ -64,17 +64,17 @@ class ListenOrder:
 
     def __init__(
         self,
-        transitions: Mapping[tuple[Phase, Event], Phase] = TRANSITIONS,
-        gap_transition: tuple[Phase, Event] = GAP_TRANSITION,
+        transitions: Mapping[tuple[Phase, ListenEvent], Phase] = TRANSITIONS,
+        gap_transition: tuple[Phase, ListenEvent] = GAP_TRANSITION,
     ) -> None:
         self.phase = Phase.DISCONNECTED
         self._transitions = transitions
         self._gap_transition = gap_transition
 
-    def advance(self, event: Event) -> bool:
+    def advance(self, event: ListenEvent) -> bool:
         """Take the transition of this event; True when it is the one on which the gap is announced."""
         transition = self.phase, event
         if transition not in self._transitions:
-            raise IllegalTransitionError(*transition)
+            raise IllegalPhaseError(*transition)
         self.phase = self._transitions[transition]
         return transition == self._gap_transition

@@ -48,7 +48,7 @@ class _Parser(redis_py.DefaultParser):  # type: ignore[misc, valid-type]
         return ErrorReply(response)
 
 
-class _OneLife(redis_py.AbstractConnection):
+class _NoReconnect(redis_py.AbstractConnection):
     """redis-py's connection, which connects once and logs in within `socket_connect_timeout`."""
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
@@ -73,15 +73,15 @@ class _OneLife(redis_py.AbstractConnection):
         self._close()  # type: ignore[no-untyped-call]
 
 
-class _Tcp(_OneLife, redis_py.Connection):
+class _Tcp(_NoReconnect, redis_py.Connection):
     pass
 
 
-class _Tls(_OneLife, redis_py.SSLConnection):
+class _Tls(_NoReconnect, redis_py.SSLConnection):
     pass
 
 
-class _Unix(_OneLife, redis_py.UnixDomainSocketConnection):
+class _Unix(_NoReconnect, redis_py.UnixDomainSocketConnection):
     async def on_connect(self) -> None:
         """Do nothing: redis-py would log in here, and log in again as it does on every connection."""
 
@@ -89,7 +89,7 @@ class _Unix(_OneLife, redis_py.UnixDomainSocketConnection):
 class Connection:
     """Made by `connect`."""
 
-    def __init__(self, endpoint: Endpoint, connection: _OneLife, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, connection: _NoReconnect, timeout: float) -> None:
         self.endpoint = endpoint
         self._connection, self._timeout = connection, timeout
         self._closed_because = ""  # a text: an exception would keep the frames of the call, and so its commands
@@ -184,7 +184,7 @@ async def connect(endpoint: Endpoint, timeout: float | None = None) -> Connectio
     return Connection(endpoint, connection, timeout)
 
 
-def _prepared(endpoint: Endpoint, login: Sequence[str], timeout: float) -> _OneLife:
+def _prepared(endpoint: Endpoint, login: Sequence[str], timeout: float) -> _NoReconnect:
     """redis-py's connection for this endpoint, not yet connected."""
     options: dict[str, Any] = {
         "db": endpoint.database,

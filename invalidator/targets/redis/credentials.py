@@ -30,7 +30,7 @@ _KILL_TIMEOUT: Final = 1.0
 _calls: Final[dict[int, Future[Any]]] = {}  # by the id of the provider, which its thread keeps alive
 
 
-class UnreadableError(Exception):
+class NoCredentialsError(Exception):
     """No password can be read; the text says why, and never quotes a password."""
 
 
@@ -44,9 +44,9 @@ class PasswordFile(CredentialProvider):
         try:
             password = self._path.read_text("utf-8")
         except OSError as error:
-            raise UnreadableError(f"can't read password_file: {(error.strerror or str(error)).lower()}") from error
+            raise NoCredentialsError(f"can't read password_file: {(error.strerror or str(error)).lower()}") from error
         except UnicodeDecodeError:
-            raise UnreadableError("password_file is not text in UTF-8") from None
+            raise NoCredentialsError("password_file is not text in UTF-8") from None
         return _login(self._user, password, "password_file is empty")
 
 
@@ -65,18 +65,18 @@ class PasswordCommand(CredentialProvider):
                 start_new_session=True,
             )
         except OSError as error:
-            raise UnreadableError(f"can't run password_command: {(error.strerror or str(error)).lower()}") from error
+            raise NoCredentialsError(f"can't run password_command: {(error.strerror or str(error)).lower()}") from error
         try:
             printed, _ = await process.communicate()
         except BaseException:
             await _kill(process)
             raise
         if process.returncode:
-            raise UnreadableError(f"password_command ended with status {process.returncode}")
+            raise NoCredentialsError(f"password_command ended with status {process.returncode}")
         try:
             return _login(self._user, printed.decode(), "password_command printed nothing")
         except UnicodeDecodeError:
-            raise UnreadableError("password_command printed no text in UTF-8") from None
+            raise NoCredentialsError("password_command printed no text in UTF-8") from None
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
@@ -91,7 +91,7 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 def _login(user: str, text: str, empty: str) -> tuple[str] | tuple[str, str]:
     password = text.rstrip("\r\n")
     if not password:
-        raise UnreadableError(empty)
+        raise NoCredentialsError(empty)
     return (user, password) if user else (password,)
 
 
@@ -126,12 +126,14 @@ async def read_credentials(endpoint: Endpoint) -> Sequence[str]:
             else:
                 login = await asyncio.wrap_future(_call_in_thread(provider))
         if not _is_login(login):
-            raise UnreadableError("the credential provider returned no tuple of a password, or a user and a password")
+            raise NoCredentialsError(
+                "the credential provider returned no tuple of a password, or a user and a password"
+            )
         return login
     except TimeoutError as error:
         what = f"no credentials within {TIMEOUT:g} s"
         raise TargetAway(what, where=str(endpoint)) from error
-    except UnreadableError as error:
+    except NoCredentialsError as error:
         raise TargetAway(
             str(error), where=str(endpoint), todo="correct it in the configuration", reason=RetryReason.REFUSED
         ) from error

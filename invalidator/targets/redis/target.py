@@ -34,7 +34,7 @@ from invalidator.targets.redis.identity import IdentityTracker
 from invalidator.targets.redis.node_connections import NodeConnections, all_of, recorded
 from invalidator.targets.redis.replies import ErrorReply
 from invalidator.targets.redis.sweep import PAGE, Sweep, Sweeper
-from invalidator.targets.redis.topology import Single, Topology
+from invalidator.targets.redis.topology import SingleServer, Topology
 
 REPLICAS_TIMEOUT_MS = 1000
 """Milliseconds that replicas may take to apply an eviction."""
@@ -93,7 +93,7 @@ class RedisTarget:
     ) -> None:
         self.name = name
         self._prefix, self._whole_database, self._wait_replicas = prefix, whole_database, wait_replicas
-        self.topology: Topology = Single(topology) if isinstance(topology, Endpoint) else topology
+        self.topology: Topology = SingleServer(topology) if isinstance(topology, Endpoint) else topology
         self.identities = IdentityTracker()
         self._exact, self._bulk, self.peer_connections = (
             NodeConnections(self.topology, self.identities) for _ in range(3)

@@ -39,7 +39,7 @@ class Topology(Protocol):
     def close(self) -> None: ...
 
 
-class Single:
+class SingleServer:
     """One server, always at the same address."""
 
     mode = "standalone"

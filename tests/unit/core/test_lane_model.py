@@ -18,10 +18,10 @@ from unittest.mock import ANY
 import pytest
 
 from invalidator.core.delivery.delivery_queue import DeliveryQueue
-from invalidator.core.delivery.ledger import Ledger
+from invalidator.core.delivery.positions import UnconfirmedPositions
 from invalidator.core.delivery.transitions import TRANSITIONS, QueueEvent, QueueState
 from invalidator.core.protocol import listen_order
-from invalidator.core.protocol.listen_order import Event, ListenOrder, Phase
+from invalidator.core.protocol.listen_order import ListenEvent, ListenOrder, Phase
 from invalidator.core.rules.eviction import Evictions
 from tests.support.explore import Violation, copied, explore, in_flight_key, queue_key, queue_of
 
@@ -105,7 +105,7 @@ class World:
             )
             for which in range(setting.lanes)
         ]
-        self.link, self.ledger, self.number = ListenOrder(setting.link_table, setting.gap), Ledger(), 0
+        self.link, self.ledger, self.number = ListenOrder(setting.link_table, setting.gap), UnconfirmedPositions(), 0
         for cache in self.caches:
             cache.in_flight = None
 
@@ -116,7 +116,7 @@ class World:
         for cache in twin.caches:
             cache.evicted = cache.evicted.copy()
         twin.lanes = [copied(one) for one in self.lanes]
-        twin.link, twin.ledger = copy.copy(self.link), Ledger(self.ledger.unconfirmed.copy())
+        twin.link, twin.ledger = copy.copy(self.link), UnconfirmedPositions(self.ledger.unconfirmed.copy())
         return twin
 
     def key(self):
@@ -171,7 +171,7 @@ class World:
     def lose(self):
         if not self.connected or not self.spend("losses"):
             return False
-        self.link.advance(Event.LOST)
+        self.link.advance(ListenEvent.LOST)
         self.connected, self.listening, self.wire = False, False, ()
         self.ledger.clear()
         return True
@@ -189,13 +189,13 @@ class World:
         if phase is Phase.RECEIVING:
             return False
         if phase is Phase.DISCONNECTED:
-            self.connected, step = True, Event.CONNECTED
+            self.connected, step = True, ListenEvent.CONNECTED
         elif phase is Phase.CONNECTED:
-            self.listening, step = self.connected and not self.setting.deaf, Event.LISTEN_CONFIRMED
+            self.listening, step = self.connected and not self.setting.deaf, ListenEvent.LISTEN_CONFIRMED
             if self.setting.durable:
                 self.wire = tuple(("change", number) for number in range(self.confirmed + 1, len(self.log) + 1))
         elif self.listening or (self.connected and self.setting.own_canary):
-            step = Event.CANARY_RETURNED
+            step = ListenEvent.CANARY_RETURNED
         else:
             return False  # it never comes
         before, says_gap = self.row, self.link.advance(step)
@@ -537,7 +537,7 @@ def test_each_transition_of_the_listen_order_that_is_bent_is_caught(transition):
 @pytest.mark.parametrize(
     "mistake",
     [
-        {"gap": (Phase.DISCONNECTED, Event.CONNECTED)},
+        {"gap": (Phase.DISCONNECTED, ListenEvent.CONNECTED)},
         {"no_gap": True},
         {"deaf": True, "own_canary": True},
         {"confirm_early": True, "durable": True, "coarse": True, "bound": Bound(changes=1, losses=0, crashes=1)},

@@ -70,7 +70,7 @@ def test_a_purge_is_answered_though_lookups_are_never_idle(made):
     async def main():
         async with under_traffic() as (pipeline, target):
             target.store["p:slug 7"] = "old"
-            assert await pipeline.answered(pipeline.purge(*made), 1.0)
+            assert await pipeline.wait_confirmed(pipeline.purge(*made), 1.0)
             assert not target.store
 
     run_jumping(main())

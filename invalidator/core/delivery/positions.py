@@ -10,7 +10,7 @@ from invalidator.core.protocol.batch import Position
 
 
 @dataclass(slots=True)
-class Ledger:
+class UnconfirmedPositions:
     """The positions of one feed, each with the number that its batch has in the queues."""
 
     unconfirmed: deque[tuple[int, Position]] = field(default_factory=deque)
