@@ -334,7 +334,12 @@ def test_every_heading_that_documents_link_to_exists(repo):
 
 def test_the_changelog_knows_the_version(repo):
     changelog = (repo / "CHANGELOG.md").read_text()
-    assert f"## {__version__}" in changelog or "## Unreleased" in changelog
+    assert f"## {__version__}" in changelog or "(unreleased)" in changelog
+
+
+def test_no_document_has_the_two_sides_of_a_merge_conflict(repo):
+    for document in [*repo.glob("*.md"), *repo.glob("docs/**/*.md"), *repo.glob("*.yaml")]:
+        assert not re.search(r"^(<{7}|>{7}) ", document.read_text(), re.MULTILINE), document
 
 
 def test_no_document_or_code_names_a_place_of_one_machine(repo):
