@@ -1,8 +1,8 @@
 """The limits of the machine: open files, and memory.
 
 The kernel kills a container that needs more memory than its limit. A sidecar must not be killed in every long outage of
-Redis, so the backlog is bounded to fit the container's memory limit, where there is one. A backlog over this bound is
-replaced by a pending flush, as it is over the general bound.
+Redis, so the backlog is bounded to fit the container's memory limit, where there is one. A backlog over this
+bound, or over `MAX_QUEUED_EVICTIONS`, is replaced by a pending flush.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _FILES: Final = 65_536
 _FILES_OF_MACOS: Final = 10_240
 _FEWEST: Final = 10_000
 
-# Bytes, measured by `make soak` and rounded up: of a sidecar at work, of a waiting eviction (with a key of some 40
-# characters) in one lane, and of its entry in each further lane.
+# Bytes, measured by `make soak` and rounded up: of a running sidecar; of a waiting eviction (with a key of some 40
+# characters) in its first lane; and of the same eviction in each further lane.
 _OWN: Final = 80 << 20
 _EACH: Final = 200
 _AGAIN: Final = 80

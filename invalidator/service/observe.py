@@ -6,7 +6,7 @@ every counted eviction has passed through the same steps as in a real run.
 
 Peers and readers must not take an observing sidecar for one that evicts. It has no peer store, so it writes nothing to
 a Redis: no presence, no alive key, and no confirmation of a peer's coverage request. It has no fingerprint (`Sidecar`
-gives no reception), is never ready, serves no stream, and refuses purges, flushes and barriers.
+reports no `Reception`), is never ready, serves no stream, and refuses purges, flushes and barriers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log: Final = Log()
 
 @dataclass
 class Observer:
-    """One rule's view of a target: counts what would be evicted there; only a Redis can say how much of it exists."""
+    """Counts the evictions of one rule for one target. Only a Redis can report how many of the keys exist."""
 
     name: str
     target: RedisTarget | None
@@ -83,7 +83,7 @@ class Observer:
 
 
 class Observation:
-    """The rules of a configuration, each with observers of its own; open while it is observed."""
+    """The rules of a configuration, and an observer for each rule and target; `async with` opens the targets."""
 
     def __init__(self, config: Config) -> None:
         made = {name: wiring.target(config, name) for name in config.targets}

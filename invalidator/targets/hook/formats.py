@@ -1,11 +1,11 @@
-"""Formats: from evictions to the requests of caching proxies and CDNs. Pure.
+"""Formats turn evictions into requests to caching proxies and CDNs. Pure.
 
 Values of a row can't break out of a request. In a path the template percent-encodes them. In a header, a name with a
-separator or a control character is not sent. In a regular expression everything but `*` is literal, and the text is
-safe in Varnish's ban expressions too, which are split at spaces. JSON quotes its strings.
+separator or a control character is not sent. In a regular expression everything but `*` is literal, and no space
+occurs, because Varnish splits ban expressions at spaces. JSON quotes its strings.
 
-What a format can't express exactly is widened: a pattern to its literal prefix, a name that can't be sent to
-everything. Where widening would be too much for a format, the configuration names the fallback.
+A format widens an eviction that it can't express: a pattern becomes its literal prefix, and a name that can't be sent
+becomes a full purge. Where this would evict too much, the configuration names a fallback.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _PATH: Final = 4000
 _FASTLY_KEYS: Final = 256
 _FASTLY_KEY: Final = 1024
 _CLOUDFLARE_ITEMS: Final = 30
-"""Names in one request that every plan permits."""
+"""The number of names in one request that every Cloudflare plan permits."""
 
 _T = TypeVar("_T")
 
 
 class Call(NamedTuple):
-    """One request. `path` is appended to that of the hook's URL, or replaces it with `whole`. The statuses in `answers`
-    confirm the request, as 2xx does.
+    """One request. `path` is appended to the path of the hook's URL; if `whole`, it replaces that path. A 2xx status
+    confirms the request, and so do those in `answers`.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Evictions sorted by kind; `everything` when only a full purge includes them."""
+    """Evictions sorted by kind; `everything` is true where only a full purge includes all of them."""
 
     paths: list[str] = field(default_factory=list)
     patterns: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ Format = Callable[[Names], list[Call]]
 
 
 def names(evictions: Iterable[Eviction]) -> Names:
-    """Sort evictions by kind. An unknown tag may be any tag, so it becomes everything."""
+    """Sort evictions by kind. A tag with an unknown part may be any tag, so it sets `everything`."""
     paths: dict[str, None] = {}
     patterns: dict[str, None] = {}
     tags: dict[str, None] = {}
@@ -117,7 +117,7 @@ def purge(fallback: Fallback | None) -> Format:
 
 
 def xkey(fallback: Fallback | None) -> Format:
-    """As `purge`, and tags, many at a time in a header."""
+    """As `purge`; in addition, PURGE of tags, many in one header."""
     without_tags = purge(fallback)
 
     def calls(wanted: Names) -> list[Call]:
@@ -174,7 +174,7 @@ def _is_one_word(tag: str) -> bool:
 
 
 def fastly(site: str) -> Format:
-    """Surrogate keys many at a time, paths one by one, or the whole service."""
+    """A purge of many surrogate keys, of one path, or of the whole service."""
     host = urlsplit(site).netloc
 
     def calls(wanted: Names) -> list[Call]:
@@ -189,7 +189,7 @@ def fastly(site: str) -> Format:
 
 
 def cloudflare(site: str) -> Format:
-    """Cache tags, files and prefixes, some at a time, or the whole zone."""
+    """A purge of cache tags, of files, of prefixes, or of the whole zone."""
     host = urlsplit(site).netloc
 
     def calls(wanted: Names) -> list[Call]:

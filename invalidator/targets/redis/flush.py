@@ -23,9 +23,9 @@ return #kept
 
 
 async def flush_database(connections: NodeConnections, peer_keys: Sequence[str], others: Sequence[str]) -> int:
-    """Remove every key except these; returns 0, because FLUSHDB reports no number. `peer_keys` lie in one slot.
+    """Remove every key except `peer_keys`, which lie in one slot, and `others`. Returns 0: FLUSHDB reports no number.
 
-    In a Cluster all keys of a script must lie in one slot, so `others` are removed there too; each is written again
+    In a Cluster all keys of a script must lie in one slot, so `others` are removed too; each is written again
     within a second.
     """
     for node, connection in await connections.connections():

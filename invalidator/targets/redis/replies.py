@@ -55,7 +55,7 @@ _TEXTS: Final = {
 
 
 def error_of(reply: ErrorReply, where: str) -> TargetAway:
-    """The error that an error reply stands for."""
+    """The exception for an error reply."""
     meaning = _MEANINGS.get(reply.code)
     if meaning is None:
         meaning = next((one for text, one in _TEXTS.items() if text in str(reply)), _Meaning(RetryReason.AWAY))
