@@ -12,6 +12,7 @@ from invalidator import __version__
 from invalidator.embedded import Workspace
 from tests.support import until
 from tests.support.charts import with_our_chart
+from tests.support.installed import pinned_for_image
 from tests.support.pod import World
 from tests.support.podman import REPO, Podman, base_name, why_not
 
@@ -77,9 +78,7 @@ class TestWhatIsInIt:
             if name.endswith(".dist-info/METADATA"):
                 about = email.message_from_binary_file(archive.extractfile(member))
                 installed[about["Name"].lower().replace("_", "-")] = about["Version"]
-        pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (REPO / "requirements/image.txt").read_text(), re.MULTILINE))
-        del pinned["tzdata"]  # of Windows
-        assert installed == pinned | {"invalidator": __version__}
+        assert installed == pinned_for_image() | {"invalidator": __version__}
 
     def test_nobody_can_change_it_and_it_gives_no_rights(self, files):
         for name, member in files.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -101,3 +102,10 @@ def write(folder, instance, dsn, redis_url):
 def events(file):
     """What the sidecar of this configuration has logged."""
     return [json.loads(line) for line in (file.parent / f"{file.stem}.log").read_text().splitlines()]
+
+
+def pinned_for_image():
+    """The packages that the image installs, with their versions: not those for Windows or for older Pythons."""
+    requirements = (REPO / "requirements/image.txt").read_text()
+    pinned = re.findall(r"^([a-z0-9-]+)==([^ ]+)(.*)$", requirements, re.MULTILINE)
+    return {name: version for name, version, where in pinned if not re.search("win32|python_full_version < ", where)}
