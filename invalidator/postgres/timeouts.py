@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call: Coroutine[Any, Any, T]) -> T:
     """The result of a call; AwayError when it fails or times out. A timeout closes the connection."""
-    task = asyncio.ensure_future(call)
+    task = asyncio.create_task(call)
     # An abandoned call fails later, and the event loop would report an exception that nothing has retrieved.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
@@ -34,11 +34,23 @@ async def within(seconds: float, connection: psycopg.AsyncConnection[Any], call:
         raise AwayError(first_line(error), where="postgres") from error
     finally:
         if not task.done():
+            disconnect(connection)
             try:
-                disconnect(connection)
-                await asyncio.wait({task})
+                await _ended(task)
             finally:
                 connection.pgconn.finish()
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Wait for a call whose socket is shut down; a cancellation meanwhile takes effect when the call has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def disconnect(connection: psycopg.BaseConnection[Any]) -> None:

@@ -203,10 +203,11 @@ def role_of(dsn):
     return psycopg.conninfo.conninfo_to_dict(dsn)["user"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("turns", range(4))
-def test_a_call_may_be_cancelled_at_any_turn_of_the_loop(dsn, turns):
+def test_a_call_may_be_cancelled_at_any_turn_of_the_loop(dsn, turns, times):
     """uvloop aborted the process where the descriptor was closed in the turn in which psycopg began to watch it."""
-    program = [sys.executable, "-m", "tests.support.cancelled", dsn, str(turns)]
+    program = [sys.executable, "-m", "tests.support.cancelled", dsn, str(turns), str(times)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 

@@ -11,12 +11,14 @@ from invalidator.postgres.connections import connect
 from invalidator.postgres.timeouts import within
 
 
-async def main(dsn: str, turns: int) -> None:
+async def main(dsn: str, turns: int, times: int) -> None:
     connection = await connect(dsn, "cancelled", 10)
     call = asyncio.ensure_future(within(10, connection, connection.execute("select pg_sleep(60)")))
     for _ in range(turns):
         await asyncio.sleep(0)
-    call.cancel()
+    for _ in range(times):
+        call.cancel()
+        await asyncio.sleep(0)
     with suppress(asyncio.CancelledError):
         await call
     connection.pgconn.finish()  # as its owner does
@@ -27,4 +29,4 @@ async def main(dsn: str, turns: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main(sys.argv[1], int(sys.argv[2])))
+    run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
